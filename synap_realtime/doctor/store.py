@@ -14,7 +14,8 @@ from ..errors import ConfigurationError
 from ..server.stores import check_shared, is_own, open_store
 from ..server.stores.base import Retention
 from ..server.stores.sqlite.errors import UNUSABLE
-from ..server.stores.sqlite.file_guard import find_user
+from ..server.stores.sqlite.file_guard import find_lock_holder
+from ..server.stores.sqlite.schema import has_tables
 from .context import CheckContext
 from .finding import Finding, Report
 from .timeouts import TIMEOUT_S, run_in_thread
@@ -115,7 +116,7 @@ def _inspect_file(path: Path) -> Finding:
             return Finding(
                 "fail", "store", f"{path} has more than one name", "remove one (hard link)"
             )
-        if find_user(path) is not None:
+        if find_lock_holder(path) is not None:
             return Finding("ok", "store", f"{path} is in use by a running server; not checked")
         return _inspect_contents(path)
     except OSError as error:
@@ -129,14 +130,16 @@ def _inspect_contents(path: Path) -> Finding:
     deadline = time.monotonic() + TIMEOUT_S / 2
     try:
         with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?{mode}", uri=True)) as db:
-            (tables,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-            if not tables:
+            if not has_tables(db, path):
                 return Finding("ok", "store", f"{path} is empty; the server creates its tables")
             db.execute("SELECT value FROM meta WHERE name = 'epoch'").fetchone()[0]
             db.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
             (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
+    except ConfigurationError as error:
+        return Finding("fail", "store", str(error), "correct it, then run doctor again")
     except UNUSABLE as error:
-        if find_user(path) is not None:  # a server that started meanwhile writes while we read
+        # A server that has started since writes while we read.
+        if find_lock_holder(path) is not None:
             return Finding("ok", "store", f"{path} is in use by a server that has just started")
         if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_INTERRUPT:
             found = f"{path} opens; it is too large for a check in {TIMEOUT_S / 2:g} s"

@@ -114,6 +114,13 @@ async def test_reports_foreign_files(path: Path) -> None:
         other.execute("PRAGMA user_version=1")
     assert (await said_of(path)).level == "fail"
     path.unlink()
+    with closing(sqlite3.connect(path)) as older:
+        older.execute("CREATE TABLE meta (name, value)")
+        older.execute("INSERT INTO meta VALUES ('epoch', 'e')")
+        older.executescript("PRAGMA application_id=1398361680; PRAGMA user_version=1")
+    found = await said_of(path)
+    assert (found.level, "an older version" in found.found) == ("fail", True)
+    path.unlink()
     path.mkdir()
     assert (await diagnosis(store=f"sqlite:///{path}"))["store"].level == "fail"
 

@@ -269,7 +269,7 @@ async def test_file_locked_by_another_process_meanwhile_is_in_use(
     assert process.stdin is not None
     assert process.stdout is not None
     assert await process.stdout.readline() == b"opened\n"
-    monkeypatch.setattr(database, "find_user", lambda _: None)
+    monkeypatch.setattr(database, "find_lock_holder", lambda _: None)
     monkeypatch.setattr(database, "_BUSY_TIMEOUT_S", 0.01)
     with pytest.raises(ConfigurationError, match="is in use by another server or program; stop it"):
         SqliteStore(path)

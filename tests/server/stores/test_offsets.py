@@ -65,12 +65,12 @@ async def test_busy_room_does_not_advance_the_head_of_another(open_store: OpenSt
     assert await store.head(MINE) == mine
 
 
-@pytest.mark.parametrize("checkpoint_us", [0, 10_000_000])
+@pytest.mark.parametrize("interval_us", [0, 10_000_000])
 async def test_the_head_of_an_empty_room_resumes_completely(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint_us: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interval_us: int
 ) -> None:
     """Also over restarts: what was issued before is never taken for another log's."""
-    monkeypatch.setattr(writer, "_CHECKPOINT_US", checkpoint_us)
+    monkeypatch.setattr(writer, "_IDLE_HEAD_INTERVAL_US", interval_us)
     latest: list[tuple[Room, Cursor]] = []
     for life in range(3):
         store = SqliteStore(tmp_path / "rooms.db")
@@ -90,7 +90,7 @@ async def test_the_head_of_an_empty_room_resumes_completely(
 async def test_head_precedes_uncommitted_entries(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer, "_CHECKPOINT_US", 0)
+    monkeypatch.setattr(writer, "_IDLE_HEAD_INTERVAL_US", 0)
     store = SqliteStore(tmp_path / "rooms.db")
     for n in range(50):
         room = Room(f"user_{n}")

@@ -11,10 +11,12 @@ import socket
 import sqlite3
 import stat
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,7 +32,7 @@ from synap_realtime.server.stores.base import (
     Store,
     StoreUnavailableError,
 )
-from synap_realtime.server.stores.sqlite import write_queue
+from synap_realtime.server.stores.sqlite import write_queue, writer
 from synap_realtime.server.stores.sqlite.file_guard import find_network_file_system
 from synap_realtime.server.stores.sqlite.store import SqliteStore
 from tests.timeouts import TIMEOUT_S
@@ -175,11 +177,11 @@ async def test_crash_loses_at_most_a_minute_of_age(
     store = SqliteStore(path, Retention(max_age_s=1000), clock=lambda: now)
     await publish(store, "n0")
     with closing(sqlite3.connect(path)) as other:
-        (began,) = other.execute("SELECT value FROM meta WHERE name = 'checked'").fetchone()
+        (began,) = other.execute("SELECT value FROM meta WHERE name = 'clock'").fetchone()
         now += 900
         async with asyncio.timeout(TIMEOUT_S):
             while True:
-                row = other.execute("SELECT value FROM meta WHERE name = 'checked'").fetchone()
+                row = other.execute("SELECT value FROM meta WHERE name = 'clock'").fetchone()
                 if row[0] >= began + 900 - 60:
                     break
                 await asyncio.sleep(0.01)  # another thread's work, seen through the file
@@ -201,6 +203,42 @@ async def test_restart_with_a_wrong_wall_clock_retains_the_log(
         await store.close()
 
 
+async def test_device_that_reconnects_during_a_write_is_the_last_to_be_removed(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its acknowledged cursor is the same as the written one, but its time is later."""
+    monkeypatch.setattr(write_queue, "MAINTENANCE_INTERVAL_S", 0.0)
+    monkeypatch.setattr(writer, "MAX_DEVICES", 2)
+    is_written, may_return = threading.Event(), threading.Event()
+    may_return.set()
+    write = writer.DatabaseWriter.write
+
+    def paused(self: writer.DatabaseWriter, *arguments: Any) -> Any:
+        result = write(self, *arguments)
+        if not may_return.is_set():
+            is_written.set()
+            may_return.wait(TIMEOUT_S)
+        return result
+
+    monkeypatch.setattr(writer.DatabaseWriter, "write", paused)
+    store = SqliteStore(path)
+    start = (await publish(store, "n0")).cursor
+    may_return.clear()
+    store.register_device(USER, "first", start)
+    store.register_device(USER, "second", start)
+    writing = asyncio.ensure_future(publish(store, "n1"))
+    assert await asyncio.to_thread(is_written.wait, TIMEOUT_S)
+    store.register_device(USER, "first", start)
+    may_return.set()
+    await writing
+    store.register_device(USER, "third", start)
+    await store.close()
+    store = SqliteStore(path)
+    registered = [d for d in ("first", "second", "third") if await store.get_ack(USER, d)]
+    assert registered == ["first", "third"]
+    await store.close()
+
+
 async def test_expired_entries_are_deleted_without_publishes(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,7 +252,7 @@ async def test_expired_entries_are_deleted_without_publishes(
             while other.execute("SELECT count(*) FROM room").fetchone()[0]:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)  # another thread's work, seen through the file
         assert other.execute("SELECT count(*) FROM entry").fetchone() == (0,)
-        assert other.execute("SELECT count(*) FROM seen").fetchone() == (0,)
+        assert other.execute("SELECT count(*) FROM dedupe").fetchone() == (0,)
     await store.close()
 
 
@@ -365,6 +403,10 @@ async def test_only_its_owner_may_read_it(path: Path, was_there: bool) -> None:
         (
             "PRAGMA application_id=1398361680; PRAGMA user_version=99; CREATE TABLE x (y)",
             r"--store .*rooms\.db was written by a newer version .* 99, .* upgrade this program",
+        ),
+        (
+            "PRAGMA application_id=1398361680; PRAGMA user_version=1; CREATE TABLE x (y)",
+            r"--store .*rooms\.db was written by an older version .* 1, .* move the file away",
         ),
     ],
 )

@@ -1,11 +1,12 @@
 """The SQLite file of ``SqliteStore``: its lock, its connections, and its write-ahead log.
 
-The code blocks. One :class:`LogWriter` and one :class:`LogReader` may work at the same time, each
-in its own thread: SQLite's write-ahead log isolates them.
+The code blocks. One :class:`DatabaseWriter` and one :class:`DatabaseReader` may work at the same
+time, each in its own thread: SQLite's write-ahead log isolates them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import sqlite3
@@ -19,14 +20,14 @@ from ....errors import ConfigurationError
 from ..base import OPTION
 from .errors import UNUSABLE, describe_problem
 from .file_guard import (
-    HELD,
+    OPEN_FILES,
     Change,
     GuardedFile,
     describe_irregular,
+    find_lock_holder,
     find_network_file_system,
-    find_user,
 )
-from .schema import make_tables, skip_offsets
+from .schema import create_tables, has_tables, skip_offsets
 
 logger = logging.getLogger(__name__)
 
@@ -63,9 +64,9 @@ class Database:
         self.reading = threading.Lock()
         self.generation = 0
         self._connections: list[sqlite3.Connection] = []
-        self._log: GuardedFile | None = None  # None while there is no connection
+        self._wal: GuardedFile | None = None  # None while there is no connection
         self._broken: str | None = None
-        self._is_away = False
+        self._is_missing = False
         # Resolve symbolic links: SQLite puts the log beside the file itself.
         try:
             self.path = path.resolve()
@@ -79,7 +80,7 @@ class Database:
                 f"{OPTION}: there is no directory {self.path.parent}; create it first. "
                 "(An absolute path has four slashes: sqlite:////var/lib/rooms.db)"
             )
-        self._log_path = Path(f"{self.path}-wal")
+        self._wal_path = Path(f"{self.path}-wal")
         try:
             self._database = self._open_database()
         except OSError as error:
@@ -98,14 +99,14 @@ class Database:
 
         The clock starts with the Unix time at which the file was created, and continues from the
         last write of the previous server. The wall clock is not read again, since a wrong reading
-        would delete the log.
+        would delete the notifications.
         """
         return self._began + self._clock() - self._clock_origin
 
     @property
-    def log_bytes(self) -> int:
+    def wal_bytes(self) -> int:
         """The size of the write-ahead log, which is not in the database file yet."""
-        return self._log.size if self._log is not None else 0
+        return self._wal.size if self._wal is not None else 0
 
     def connect(self) -> sqlite3.Connection:
         """Open a connection.
@@ -128,7 +129,7 @@ class Database:
             return
         self._connections.remove(db)
         if self._broken is not None:
-            _prevent_checkpoint(db)
+            _close_without_checkpoint(db)
         else:
             db.close()
 
@@ -156,32 +157,32 @@ class Database:
     def _require_intact(self, own_append: bool) -> None:
         change = self._database.find_change()
         if change in (Change.DELETED, Change.REPLACED):
-            if not self._is_away:
+            if not self._is_missing:
                 # Complete the database file, wherever it is now. The old log must not stay, as it
                 # would corrupt a new file at the path.
-                self._empty_log()
-                self._is_away = True
+                self._empty_wal()
+                self._is_missing = True
             there = ", and another one is in its place" if change is Change.REPLACED else ""
             raise sqlite3.OperationalError(
                 f"the file was moved or deleted{there}; put it back, or restart the server"
             )
-        self._is_away = False
-        log = self._log or self._connect_first()  # creating a new log may have failed before
+        self._is_missing = False
+        wal = self._wal or self._connect_first()  # creating a new log may have failed before
         if change is not None:
             self._break(
                 f"the file was {change.value} by another program; stop the server, restore a copy "
-                f"of the file, delete {self._log_path.name}, and start the server"
+                f"of the file, delete {self._wal_path.name}, and start the server"
             )
-        change = log.find_change(own_append=own_append)
+        change = wal.find_change(own_append=own_append)
         if change in (Change.DELETED, Change.REPLACED):
-            self._begin_new_log(change)
+            self._start_new_wal(change)
         elif change is not None:
             self._break(
-                f"{self._log_path.name} was {change.value} by another program, so that "
+                f"{self._wal_path.name} was {change.value} by another program, so that "
                 "notifications of the last seconds may be lost; restart the server"
             )
         elif own_append:
-            log.accept()
+            wal.accept()
 
     def checkpoint(self) -> bool:
         """Move the content of the log into the database file. Call it outside of a transaction.
@@ -192,7 +193,7 @@ class Database:
         Raises:
             sqlite3.Error: a part of it is still in the log only.
         """
-        if self._log is None:
+        if self._wal is None:
             raise sqlite3.OperationalError("the file is not open")
         try:
             (is_busy, _, _) = (
@@ -200,13 +201,13 @@ class Database:
             )
         finally:  # even a failed checkpoint may have moved a part
             self._database.accept()
-            self._log.accept()
+            self._wal.accept()
         return not is_busy
 
     def close(self) -> None:
         """Close all connections and release the lock."""
         self._close_connections()
-        HELD.discard(self._database.identity)
+        OPEN_FILES.discard(self._database.identity)
         self._database.close()
 
     def _open_database(self) -> GuardedFile:
@@ -214,7 +215,7 @@ class Database:
             raise ConfigurationError(
                 f"{OPTION}: {self.path} is {kind}; choose another path: a file, such as rooms.db"
             )
-        if (pid := find_user(self.path)) is not None:
+        if (pid := find_lock_holder(self.path)) is not None:
             raise self._in_use(pid)
         return GuardedFile(self.path, create=True)
 
@@ -226,12 +227,12 @@ class Database:
                 self._prepare(db)
             self._configure(db)
             db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-            log = GuardedFile(self._log_path)
+            wal = GuardedFile(self._wal_path)
         except BaseException as error:
             db.close()
             code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF
             if code == sqlite3.SQLITE_BUSY:
-                raise self._in_use(find_user(self.path)) from error
+                raise self._in_use(find_lock_holder(self.path)) from error
             raise
         if not self.generation and (kind := find_network_file_system(self.path)) is not None:
             logger.warning(
@@ -241,14 +242,18 @@ class Database:
                 kind,
             )
         self._connections.append(db)
-        self._log = log
+        self._wal = wal
         self._database.accept()
-        HELD.add(self._database.identity)
-        return log
+        OPEN_FILES.add(self._database.identity)
+        return wal
 
     def _prepare(self, db: sqlite3.Connection) -> None:
         """Create missing tables, and read the time of the store's clock."""
-        make_tables(db, self.path)
+        if not has_tables(db, self.path):
+            # Restrict a file that existed empty, if this user owns it.
+            with contextlib.suppress(PermissionError):
+                self.path.chmod(0o600)
+            create_tables(db)
         if self._database.links > 1:
             raise ConfigurationError(
                 f"{OPTION}: {self.path} has another name (a hard link), but its log has only one: "
@@ -256,24 +261,24 @@ class Database:
                 "log. Remove one of the names, or choose another path"
             )
         skip_offsets(db)
-        (_,) = db.execute("SELECT value FROM meta WHERE name='epoch'").fetchone()
+        (_,) = db.execute("SELECT value FROM meta WHERE name = 'epoch'").fetchone()
         (self._began,) = db.execute(
-            "SELECT max(value, 0.0) FROM meta WHERE name='checked'"
+            "SELECT max(value, 0.0) FROM meta WHERE name = 'clock'"
         ).fetchone()
 
-    def _empty_log(self) -> None:
+    def _empty_wal(self) -> None:
         if not self.checkpoint():
             raise sqlite3.OperationalError("the write-ahead log is in use by a reader; try again")
 
-    def _begin_new_log(self, change: Change) -> None:
-        self._empty_log()
+    def _start_new_wal(self, change: Change) -> None:
+        self._empty_wal()
         with self.reading:
             self._close_connections()  # SQLite deletes the file that has replaced the old log
             self.generation += 1
             self._connect_first()
         logger.warning(
             "%s was %s by another program: its notifications were saved into %s; using a new log",
-            self._log_path,
+            self._wal_path,
             change.value,
             self.path.name,
         )
@@ -286,9 +291,9 @@ class Database:
     def _close_connections(self) -> None:
         for db in self._connections[::-1]:
             self.disconnect(db)
-        if self._log is not None:
-            self._log.close()
-            self._log = None
+        if self._wal is not None:
+            self._wal.close()
+            self._wal = None
 
     def _in_use(self, pid: int | None) -> ConfigurationError:
         process = f" (process {pid})" if pid else ""
@@ -322,7 +327,7 @@ class Database:
         return ConfigurationError(f"{OPTION}: {self.path} {describe_problem(error)}")
 
 
-def _prevent_checkpoint(db: sqlite3.Connection) -> None:
+def _close_without_checkpoint(db: sqlite3.Connection) -> None:
     """Close a connection without moving a damaged log into the database file."""
     if sys.version_info >= (3, 12):
         db.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, True)

@@ -19,7 +19,7 @@ _NETWORK_FILE_SYSTEMS = frozenset(
     | {"nfs", "nfs4", "smb3", "smbfs"}
 )
 
-HELD: set[tuple[int, int]] = set()
+OPEN_FILES: set[tuple[int, int]] = set()
 """Device and inode of the databases that this process has open. File locks do not exclude the
 process that holds them."""
 
@@ -148,7 +148,7 @@ def find_network_file_system(path: Path, mounts: str | None = None) -> str | Non
     return found if found in _NETWORK_FILE_SYSTEMS else None
 
 
-def find_user(path: Path) -> int | None:
+def find_lock_holder(path: Path) -> int | None:
     """Return the id of the process that holds the lock of a database.
 
     Returns:
@@ -161,12 +161,12 @@ def find_user(path: Path) -> int | None:
         status = path.stat()
     except FileNotFoundError:
         return None
-    if (status.st_dev, status.st_ino) in HELD:
+    if (status.st_dev, status.st_ino) in OPEN_FILES:
         return os.getpid()  # opening and closing it would release the lock
-    return _find_lock_holder(path)
+    return _query_lock(path)
 
 
-def _find_lock_holder(path: Path) -> int | None:
+def _query_lock(path: Path) -> int | None:
     if sys.platform == "win32":
         return None
     darwin = sys.platform == "darwin"

@@ -24,7 +24,7 @@ class PageRows:
     recovered: bool
 
 
-class LogReader:
+class DatabaseReader:
     """Performs all queries of the file. Use it from one thread."""
 
     def __init__(self, file: Database) -> None:
@@ -48,21 +48,21 @@ class LogReader:
         self._generation = self._file.generation
         self._db.execute("PRAGMA query_only=ON")
 
-    def page(self, room: Room, after: int, limit: int, checkpoint: int) -> PageRows:
+    def page(self, room: Room, after: int, limit: int, idle_head: int) -> PageRows:
         """Return up to ``limit`` entries after an offset, from one snapshot.
 
         Args:
             room: the room.
             after: the offset.
             limit: most entries to return.
-            checkpoint: no higher cursor was issued for a room without a log.
+            idle_head: no higher cursor was issued for a room without a log.
 
         Raises:
             sqlite3.Error: the file cannot be read now.
         """
         self._db.execute("BEGIN")
         try:
-            return self._page(room, after, limit, checkpoint)
+            return self._page(room, after, limit, idle_head)
         finally:
             self._db.execute("ROLLBACK")
 
@@ -74,21 +74,22 @@ class LogReader:
         """
         return last_offset(self._db)
 
-    def head(self, room: Room, checkpoint: int) -> int:
-        """Return the highest offset that was ever in a room's log, or the checkpoint without a log.
+    def head(self, room: Room, idle_head: int) -> int:
+        """Return the highest offset that was ever in a room's log, or ``idle_head`` without a log.
 
         Raises:
             sqlite3.Error: the file cannot be read now.
         """
         row = self._db.execute(
-            "SELECT max(forgotten, ifnull((SELECT max(offset) FROM entry WHERE room = room.id), 0))"
+            "SELECT max(trimmed_offset,"
+            " ifnull((SELECT max(offset) FROM entry WHERE room_id = room.id), 0))"
             " FROM room WHERE name = ?",
             (room,),
         ).fetchone()
         if row is not None and row[0]:
             return int(row[0])
-        # An entry with a retention of seconds may have been deleted after the checkpoint.
-        return max(checkpoint, self._dropped(room))
+        # An entry with a retention of seconds may have been deleted after ``idle_head`` was issued.
+        return max(idle_head, self._last_trimmed(room))
 
     def device_ack(self, room: Room, device: str) -> int | None:
         """Return the acknowledged offset of a device; None if it is not registered.
@@ -97,7 +98,7 @@ class LogReader:
             sqlite3.Error: the file cannot be read now.
         """
         row = self._db.execute(
-            "SELECT mark FROM device WHERE room = ? AND name = ? AND seen > ?",
+            "SELECT acked_offset FROM device WHERE room = ? AND name = ? AND connected_at > ?",
             (room, device, self._file.now() - DEVICE_AGE_S),
         ).fetchone()
         return int(row[0]) if row is not None else None
@@ -108,7 +109,7 @@ class LogReader:
         Raises:
             sqlite3.Error: the file cannot be read now.
         """
-        row = self._db.execute("SELECT mark FROM room WHERE name = ?", (room,)).fetchone()
+        row = self._db.execute("SELECT acked_offset FROM room WHERE name = ?", (room,)).fetchone()
         return int(row[0]) if row is not None else 0
 
     def usage(self) -> StoreStats:
@@ -125,23 +126,24 @@ class LogReader:
     def close(self) -> None:
         self._file.disconnect(self._db)
 
-    def _page(self, room: Room, after: int, limit: int, checkpoint: int) -> PageRows:
+    def _page(self, room: Room, after: int, limit: int, idle_head: int) -> PageRows:
         execute = self._db.execute
         # Not compared with the last offset of all rooms, which would reveal publishes to others.
-        foreign = after > max(checkpoint, self.head(room, checkpoint)) or self._in_offset_gap(after)
-        row = execute("SELECT id, forgotten FROM room WHERE name = ?", (room,)).fetchone()
+        foreign = after > max(idle_head, self.head(room, idle_head)) or self._in_offset_gap(after)
+        row = execute("SELECT id, trimmed_offset FROM room WHERE name = ?", (room,)).fetchone()
         if row is None:
-            return PageRows((), recovered=not foreign and not 0 < after < self._dropped(room))
-        id, forgotten = row
+            return PageRows((), recovered=not foreign and not 0 < after < self._last_trimmed(room))
+        id, trimmed = row
         start = 0 if foreign else after
-        gone = max(forgotten, self._expired(id))
+        deleted = max(trimmed, self._last_expired(id))
         rows = execute(
-            "SELECT offset, text FROM entry WHERE room = ? AND offset > ? ORDER BY offset LIMIT ?",
-            (id, max(start, gone), limit),
+            "SELECT offset, text FROM entry WHERE room_id = ? AND offset > ?"
+            " ORDER BY offset LIMIT ?",
+            (id, max(start, deleted), limit),
         ).fetchall()
-        return PageRows(rows, recovered=not foreign and not 0 < start < gone)
+        return PageRows(rows, recovered=not foreign and not 0 < start < deleted)
 
-    def _dropped(self, room: Room) -> int:
+    def _last_trimmed(self, room: Room) -> int:
         """Return the highest offset of the deleted logs of this kind of room."""
         row = self._db.execute(
             "SELECT value FROM meta WHERE name = ?", (trimmed_key(room),)
@@ -150,19 +152,19 @@ class LogReader:
 
     def _in_offset_gap(self, offset: int) -> bool:
         row = self._db.execute(
-            "SELECT until FROM jump WHERE after < ? ORDER BY after DESC LIMIT 1", (offset,)
+            "SELECT until FROM offset_gap WHERE after < ? ORDER BY after DESC LIMIT 1", (offset,)
         ).fetchone()
         return row is not None and offset < row[0]
 
-    def _expired(self, room: int) -> int:
+    def _last_expired(self, room: int) -> int:
         """Return the highest expired offset that is not deleted yet; 0 if there is none."""
         now, execute = self._file.now(), self._db.execute
         oldest = execute(
-            "SELECT expires FROM entry WHERE room = ? ORDER BY offset LIMIT 1", (room,)
+            "SELECT expires_at FROM entry WHERE room_id = ? ORDER BY offset LIMIT 1", (room,)
         ).fetchone()
         if oldest is None or oldest[0] > now:
             return 0
         (expired,) = execute(
-            "SELECT max(offset) FROM entry WHERE room = ? AND expires <= ?", (room, now)
+            "SELECT max(offset) FROM entry WHERE room_id = ? AND expires_at <= ?", (room, now)
         ).fetchone()
         return int(expired or 0)

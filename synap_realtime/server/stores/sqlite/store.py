@@ -31,9 +31,10 @@ from ..clock import RunningClock
 from .database import Database
 from .errors import UNUSABLE
 from .health import Health
-from .reader import LogReader
+from .pending import PendingValues
+from .reader import DatabaseReader
 from .write_queue import WriteQueue, WriteRequest
-from .writer import InsertResult, LogWriter
+from .writer import AckKey, DatabaseWriter, InsertResult
 
 logger = logging.getLogger(__name__)
 
@@ -73,15 +74,14 @@ class SqliteStore:
         """
         self._file = Database(Path(path), clock or RunningClock())
         try:
-            self._writer = LogWriter(self._file, retention or Retention())
-            self._reader = LogReader(self._file)
+            self._writer = DatabaseWriter(self._file, retention or Retention())
+            self._reader = DatabaseReader(self._file)
         except UNUSABLE as error:
             self._file.close()
             raise self._file.to_config_error(error) from error
         self._epoch = self._writer.epoch
-        # Not yet in the file. Changed by the event loop only; the writing thread copies them.
-        self._acks: dict[tuple[Room, str | None], int] = {}
-        self._counts: dict[int, int] = {}
+        self._acks: PendingValues[AckKey] = PendingValues()
+        self._counts: PendingValues[int] = PendingValues()
         self._queue = WriteQueue(self._file, self._writer, self._acks, self._counts)
         self._reads = Health(f"reading {self._file.path}")
         self._handler: DeliveryHandler = deliver_to_nobody
@@ -103,9 +103,9 @@ class SqliteStore:
         return Cursor(self._epoch, 0)
 
     async def head(self, room: Room) -> Cursor:
-        # Read the checkpoint first: what is committed later comes after it.
-        checkpoint = self._writer.checkpoint
-        return Cursor(self._epoch, await self._read(self._reader.head, room, checkpoint))
+        # Read this first: what is committed later comes after it.
+        idle_head = self._writer.idle_head
+        return Cursor(self._epoch, await self._read(self._reader.head, room, idle_head))
 
     async def publish(self, publications: Sequence[Publication]) -> Sequence[PublishResult]:
         loop = self._started()
@@ -127,8 +127,8 @@ class SqliteStore:
     async def read(self, room: Room, after: Cursor, limit: int) -> Page:
         foreign = after.epoch != self._epoch
         start = 0 if foreign else after.offset
-        checkpoint = self._writer.checkpoint
-        rows = await self._read(self._reader.page, room, start, limit, checkpoint)
+        idle_head = self._writer.idle_head
+        rows = await self._read(self._reader.page, room, start, limit, idle_head)
         return Page(
             [make_entry(room, Cursor(self._epoch, offset), text) for offset, text in rows.entries],
             recovered=rows.recovered and not foreign,
@@ -137,31 +137,30 @@ class SqliteStore:
     async def get_ack(self, room: Room, device: str | None = None) -> Cursor | None:
         if device is not None and (acked := await self._device_ack(room, device)) is not None:
             return Cursor(self._epoch, acked)
-        before = self._acks.get((room, None), 0)  # may move into the file during the read
-        kept = await self._read(self._reader.ack, room)
-        acked = max(before, kept, self._acks.get((room, None), 0))
+        before = self._acks.get((room, None)) or 0  # may move into the file during the read
+        stored = await self._read(self._reader.ack, room)
+        acked = max(before, stored, self._acks.get((room, None)) or 0)
         return Cursor(self._epoch, acked) if acked else None
 
     async def _device_ack(self, room: Room, device: str) -> int | None:
         before = self._acks.get((room, device))
-        kept = await self._read(self._reader.device_ack, room, device)
-        found = (before, kept, self._acks.get((room, device)))
+        stored = await self._read(self._reader.device_ack, room, device)
+        found = (before, stored, self._acks.get((room, device)))
         return max((acked for acked in found if acked is not None), default=None)
 
     def register_device(self, room: Room, device: str, position: Cursor) -> None:
         if position.epoch == self._epoch:
             self._started()
-            # Move it to the end: the devices that connected first are the first to be removed.
-            acked = self._acks.pop((room, device), 0)
-            self._acks[room, device] = max(position.offset, acked)
+            # Even if unchanged: the devices that connected first are the first to be removed.
+            acked = self._acks.get((room, device)) or 0
+            self._acks.set((room, device), max(position.offset, acked))
 
     def ack(self, room: Room, position: Cursor, device: str | None = None) -> None:
         if position.epoch != self._epoch:
             return
         for key in {(room, None), (room, device)}:
-            if position.offset > self._acks.get(key, 0):
-                self._acks.pop(key, None)
-                self._acks[key] = position.offset
+            if position.offset > (self._acks.get(key) or 0):
+                self._acks.set(key, position.offset)
 
     async def usage(self) -> StoreStats:
         return await self._read(self._reader.usage)
@@ -199,9 +198,7 @@ class SqliteStore:
         stopping = False
         while not stopping:
             result = await self._queue.next_result()
-            for key, acked in result.acks.items():
-                if self._acks.get(key) == acked:
-                    del self._acks[key]
+            self._acks.discard(result.acks)
             for number, request in enumerate(result.requests):
                 if isinstance(result.outcome, StoreUnavailableError):
                     if not request.answer.done():
@@ -211,9 +208,7 @@ class SqliteStore:
                     if not request.answer.done():
                         request.answer.set_result(receipts)
             # Only now: a duplicate in these requests was read before its count was written.
-            for offset, count in result.counts.items():
-                if self._counts.get(offset) == count:
-                    del self._counts[offset]
+            self._counts.discard(result.counts)
             stopping = result.stopping
 
     async def _deliver(
@@ -224,7 +219,8 @@ class SqliteStore:
         for publication, place in zip(request.publications, kept, strict=True):
             cursor = Cursor(self._epoch, place.offset)
             if place.duplicate:
-                count = self._counts.get(place.offset, place.count)
+                pending = self._counts.get(place.offset)
+                count = place.count if pending is None else pending
             else:
                 entry = make_entry(publication.room, cursor, publication.text)
                 try:
@@ -233,7 +229,7 @@ class SqliteStore:
                     logger.exception("delivery to room %s failed; continuing", publication.room)
                     count = 0
                 if count:
-                    self._counts[place.offset] = count
+                    self._counts.set(place.offset, count)
                 unread += entry.size
                 if unread > _YIELD_BYTES:
                     unread = 0

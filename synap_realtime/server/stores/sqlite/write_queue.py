@@ -13,14 +13,14 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ....protocol.rooms import Room
 from ..base import Publication, PublishResult, StoreUnavailableError
 from .database import Database
 from .health import Health
-from .writer import InsertResult, LogWriter
+from .pending import Pending, PendingValues
+from .writer import AckKey, DatabaseWriter, InsertResult
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +59,8 @@ class WriteResult:
 
     requests: Sequence[WriteRequest]
     outcome: _Outcome
-    acks: dict[tuple[Room, str | None], int]
-    counts: dict[int, int]
+    acks: Mapping[AckKey, Pending]
+    counts: Mapping[int, Pending]
     stopping: bool
 
 
@@ -74,16 +74,15 @@ class WriteQueue:
     def __init__(
         self,
         file: Database,
-        writer: LogWriter,
-        acks: dict[tuple[Room, str | None], int],
-        counts: dict[int, int],
+        writer: DatabaseWriter,
+        acks: PendingValues[AckKey],
+        counts: PendingValues[int],
     ) -> None:
         """
         Args:
             file: the database.
             writer: used by the thread only, until it has ended.
-            acks: acknowledged offsets that are not in the file, by room and device. Written once a
-                second; only the event loop may change them.
+            acks: acknowledged offsets, which are written once a second.
             counts: the same for broadcast counts by offset.
         """
         self._file = file
@@ -144,8 +143,8 @@ class WriteQueue:
         while not stopping:
             requests, stopping = self._next_group()
             due = stopping or time.monotonic() >= maintenance_at
-            acks = self._acks.copy() if due else {}
-            counts = self._counts.copy() if due else {}
+            acks = self._acks.snapshot() if due else {}
+            counts = self._counts.snapshot() if due else {}
             sweep = (
                 2 * sum(len(request.publications) for request in requests) + _SWEEP
                 if requests
@@ -211,7 +210,7 @@ class WriteQueue:
         size = 0
         try:
             request = self._requests.get(
-                timeout=_REST_S if self._file.log_bytes else MAINTENANCE_INTERVAL_S
+                timeout=_REST_S if self._file.wal_bytes else MAINTENANCE_INTERVAL_S
             )
             while request is not None:
                 requests.append(request)

@@ -15,19 +15,24 @@ from ....protocol.rooms import Room
 from ..base import DEVICE_AGE_S, MAX_DEVICES, Publication, Retention
 from ..offsets import OffsetClock
 from .database import Database
+from .pending import Pending
 from .schema import last_offset, trimmed_key
 
-_CHECKED_EVERY_S = 60.0  # a crash loses at most this much of the store's running time
+_CLOCK_INTERVAL_S = 60.0  # a crash loses at most this much of the store's running time
 
 _ROWS = (64, 8, 1)  # rows per statement: few sizes, so that SQLite's statement cache has each
 _EXTRA_DELETES = 15  # surplus entries deleted beside as many as were inserted
 _MAX_ROOMS = 16_384  # rooms in the writer's cache
-_AMPLE = 8  # without this many times the size free on the disk, a trial write is made
-_CHECKPOINT_US = 10_000_000  # between two checkpoints
+_AMPLE_FACTOR = 8  # without this many times the size free on the disk, a trial write is made
+_IDLE_HEAD_INTERVAL_US = 10_000_000
 
 _CHECKPOINT_BYTES = 32 * 1024 * 1024
 """A larger write-ahead log is moved into the database file even while notifications are
 published."""
+
+
+AckKey = tuple[Room, str | None]
+"""A room and a device; None stands for the whole room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +48,16 @@ class _Room:
     """A room in the writer's cache.
 
     Attributes:
-        size: the number of entries in its log.
-        pending_growth: entries that were inserted since the size was last written.
+        entry_count: the number of entries in its log.
+        pending_growth: entries that were inserted since the number was last written.
     """
 
-    __slots__ = ("id", "name", "pending_growth", "size")
+    __slots__ = ("entry_count", "id", "name", "pending_growth")
 
-    def __init__(self, id: int, name: Room, size: int) -> None:
+    def __init__(self, id: int, name: Room, entry_count: int) -> None:
         self.id = id
         self.name = name
-        self.size = size
+        self.entry_count = entry_count
         self.pending_growth = 0
 
 
@@ -70,22 +75,22 @@ class _Rooms:
         """Return a room of the file. Create it if it is new."""
         room = self._by_name.get(name)
         if room is None:
-            row = db.execute("SELECT id, size FROM room WHERE name = ?", (name,)).fetchone()
+            row = db.execute("SELECT id, entry_count FROM room WHERE name = ?", (name,)).fetchone()
             if row is None:
                 row = db.execute(
-                    "INSERT INTO room (name, forgotten)"
-                    " SELECT ?, value FROM meta WHERE name = ? RETURNING id, size",
+                    "INSERT INTO room (name, trimmed_offset)"
+                    " SELECT ?, value FROM meta WHERE name = ? RETURNING id, entry_count",
                     (name, trimmed_key(name)),
                 ).fetchone()
             room = _Room(row[0], name, row[1])
             self._by_name[name] = self._by_id[room.id] = room
         return room
 
-    def shrink(self, id: int) -> None:
+    def decrement(self, id: int) -> None:
         if (room := self._by_id.get(id)) is not None:
-            room.size -= 1
+            room.entry_count -= 1
 
-    def forget(self, id: int) -> None:
+    def remove(self, id: int) -> None:
         if (room := self._by_id.pop(id, None)) is not None:
             del self._by_name[room.name]
 
@@ -94,20 +99,20 @@ class _Rooms:
         self._by_id.clear()
 
 
-class LogWriter:
+class DatabaseWriter:
     """Performs all writes to the file. Use it from one thread."""
 
     def __init__(self, file: Database, retention: Retention) -> None:
         self._file = file
         self._retention = retention
-        self._checked = file.now()  # as stored in the file
+        self._saved_clock = file.now()
         self._connected = False
         self._generation = 0
         self._connect()
         self._rooms = _Rooms()
-        (self.epoch,) = self._db.execute("SELECT value FROM meta WHERE name='epoch'").fetchone()
+        (self.epoch,) = self._db.execute("SELECT value FROM meta WHERE name = 'epoch'").fetchone()
         self._offsets = OffsetClock(last_offset(self._db))
-        self.checkpoint = last_offset(self._db)
+        self.idle_head = last_offset(self._db)
         """A recent offset, higher than all that were committed before it: the head of a room
         without a log. It changes at most every ten seconds, so that subscribers of a quiet room
         cannot see when others publish."""
@@ -115,15 +120,15 @@ class LogWriter:
     def write(
         self,
         calls: Sequence[Sequence[Publication]],
-        acks: Mapping[tuple[Room, str | None], int],
-        counts: Mapping[int, int],
+        acks: Mapping[AckKey, Pending],
+        counts: Mapping[int, Pending],
         sweep: int,
     ) -> list[list[InsertResult]]:
         """Write publications, acks and counts, and delete expired rows, in one transaction.
 
         Args:
             calls: groups of publications; the result has the same shape.
-            acks: acknowledged offsets by room and device; None stands for the whole room.
+            acks: acknowledged offsets.
             counts: number of subscribers that received the entry, by its offset.
             sweep: most expired entries, and most expired ids, that are deleted.
 
@@ -131,33 +136,33 @@ class LogWriter:
             sqlite3.Error: nothing was written.
         """
         with self._transaction():
-            checkpoint = self._next_checkpoint()
+            idle_head = self._next_idle_head()
             publications = [publication for call in calls for publication in call]
-            places = iter(
+            inserted = iter(
                 [
-                    place
+                    result
                     for start in range(0, len(publications), _ROWS[0])
-                    for place in self._insert(publications[start : start + _ROWS[0]])
+                    for result in self._insert(publications[start : start + _ROWS[0]])
                 ]
             )
-            kept = [list(islice(places, len(call))) for call in calls]
+            results = [list(islice(inserted, len(call))) for call in calls]
             self._db.executemany(
-                "UPDATE room SET mark = max(mark, ?) WHERE name = ?",
-                [(offset, room) for (room, device), offset in acks.items() if device is None],
+                "UPDATE room SET acked_offset = max(acked_offset, ?) WHERE name = ?",
+                [(offset, room) for (room, device), (offset,) in acks.items() if device is None],
             )
             self._store_devices(
-                [(room, device, offset) for (room, device), offset in acks.items() if device]
+                [(room, device, offset) for (room, device), (offset,) in acks.items() if device]
             )
             self._db.executemany(
-                "UPDATE seen SET count = ? WHERE offset = ?",
-                [(count, offset) for offset, count in counts.items()],
+                "UPDATE dedupe SET broadcast_count = ? WHERE offset = ?",
+                [(count, offset) for offset, (count,) in counts.items()],
             )
             self._sweep(sweep)
-            checked = self._file.now()
-            self._db.execute("UPDATE meta SET value = ? WHERE name = 'checked'", (checked,))
-        self._checked = checked
-        self.checkpoint = checkpoint  # only once it is in the file
-        return kept
+            clock = self._file.now()
+            self._db.execute("UPDATE meta SET value = ? WHERE name = 'clock'", (clock,))
+        self._saved_clock = clock
+        self.idle_head = idle_head  # only once it is in the file
+        return results
 
     def try_writing(self, size: int, *, only_if_nearly_full: bool) -> None:
         """Check that the file is writable, by writing some bytes and deleting them.
@@ -172,18 +177,18 @@ class LogWriter:
         if only_if_nearly_full:
             self._file.require_intact()
             with contextlib.suppress(OSError):
-                if shutil.disk_usage(self._file.path.parent).free > _AMPLE * size:
+                if shutil.disk_usage(self._file.path.parent).free > _AMPLE_FACTOR * size:
                     return
         with self._transaction():
             self._db.execute("REPLACE INTO meta VALUES ('trial', zeroblob(?))", (size,))
         with self._transaction():
             self._db.execute("DELETE FROM meta WHERE name = 'trial'")
 
-    def _next_checkpoint(self) -> int:
-        """Return the checkpoint. Store a new one if it is old."""
+    def _next_idle_head(self) -> int:
+        """Return the head of rooms without a log. Store a new one if it is old."""
         last, now = last_offset(self._db), self._offsets.now()
-        if now < self.checkpoint + _CHECKPOINT_US:
-            return self.checkpoint
+        if now < self.idle_head + _IDLE_HEAD_INTERVAL_US:
+            return self.idle_head
         now = max(now, last)
         self._db.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'entry'", (now,))
         return now
@@ -197,11 +202,11 @@ class LogWriter:
         if not self._connected:
             return True  # the write reconnects
         now = self._file.now()
-        if now - self._checked >= _CHECKED_EVERY_S and self._holds_anything():
+        if now - self._saved_clock >= _CLOCK_INTERVAL_S and self._holds_anything():
             return True
         for query in (
-            "SELECT expires FROM entry ORDER BY expires LIMIT 1",
-            "SELECT expires FROM seen ORDER BY expires LIMIT 1",
+            "SELECT expires_at FROM entry ORDER BY expires_at LIMIT 1",
+            "SELECT expires_at FROM dedupe ORDER BY expires_at LIMIT 1",
         ):
             oldest = self._db.execute(query).fetchone()
             if oldest is not None and oldest[0] <= now:
@@ -210,7 +215,7 @@ class LogWriter:
 
     def _holds_anything(self) -> bool:
         (answer,) = self._db.execute(
-            "SELECT EXISTS (SELECT 1 FROM entry) OR EXISTS (SELECT 1 FROM seen)"
+            "SELECT EXISTS (SELECT 1 FROM entry) OR EXISTS (SELECT 1 FROM dedupe)"
             " OR EXISTS (SELECT 1 FROM device)"
         ).fetchone()
         return bool(answer)
@@ -251,8 +256,8 @@ class LogWriter:
             raise
         self._checkpoint_over(_CHECKPOINT_BYTES)
 
-    def _checkpoint_over(self, log_bytes: int) -> None:
-        if self._file.log_bytes > log_bytes:
+    def _checkpoint_over(self, wal_bytes: int) -> None:
+        if self._file.wal_bytes > wal_bytes:
             # The log stays valid if this fails; the next call tries again.
             with contextlib.suppress(sqlite3.Error):
                 self._file.checkpoint()
@@ -269,55 +274,57 @@ class LogWriter:
             self._rooms.clear()
         rooms = [self._rooms.find(self._db, publication.room) for publication in publications]
         keys = [(room.id, each.id) for room, each in zip(rooms, publications, strict=True)]
-        first = self._find_duplicates(keys, now)
-        kept, entries, seen = [], [], []
+        known = self._find_duplicates(keys, now)
+        results, entries, ids = [], [], []
         offset = last_offset(self._db)
         for room, key, (_, id, text, _) in zip(rooms, keys, publications, strict=True):
-            before = first.get(key)
-            if before is not None:
-                kept.append(before)
+            duplicate = known.get(key)
+            if duplicate is not None:
+                results.append(duplicate)
                 continue
             offset = self._offsets.next(offset)
             entries.append((offset, room.id, now + self._retention.age_s(room.name), text))
-            seen.append((offset, room.id, id, now + self._retention.dedupe_window_s))
+            ids.append((offset, room.id, id, now + self._retention.dedupe_window_s))
             room.pending_growth += 1
-            kept.append(InsertResult(offset, duplicate=False, count=0))
-            first[key] = InsertResult(offset, duplicate=True, count=0)
-        self._execute_values("INSERT INTO entry (offset, room, expires, text) VALUES {}", entries)
+            results.append(InsertResult(offset, duplicate=False, count=0))
+            known[key] = InsertResult(offset, duplicate=True, count=0)
         self._execute_values(
-            "INSERT OR REPLACE INTO seen (offset, room, id, expires) VALUES {}", seen
+            "INSERT INTO entry (offset, room_id, expires_at, text) VALUES {}", entries
         )
-        self._write_sizes(rooms)
-        return kept
+        self._execute_values(
+            "INSERT OR REPLACE INTO dedupe (offset, room_id, id, expires_at) VALUES {}", ids
+        )
+        self._update_counts(rooms)
+        return results
 
     def _find_duplicates(
         self, keys: Sequence[tuple[int, str]], now: float
     ) -> dict[tuple[int, str], InsertResult]:
         """Return the keys that are in the file already, with the result of their first publish."""
         rows = self._execute_values(
-            "SELECT seen.room, seen.id, offset, count, expires FROM (VALUES {}) AS asked"
+            "SELECT room_id, id, offset, broadcast_count, expires_at FROM (VALUES {}) AS requested"
             # CROSS JOIN fixes the order: the reverse order would scan the whole table.
-            " CROSS JOIN seen ON seen.room = asked.column1 AND seen.id = asked.column2",
+            " CROSS JOIN dedupe ON room_id = requested.column1 AND id = requested.column2",
             keys,
         )
         return {
             (room, id): InsertResult(offset, duplicate=True, count=count)
-            for room, id, offset, count, expires in rows
-            if expires > now
+            for room, id, offset, count, expires_at in rows
+            if expires_at > now
         }
 
-    def _write_sizes(self, rooms: Iterable[_Room]) -> None:
+    def _update_counts(self, rooms: Iterable[_Room]) -> None:
         grown = [room for room in dict.fromkeys(rooms) if room.pending_growth]
         self._execute_values(
-            "UPDATE room SET size = size + more.column2"
-            " FROM (VALUES {}) AS more WHERE id = more.column1",
+            "UPDATE room SET entry_count = entry_count + growth.column2"
+            " FROM (VALUES {}) AS growth WHERE id = growth.column1",
             [(room.id, room.pending_growth) for room in grown],
         )
         for room in grown:
-            room.size += room.pending_growth
+            room.entry_count += room.pending_growth
             # A few at a time, so that a retention that was lowered does not cause a stall.
             surplus = min(
-                room.size - self._retention.count_of(room.name),
+                room.entry_count - self._retention.count_of(room.name),
                 room.pending_growth + _EXTRA_DELETES,
             )
             room.pending_growth = 0
@@ -345,58 +352,62 @@ class LogWriter:
         """Store the acks of devices. Times differ by a microsecond, to preserve their order."""
         now = self._file.now()
         self._db.executemany(
-            "INSERT INTO device (room, name, mark, seen) VALUES (?, ?, ?, ?)"
-            " ON CONFLICT DO UPDATE SET mark = max(mark, excluded.mark), seen = excluded.seen",
+            "INSERT INTO device (room, name, acked_offset, connected_at) VALUES (?, ?, ?, ?)"
+            " ON CONFLICT DO UPDATE SET acked_offset = max(acked_offset, excluded.acked_offset),"
+            " connected_at = excluded.connected_at",
             [(*ack, now + number * 1e-6) for number, ack in enumerate(acks)],
         )
         self._db.executemany(
             "DELETE FROM device WHERE room = ? AND name NOT IN"
-            " (SELECT name FROM device WHERE room = ? ORDER BY seen DESC LIMIT ?)",
+            " (SELECT name FROM device WHERE room = ? ORDER BY connected_at DESC LIMIT ?)",
             [(room, room, MAX_DEVICES) for room in {room for room, _, _ in acks}],
         )
 
     def _delete_oldest(self, room: _Room, count: int) -> None:
         oldest = self._db.execute(
-            "SELECT offset FROM entry WHERE room = ? ORDER BY offset LIMIT ?", (room.id, count)
+            "SELECT offset FROM entry WHERE room_id = ? ORDER BY offset LIMIT ?", (room.id, count)
         ).fetchall()
         self._delete([(offset, room.id) for (offset,) in oldest])
 
     def _delete(self, entries: Sequence[tuple[int, int]]) -> None:
         self._db.executemany("DELETE FROM entry WHERE offset = ?", [(e[0],) for e in entries])
         self._db.executemany(
-            "UPDATE room SET size = size - 1, forgotten = max(forgotten, ?) WHERE id = ?", entries
+            "UPDATE room SET entry_count = entry_count - 1,"
+            " trimmed_offset = max(trimmed_offset, ?) WHERE id = ?",
+            entries,
         )
         for _, id in entries:
-            self._rooms.shrink(id)
+            self._rooms.decrement(id)
 
     def _sweep(self, limit: int) -> None:
         now, execute = self._file.now(), self._db.execute
         entries = execute(
-            "SELECT offset, room FROM entry WHERE expires <= ? ORDER BY expires LIMIT ?",
+            "SELECT offset, room_id FROM entry WHERE expires_at <= ? ORDER BY expires_at LIMIT ?",
             (now, limit),
         ).fetchall()
         self._delete(entries)
         ids = execute(
-            "SELECT offset, room FROM seen WHERE expires <= ? ORDER BY expires LIMIT ?",
+            "SELECT offset, room_id FROM dedupe WHERE expires_at <= ? ORDER BY expires_at LIMIT ?",
             (now, limit),
         ).fetchall()
-        self._db.executemany("DELETE FROM seen WHERE offset = ?", [(i[0],) for i in ids])
+        self._db.executemany("DELETE FROM dedupe WHERE offset = ?", [(i[0],) for i in ids])
         execute(
             "DELETE FROM device WHERE (room, name) IN"
-            " (SELECT room, name FROM device WHERE seen <= ? ORDER BY seen LIMIT ?)",
+            " (SELECT room, name FROM device WHERE connected_at <= ?"
+            " ORDER BY connected_at LIMIT ?)",
             (now - DEVICE_AGE_S, limit),
         )
         for room in {room for _, room in (*entries, *ids)}:
-            dropped = execute(
-                "DELETE FROM room WHERE id = ? AND size = 0"
-                " AND NOT EXISTS (SELECT 1 FROM seen WHERE seen.room = room.id)"
-                " RETURNING forgotten, name",
+            deleted = execute(
+                "DELETE FROM room WHERE id = ? AND entry_count = 0"
+                " AND NOT EXISTS (SELECT 1 FROM dedupe WHERE room_id = room.id)"
+                " RETURNING trimmed_offset, name",
                 (room,),
             ).fetchone()
-            if dropped is not None:
-                forgotten, name = dropped
-                self._rooms.forget(room)
+            if deleted is not None:
+                trimmed, name = deleted
+                self._rooms.remove(room)
                 execute(
                     "UPDATE meta SET value = max(value, ?) WHERE name = ?",
-                    (forgotten, trimmed_key(name)),
+                    (trimmed, trimmed_key(name)),
                 )
