@@ -1,4 +1,4 @@
-"""The import contracts in pyproject.toml, "tool.importlinter"."""
+"""The import contracts in pyproject.toml, "tool.importlinter", and what an import loads."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import grimp
 import pytest
 
 import synap_realtime
@@ -17,6 +18,17 @@ def test_imports_only_go_down() -> None:
     command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_no_import_cycle() -> None:
+    """Imports inside functions and for type checkers count, too."""
+    graph = grimp.build_graph("synap_realtime", cache_dir=None)
+    imports = {module: graph.find_upstream_modules(module) for module in graph.modules}
+    cycles = {
+        frozenset({module, *(each for each in imports[module] if module in imports[each])})
+        for module in imports
+    }
+    assert sorted(sorted(cycle) for cycle in cycles if len(cycle) > 1) == []
 
 
 def loaded_by(code: str) -> set[str]:

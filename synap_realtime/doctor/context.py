@@ -16,7 +16,6 @@ from ..extras import needed_by
 if TYPE_CHECKING:
     from ..server.auth.keys import Keys
     from ..server.config.settings import ServerSettings
-    from .probe import ClockOffset
 
 PREFIX = "SYNAP_REALTIME_"
 """Prefix of the variables that a server reads."""
@@ -26,6 +25,17 @@ _SECRETS = (
     "SYNAP_REALTIME_API_KEYS",
 )  # fmt: skip
 _ADDRESSES = ("REALTIME_URL", "REALTIME_PUBLIC_URL", "NEXT_PUBLIC_REALTIME_URL")
+
+
+@dataclass(frozen=True, slots=True)
+class ClockOffset:
+    """Seconds by which this machine's clock is ahead of another's (negative: behind).
+
+    This is the minimum: the header has whole seconds, and a response takes time.
+    """
+
+    host: str
+    ahead_s: float
 
 
 @dataclass(slots=True)

@@ -14,7 +14,7 @@ import httpx
 from ..endpoint import ServerUrl
 from ..errors import ConfigurationError
 from ..network import BoundedBody, async_client
-from .context import CheckContext
+from .context import CheckContext, ClockOffset
 from .timeouts import TIMEOUT_S
 
 MAX_BYTES = 64 * 1024
@@ -32,17 +32,6 @@ class ProbeResponse:
     status: int
     headers: Mapping[str, str]
     body: object
-
-
-@dataclass(frozen=True, slots=True)
-class ClockOffset:
-    """Seconds by which this machine's clock is ahead of another's (negative: behind).
-
-    This is the minimum: the header has whole seconds, and a response takes time.
-    """
-
-    host: str
-    ahead_s: float
 
 
 async def probe(subject: CheckContext, address: ServerUrl, path: str = "") -> ProbeResponse:
