@@ -44,7 +44,7 @@ class ServeCommand(TyperCommand):
         """
         with needed_by("synap-realtime serve", "server"):
             from ..server.config.settings import load_settings
-            from ..server.serve import run
+            from ..server.workers import run
 
         run(load_settings(**ctx.params))
 

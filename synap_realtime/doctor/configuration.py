@@ -11,6 +11,7 @@ from importlib.util import find_spec
 
 from .. import __version__
 from ..extras import install
+from ..loopback import is_loopback
 from ..tokens import KEYGEN_COMMAND
 from .context import PREFIX, CheckContext
 from .finding import Finding, Report, of_server
@@ -66,8 +67,6 @@ def _check_names(report: Report) -> None:
 
 
 def _check_host(subject: CheckContext, report: Report) -> None:
-    from ..server.config.settings import is_loopback
-
     settings, keys = subject.settings, subject.keys
     if settings is None or keys is None:  # without known keys: the keys check reports it
         return

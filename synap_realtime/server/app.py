@@ -47,7 +47,8 @@ from .rooms.hub import Hub
 from .rooms.presence import Presence
 from .rooms.sessions import Session, SessionRegistry
 from .rooms.subscription import UNKNOWN_POSITION
-from .stores.base import Entry, Store, StoreUnavailableError
+from .stores import open_store
+from .stores.base import Entry, Retention, Store, StoreUnavailableError
 from .stores.measured import InstrumentedStore
 from .stores.memory import MemoryStore
 from .stores.sqlite.store import SqliteStore
@@ -104,6 +105,25 @@ class CloseHandshakeError(Exception):
         super().__init__(code)
         self.code = code
         self.reason = reason
+
+
+def open_configured_store(settings: ServerSettings) -> Store:
+    """Open the store that the settings name, with the retention that they set.
+
+    Raises:
+        ConfigurationError: the URL is invalid, or the store cannot be opened.
+    """
+    return open_store(settings.store, retention_of(settings))
+
+
+def retention_of(settings: ServerSettings) -> Retention:
+    return Retention(
+        settings.retention_count,
+        settings.retention_s,
+        settings.request_retention_s,
+        max_memory_bytes=settings.max_memory_bytes,
+        control_age_s=settings.revocation_retention_s(),
+    )
 
 
 class Node:

@@ -1,4 +1,4 @@
-"""Run the room server as a program."""
+"""Serve in this process, until it is stopped."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigurationError
+from ..loopback import is_loopback
 from ..tokens import KEYGEN_COMMAND
-from . import workers
-from .app import Node
+from .app import Node, open_configured_store
 from .asgi.adapter import RoomServer, create_app
-from .config.settings import ServerSettings, is_loopback
+from .config.settings import ServerSettings
 from .listeners import BACKLOG, authority, bind, port_of
 from .logging.setup import configure
 from .protocols.certificate import ReloadingCertificate, open_certificate
 from .protocols.server import ConnectionServer
-from .stores import check_shared, open_store
 from .stores.base import ClusterStore
 
 logger = logging.getLogger(__name__)
@@ -191,7 +190,7 @@ def _create_worker_app(settings: ServerSettings, context: WorkerContext) -> Room
     Raises:
         ConfigurationError: processes cannot share the store.
     """
-    store = open_store(settings.store, settings.retention())
+    store = open_configured_store(settings)
     if not isinstance(store, ClusterStore):
         raise ConfigurationError(
             f"--workers (SYNAP_REALTIME_WORKERS): workers cannot share the store {settings.store}: "
@@ -226,12 +225,9 @@ def _raise_nofile_limit(settings: ServerSettings) -> None:
 def run(settings: ServerSettings, context: WorkerContext | None = None) -> None:
     """Configure logging and run :func:`serve`, on uvloop if it is installed.
 
-    With several workers, this process starts them. With a ``context``, it is one of them.
+    Args:
+        context: of one of several workers; None if this process serves alone.
     """
-    if settings.workers > 1 and context is None:
-        check_shared(settings.store)
-        workers.run(settings)
-        return
     configure(settings.log_level, settings.log_format, None if context is None else context.worker)
     try:
         import uvloop

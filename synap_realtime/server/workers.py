@@ -1,7 +1,11 @@
-"""Supervise the workers of ``serve --workers N``, which share a port and a store.
+"""Run the server in one process, or in several that share a port and a store (``--workers``).
 
-The supervisor serves no requests. Each worker binds the port (SO_REUSEPORT), and the kernel
-distributes connections over them.
+The supervisor of several workers serves no requests. Each worker binds the port (SO_REUSEPORT), and
+the kernel distributes connections over them.
+
+The supervisor starts each worker by running this module. It writes the worker's configuration to
+stdin, and closes stdin to stop the worker. Stdin also ends when the supervisor dies, so that no
+worker outlives it. The worker writes a byte to stdout when it accepts connections.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import pickle
 import signal
 import socket
@@ -16,10 +21,12 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from dataclasses import dataclass
 
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, SynapRealtimeError
+from . import serve
 from .config.settings import ServerSettings
 from .listeners import holding
 from .logging.setup import configure
+from .stores import check_shared
 
 logger = logging.getLogger(__name__)
 
@@ -49,12 +56,21 @@ class WorkerConfig:
 
 
 def run(settings: ServerSettings) -> None:
-    """Serve until SIGINT or SIGTERM.
+    """Serve until SIGINT or SIGTERM, in this process or in ``settings.workers`` processes.
 
     Raises:
-        ConfigurationError: the port is in use, or cannot be shared on this system.
+        ConfigurationError: the settings are invalid; the port is in use, or cannot be shared on
+            this system; the workers cannot share the store.
         SystemExit: the workers failed, and the cause was logged.
     """
+    if settings.workers == 1:
+        serve.run(settings)
+    else:
+        _supervise(settings)
+
+
+def _supervise(settings: ServerSettings) -> None:
+    check_shared(settings.store)
     configure(settings.log_level, settings.log_format)
     if not hasattr(socket, "SO_REUSEPORT"):
         raise ConfigurationError(
@@ -152,7 +168,7 @@ class _Supervisor:
         """
         # A separate session, so that Ctrl-C reaches only this process, which stops the workers.
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-P", "-m", "synap_realtime.server.worker",
+            sys.executable, "-P", "-m", "synap_realtime.server.workers",
             stdin=PIPE, stdout=PIPE, start_new_session=True,
         )  # fmt: skip
         assert process.stdin is not None  # noqa: S101 - it is a pipe
@@ -178,7 +194,7 @@ class _Supervisor:
 
     async def _end(self, process: Process) -> None:
         assert process.stdin is not None  # noqa: S101
-        process.stdin.close()  # see worker.py
+        process.stdin.close()  # stops the worker, see _until_stopped
         try:
             async with asyncio.timeout(2 * self._settings.drain_timeout_s + EXIT_GRACE_S):
                 await process.wait()
@@ -186,3 +202,41 @@ class _Supervisor:
             logger.error("worker pid %d did not exit in time; killing", process.pid)
             process.kill()
             await process.wait()
+
+
+def main() -> None:
+    """Run one worker."""
+    config: WorkerConfig = pickle.load(sys.stdin.buffer)  # noqa: S301 - from the parent process
+    supervisor = os.dup(1)
+    os.dup2(2, 1)  # output of application code must not reach the supervisor
+
+    def notify_ready() -> None:
+        os.write(supervisor, b"+")
+        os.close(supervisor)
+
+    try:
+        serve.run(
+            config.settings,
+            serve.WorkerContext(config.number, config.port, notify_ready, _until_stopped),
+        )
+    except SynapRealtimeError as error:
+        print(f"synap-realtime: {error}", file=sys.stderr)  # noqa: T201 - like the command
+        raise SystemExit(2) from None
+
+
+async def _until_stopped() -> None:
+    """Wait until the supervisor closes stdin, or for SIGINT or SIGTERM."""
+    loop = asyncio.get_running_loop()
+    closed = asyncio.Event()
+    loop.add_reader(0, closed.set)
+    waiting = [loop.create_task(closed.wait()), loop.create_task(serve.until_stopped())]
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        loop.remove_reader(0)
+        for each in waiting:
+            each.cancel()
+
+
+if __name__ == "__main__":
+    main()

@@ -22,7 +22,8 @@ from websockets.sync.client import connect
 
 from synap_realtime import ConfigurationError, __version__
 from synap_realtime.cli.serve import default_text
-from synap_realtime.server.config.settings import ServerSettings, is_loopback, load_settings
+from synap_realtime.loopback import is_loopback
+from synap_realtime.server.config.settings import ServerSettings, load_settings
 from tests.timeouts import TIMEOUT_S
 
 from ..certificates import certify

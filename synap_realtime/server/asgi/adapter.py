@@ -11,7 +11,13 @@ import re
 from collections.abc import AsyncGenerator
 from functools import partial
 
-from ..app import CLOSE_TIMEOUT_S, AcceptedSubscription, CloseHandshakeError, Node
+from ..app import (
+    CLOSE_TIMEOUT_S,
+    AcceptedSubscription,
+    CloseHandshakeError,
+    Node,
+    open_configured_store,
+)
 from ..auth import Authenticator, KeyRing
 from ..auth.authorization import Authorizer, load_authorizer
 from ..auth.limits import rate_limited
@@ -31,7 +37,6 @@ from ..messages import (
 from ..resources.byte_budget import MIN_UNREAD_BYTES, Budgets, ByteBudget, NoRoomError, caller_of
 from ..resources.pacing import SHARE_S, TASK_S, Pacer
 from ..resources.trim import Trimmer
-from ..stores import open_store
 from ..stores.base import Store, StoreUnavailableError
 from .signals import drain_on_signal
 from .subscriptions import (
@@ -400,7 +405,7 @@ def create_app(
     )
     return RoomServer(
         settings,
-        store or open_store(settings.store, settings.retention()),
+        store or open_configured_store(settings),
         _authenticator(settings, keep_raw_claims=authorizer is not None),
         authorizer,
         worker,

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ...errors import ConfigurationError
+from ...loopback import is_loopback
 from ...redaction import redacted
-from ..config.settings import is_loopback
 
 if TYPE_CHECKING:
     import jwt

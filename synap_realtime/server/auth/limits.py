@@ -17,8 +17,9 @@ from typing import NamedTuple
 from throttled import Throttled, per_sec
 from throttled.store import MemoryStore
 
+from ...loopback import is_loopback
 from ...protocol.rooms import Room
-from ..config.settings import ServerSettings, is_loopback
+from ..config.settings import ServerSettings
 from ..messages import RequestError
 from . import Claims
 

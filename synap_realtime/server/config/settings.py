@@ -14,11 +14,9 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from ...errors import ConfigurationError
-from ...loopback import is_loopback as is_loopback
 from ...loopback import normalize_origin
 from ...protocol.control import IDLE_TIMEOUT_S, PING_QUIET_S
 from ...redaction import redacted
-from ..stores.base import Retention
 
 # An Origin as browsers send it: no path, no user, no upper case.
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.\-]*://(?:\[[0-9a-f:.]+\]|[a-z0-9_.\-]+)(?::[0-9]{1,5})?")
@@ -88,7 +86,7 @@ class ServerSettings(BaseSettings):
     """Ping a WebSocket after this time without a frame from its client, in seconds. 0 sends no
     pings."""
 
-    max_memory_bytes: Annotated[int, Field(ge=1024 * 1024, le=2**53)] = Retention().max_memory_bytes
+    max_memory_bytes: Annotated[int, Field(ge=1024 * 1024, le=2**53)] = 512 * 1024 * 1024
     """The approximate maximum size of the memory store, in bytes. The oldest notifications are
     evicted first."""
 
@@ -265,15 +263,6 @@ class ServerSettings(BaseSettings):
             for name in names
             if name.startswith("max_") or name.endswith("_per_s")
         }
-
-    def retention(self) -> Retention:
-        return Retention(
-            self.retention_count,
-            self.retention_s,
-            self.request_retention_s,
-            max_memory_bytes=self.max_memory_bytes,
-            control_age_s=self.revocation_retention_s(),
-        )
 
 
 def load_settings(**given: Any) -> ServerSettings:

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import NamedTuple, Protocol
 
+from ...loopback import is_loopback
 from ..auth import Claims
-from ..config.settings import ServerSettings, is_loopback
+from ..config.settings import ServerSettings
 from ..metrics import Metrics
 from ..stores.base import Entry
 
