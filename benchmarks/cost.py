@@ -11,8 +11,9 @@
     $ python -m benchmarks.cost --users 50000 --jobs 60 --session-minutes 5
 
 The prices are in ``prices.toml``, with their sources and dates. The work of the Worker for each
-event was counted in ``worker/src/log.ts`` and ``registry.ts``, and the rows that a statement writes
-are those that workerd reports (``rowsWritten``). No bill has confirmed the result yet.
+event was counted in ``worker/src/stores/log.ts`` and ``worker/src/auth/registry.ts``, and the rows
+that a statement writes are those that workerd reports (``rowsWritten``). No bill has confirmed the
+result yet.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
 /** The room server as a Cloudflare Worker. See PROTOCOL.md, and docs/cloudflare.md. */
 
-import { checkOrigin } from "./access";
-import { handle, checkAnonymous, type RequestContext } from "./api";
-import { misconfigured, RequestError, parseTarget, unavailable } from "./http";
-import { addressOf, requestLimitsOf } from "./limits";
+import { checkOrigin } from "./auth/authorization";
+import { handle, checkAnonymous, type RequestContext } from "./http/routes";
+import { misconfigured, RequestError, parseTarget, unavailable } from "./messages";
+import { addressOf, requestLimitsOf } from "./auth/limits";
 import { count } from "./metrics";
 import { cutReason } from "./protocol/control";
-import { logRefusal } from "./refusals";
+import { logRefusal } from "./events";
 import { ConfigurationError, settingsOf, type Env } from "./settings";
-import { openEventStream, openWebSocket } from "./subscribe";
+import { openEventStream, openWebSocket } from "./http/subscribe";
 
-export { ConnectionRegistry } from "./registry";
-export { NotificationRoom } from "./room";
+export { ConnectionRegistry } from "./auth/registry";
+export { NotificationRoom } from "./rooms/room";
 
 const PREFLIGHT: Record<string, string> = {
   "Access-Control-Allow-Methods": "GET, POST",

@@ -1,7 +1,7 @@
 /** Settings: the Worker's variables and secrets. See docs/cloudflare.md. */
 
-import type { ConnectionRegistry } from "./registry";
-import type { NotificationRoom } from "./room";
+import type { ConnectionRegistry } from "./auth/registry";
+import type { NotificationRoom } from "./rooms/room";
 
 export interface Env {
   NOTIFICATION_ROOM: DurableObjectNamespace<NotificationRoom>;

@@ -4,7 +4,7 @@ import { env, exports } from "cloudflare:workers";
 import { SignJWT } from "jose";
 
 import type { Env } from "../src/settings";
-import type { NotificationRoom } from "../src/room";
+import type { NotificationRoom } from "../src/rooms/room";
 
 export const SECRET = "a-secret-that-everybody-may-know-0001";
 export const KEY = "a-key-that-everybody-may-know-00000001";

@@ -5,9 +5,9 @@ import { evictDurableObject, runInDurableObject } from "cloudflare:test";
 import { afterEach, expect, test, vi } from "vitest";
 
 import worker from "../src/index";
-import { Connection, slowConsumers, type Attachment } from "../src/connection";
-import { eventStream } from "../src/sse";
-import { Budget, PublishLimits, Rate } from "../src/limits";
+import { Connection, slowConsumers, type Attachment } from "../src/rooms/connection";
+import { eventStream } from "../src/http/sse";
+import { Budget, PublishLimits, Rate } from "../src/auth/limits";
 import { settingsOf, type Env } from "../src/settings";
 import { fill, freshUser, KEY, Subscriber, request, roomStub, token, type Json } from "./client";
 

@@ -4,8 +4,8 @@ import { env } from "cloudflare:workers";
 import { evictDurableObject, runDurableObjectAlarm, runInDurableObject } from "cloudflare:test";
 import { afterEach, expect, test, vi } from "vitest";
 
-import { registryOf } from "../src/registry";
-import { Presence } from "../src/presence";
+import { registryOf } from "../src/auth/registry";
+import { Presence } from "../src/rooms/presence";
 import type { Env } from "../src/settings";
 import { Subscriber, request, roomStub, token, type Json } from "./client";
 

@@ -4,8 +4,8 @@ import { env } from "cloudflare:workers";
 import { evictDurableObject, runDurableObjectAlarm, runInDurableObject } from "cloudflare:test";
 import { afterEach, expect, test, vi } from "vitest";
 
-import { CONFIRM_MS } from "../src/age";
-import { registryOf } from "../src/registry";
+import { CONFIRM_MS } from "../src/stores/ages";
+import { registryOf } from "../src/auth/registry";
 import type { Env } from "../src/settings";
 import { freshUser, Subscriber, request, roomStub, token } from "./client";
 

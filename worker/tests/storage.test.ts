@@ -3,7 +3,7 @@
 import { evictDurableObject, runDurableObjectAlarm, runInDurableObject } from "cloudflare:test";
 import { afterEach, expect, test, vi } from "vitest";
 
-import { AgeCheck, CONFIRM_MS } from "../src/age";
+import { AgeCheck, CONFIRM_MS } from "../src/stores/ages";
 import { fill, freshUser, history, Subscriber, publish, request, roomStub, token } from "./client";
 
 const HOUR = 3_600_000;

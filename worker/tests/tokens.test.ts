@@ -5,7 +5,7 @@ import { afterEach, expect, test, vi } from "vitest";
 import vectors from "../../tests/conformance/tokens.json";
 import { allowsRoom, type Scope } from "../src/auth/claims";
 import { KeysUnavailableError, Jwks } from "../src/auth/jwks";
-import { authenticateToken, InvalidTokenError } from "../src/auth/verify";
+import { authenticateToken, InvalidTokenError } from "../src/auth/tokens";
 import { settingsOf, type Env, type Settings } from "../src/settings";
 
 const JWKS = "https://id.example/jwks";

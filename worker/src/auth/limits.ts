@@ -4,9 +4,9 @@
  * The counts are local to each of Cloudflare's machines.
  */
 
-import type { Claims } from "./auth/claims";
-import { rateLimited } from "./http";
-import { isLoopback, type Settings } from "./settings";
+import type { Claims } from "./claims";
+import { rateLimited } from "../messages";
+import { isLoopback, type Settings } from "../settings";
 
 /** Callers that one rate counts; the one that was idle for longest is evicted first. */
 const MAX_CALLERS = 10_000;

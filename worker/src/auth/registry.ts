@@ -8,10 +8,10 @@
 
 import { DurableObject } from "cloudflare:workers";
 
-import { AgeCheck } from "./age";
-import type { Claims } from "./auth/claims";
-import { revocationRetentionMs } from "./auth/verify";
-import { settingsOf, type Env } from "./settings";
+import { AgeCheck } from "../stores/ages";
+import type { Claims } from "./claims";
+import { revocationRetentionMs } from "./tokens";
+import { settingsOf, type Env } from "../settings";
 
 /** The interval between checks for stale connections, which remain when a room fails without unregistering them. */
 const CHECK_INTERVAL_MS = 24 * 3600 * 1000;

@@ -1,9 +1,9 @@
 /** The HTTP routes. See PROTOCOL.md, "HTTP". */
 
-import { credentialOf, authenticate, roomNotAllowed, authorize, rejectRevoked, requireScope } from "./access";
-import { ANYONE, allowsRoom, type Claims } from "./auth/claims";
-import { tokenId, isCredential, MalformedTokenError, MAX_TOKEN_BYTES } from "./auth/verify";
-import { registryOf } from "./registry";
+import { credentialOf, authenticate, roomNotAllowed, authorize, rejectRevoked, requireScope } from "../auth/authorization";
+import { ANYONE, allowsRoom, type Claims } from "../auth/claims";
+import { tokenId, isCredential, MalformedTokenError, MAX_TOKEN_BYTES } from "../auth/tokens";
+import { registryOf } from "../auth/registry";
 import {
   readJsonBody,
   jsonResponse,
@@ -18,13 +18,13 @@ import {
   unavailable,
   type Problem,
   type Target,
-} from "./http";
-import { addressOf, PublishLimits, requestLimitsOf } from "./limits";
-import type { Publication, PublishResult } from "./log";
-import { count, METRICS_TEXT } from "./metrics";
-import openapi from "./openapi.json";
-import { readinessOf } from "./readiness";
-import { logRefusal } from "./refusals";
+} from "../messages";
+import { addressOf, PublishLimits, requestLimitsOf } from "../auth/limits";
+import type { Publication, PublishResult } from "../stores/log";
+import { count, METRICS_TEXT } from "../metrics";
+import openapi from "../openapi.json";
+import { readinessOf } from "../readiness";
+import { logRefusal } from "../events";
 import {
   checkNotification,
   InvalidNotificationError,
@@ -33,9 +33,9 @@ import {
   MAX_NOTIFICATION_BYTES,
   MAX_BATCH_FANOUT_BYTES,
   type Checked,
-} from "./protocol/notification";
-import type { NotificationRoom } from "./room";
-import { hasKeys, settingsOf, type Env, type Settings } from "./settings";
+} from "../protocol/notification";
+import type { NotificationRoom } from "../rooms/room";
+import { hasKeys, settingsOf, type Env, type Settings } from "../settings";
 
 const HISTORY_LIMIT = 100;
 const MAX_HISTORY_LIMIT = 1000;

@@ -4,14 +4,14 @@
  * See PROTOCOL.md, "Authentication and authorization".
  */
 
-import { ANYONE, allowsRoom, type Claims, type Scope } from "./auth/claims";
-import { KeysUnavailableError } from "./auth/jwks";
-import { claimsForKey, authenticateToken, InvalidTokenError } from "./auth/verify";
+import { ANYONE, allowsRoom, type Claims, type Scope } from "./claims";
+import { KeysUnavailableError } from "./jwks";
+import { claimsForKey, authenticateToken, InvalidTokenError } from "./tokens";
 import { registriesOf } from "./registry";
-import { forbidden, unauthorized, unavailable } from "./http";
+import { forbidden, unauthorized, unavailable } from "../messages";
 import { requestLimitsOf } from "./limits";
-import { BEARER_SUBPROTOCOL } from "./protocol/control";
-import { hasKeys, isLoopback, type Env, type Settings } from "./settings";
+import { BEARER_SUBPROTOCOL } from "../protocol/control";
+import { hasKeys, isLoopback, type Env, type Settings } from "../settings";
 
 /**
  * Reject pages of other origins, which browsers would otherwise let connect with the user's network access.

@@ -1,11 +1,11 @@
 /**
  * One WebSocket of a room, and the state that survives hibernation of the object.
  *
- * An event stream is a WebSocket between the Worker and the room: see sse.ts.
+ * An event stream is a WebSocket between the Worker and the room: see http/sse.ts.
  */
 
-import type { Claims } from "./auth/claims";
-import type { Cursor } from "./protocol/cursor";
+import type { Claims } from "../auth/claims";
+import type { Cursor } from "../protocol/cursor";
 
 /** A validated subscribe request, from the Worker to the room. */
 export interface SubscribeRequest {

@@ -9,10 +9,10 @@
  * alarms, minutes apart, have found it expired. Reads do not filter by age.
  */
 
-import { AgeCheck } from "./age";
-import { cursorText, type Cursor } from "./protocol/cursor";
-import { isRequestRoom } from "./protocol/rooms";
-import type { Settings } from "./settings";
+import { AgeCheck } from "./ages";
+import { cursorText, type Cursor } from "../protocol/cursor";
+import { isRequestRoom } from "../protocol/rooms";
+import type { Settings } from "../settings";
 
 export const DEDUPE_S = 300;
 /** The number of devices whose acknowledged cursors a room stores. The least recently seen is removed first. */

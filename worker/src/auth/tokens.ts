@@ -6,7 +6,7 @@ import { isDevice, isPattern } from "../protocol/rooms";
 import type { Settings } from "../settings";
 import { SCOPES, type Claims, type Scope } from "./claims";
 import { ALGORITHMS, Jwks, KeysUnavailableError } from "./jwks";
-import { digestOf, keyRingOf, nameOf, type Candidate } from "./keyring";
+import { digestOf, keyRingOf, nameOf, type Candidate } from "./keys";
 
 export const MAX_TOKEN_BYTES = 8 * 1024;
 const MAX_PATTERNS = 1000;

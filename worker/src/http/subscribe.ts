@@ -1,22 +1,22 @@
 /** Handshakes of WebSockets and event streams. See PROTOCOL.md, "Subscribing". */
 
-import { credentialOf, authenticate, authorize, rejectRevoked } from "./access";
-import { roomStub, type RequestContext } from "./api";
-import { ANYONE, type Claims } from "./auth/claims";
-import { isCredential } from "./auth/verify";
-import type { SubscribeRequest } from "./connection";
+import { credentialOf, authenticate, authorize, rejectRevoked } from "../auth/authorization";
+import { roomStub, type RequestContext } from "./routes";
+import { ANYONE, type Claims } from "../auth/claims";
+import { isCredential } from "../auth/tokens";
+import type { SubscribeRequest } from "../rooms/connection";
 import { eventStream, EVENT_STREAM_HEADERS } from "./sse";
 import {
   badRequest, methodNotAllowed, parseCursorParam, parseDeviceParam, parseRoomParam, RequestError, unavailable,
-} from "./http";
-import { addressOf, requestLimitsOf } from "./limits";
-import { count } from "./metrics";
-import { BEARER_SUBPROTOCOL, CloseCode, cutReason, SUBPROTOCOL } from "./protocol/control";
-import { parseCursor } from "./protocol/cursor";
-import { roomOwner } from "./protocol/rooms";
-import { logRefusal } from "./refusals";
-import { CLOSE_CODE, SUBSCRIBE_REQUEST } from "./room";
-import { hasKeys, type Settings } from "./settings";
+} from "../messages";
+import { addressOf, requestLimitsOf } from "../auth/limits";
+import { count } from "../metrics";
+import { BEARER_SUBPROTOCOL, CloseCode, cutReason, SUBPROTOCOL } from "../protocol/control";
+import { parseCursor } from "../protocol/cursor";
+import { roomOwner } from "../protocol/rooms";
+import { logRefusal } from "../events";
+import { CLOSE_CODE, SUBSCRIBE_REQUEST } from "../rooms/room";
+import { hasKeys, type Settings } from "../settings";
 
 /** The parameters of a handshake. */
 interface SubscribeParams {

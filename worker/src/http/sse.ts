@@ -5,8 +5,8 @@
  * Worker costs nothing, but a waiting Durable Object does.
  */
 
-import { CloseCode } from "./protocol/control";
-import { MORE } from "./room";
+import { CloseCode } from "../protocol/control";
+import { MORE } from "../rooms/room";
 
 /**
  * The interval of comment lines. Proxies close idle streams, and a write detects a disconnected client where the

@@ -1,8 +1,8 @@
 /** One log line for each rejected request, at a limited rate. See docs/cloudflare.md. */
 
 import type { Claims } from "./auth/claims";
-import { parseTarget, type Problem } from "./http";
-import { Rate } from "./limits";
+import { parseTarget, type Problem } from "./messages";
+import { Rate } from "./auth/limits";
 import { problemWithRoom, withoutCredentials } from "./protocol/rooms";
 
 /** The limit of one isolate. Otherwise unauthenticated clients could fill the log, which costs money. */

@@ -2,7 +2,7 @@
 
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
 
-import { logRefusal } from "../src/refusals";
+import { logRefusal } from "../src/events";
 
 const PROBLEM = { error: "Unauthorized", code: "unauthorized", details: "token expired" };
 

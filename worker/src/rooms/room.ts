@@ -7,15 +7,15 @@
 
 import { DurableObject } from "cloudflare:workers";
 
-import { authenticate, authorize, revoked } from "./access";
-import type { Claims } from "./auth/claims";
-import { keyRingOf } from "./auth/keyring";
+import { authenticate, authorize, revoked } from "../auth/authorization";
+import type { Claims } from "../auth/claims";
+import { keyRingOf } from "../auth/keys";
 import { Connection, slowConsumers, type Attachment, type SubscribeRequest } from "./connection";
-import { matches, registryOf, registriesOf, registerConnection, type Revocation } from "./registry";
-import { RequestError, rateLimited } from "./http";
-import { Rate } from "./limits";
-import { Log, type Publication, type PublishResult } from "./log";
-import { count } from "./metrics";
+import { matches, registryOf, registriesOf, registerConnection, type Revocation } from "../auth/registry";
+import { RequestError, rateLimited } from "../messages";
+import { Rate } from "../auth/limits";
+import { Log, type Publication, type PublishResult } from "../stores/log";
+import { count } from "../metrics";
 import { Presence, UPDATE_INTERVAL_MS, type Leaving, type User } from "./presence";
 import {
   CLOSE_REASONS,
@@ -27,10 +27,10 @@ import {
   parseAction,
   SUBSCRIBED,
   TOKEN_EXPIRING,
-} from "./protocol/control";
-import { cursorText, parseCursor, type Cursor } from "./protocol/cursor";
-import { isRequestRoom } from "./protocol/rooms";
-import { hasKeys, settingsOf, type Env, type Settings } from "./settings";
+} from "../protocol/control";
+import { cursorText, parseCursor, type Cursor } from "../protocol/cursor";
+import { isRequestRoom } from "../protocol/rooms";
+import { hasKeys, settingsOf, type Env, type Settings } from "../settings";
 
 /** The header with the {@link SubscribeRequest}, from the Worker to the room. */
 export const SUBSCRIBE_REQUEST = "X-Synap-Subscribing";
