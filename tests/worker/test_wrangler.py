@@ -32,6 +32,17 @@ def test_deploy_dry_run_lists_its_actions() -> None:
     assert "warning" not in said.lower()
 
 
+def test_generated_types_match_the_configuration() -> None:
+    """``npm run types`` was run after the last change of ``wrangler.jsonc``."""
+    script = json.loads((WORKER / "package.json").read_text())["scripts"]["types"]
+    generated = (WORKER / "worker-configuration.d.ts").read_text()
+    assert f"running `{script}`" in generated
+    # A developer's own .dev.vars would be part of the types.
+    run_node(
+        "node_modules/wrangler/bin/wrangler.js", "types", "--check", f"--env-file={os.devnull}"
+    )
+
+
 def test_the_classes_are_made_with_sqlite() -> None:
     """A class that was once made without it can never have it."""
     text = (WORKER / "wrangler.jsonc").read_text()

@@ -7,7 +7,7 @@ import { addressOf, requestLimitsOf } from "./auth/limits";
 import { count } from "./metrics";
 import { cutReason } from "./protocol/control";
 import { logRefusal } from "./events";
-import { ConfigurationError, settingsOf, type Env } from "./settings";
+import { ConfigurationError, settingsOf } from "./settings";
 import { openEventStream, openWebSocket } from "./http/subscribe";
 
 export { ConnectionRegistry } from "./auth/registry";

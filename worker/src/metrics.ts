@@ -4,7 +4,6 @@
  * The blobs of a data point are the event and its outcome; its doubles are the count and the bytes.
  */
 
-import type { Env } from "./settings";
 import { VERSION } from "./version";
 
 export type MetricEvent =
@@ -17,7 +16,8 @@ export type MetricEvent =
 export function count(env: Env, event: MetricEvent, outcome: string, n = 1, bytes = 0): void {
   if (n === 0) return;
   try {
-    env.METRICS?.writeDataPoint({ indexes: [event], blobs: [event, outcome], doubles: [n, bytes] });
+    // workerd without Cloudflare has no analytics binding.
+    (env as Partial<Env>).METRICS?.writeDataPoint({ indexes: [event], blobs: [event, outcome], doubles: [n, bytes] });
   } catch {
     // A request may write a limited number of data points. A metric must not fail the request.
   }

@@ -1,7 +1,6 @@
 /** Readiness: whether the storage of Durable Objects works, checked with one object. See docs/cloudflare.md. */
 
 import { unavailable } from "./messages";
-import type { Env } from "./settings";
 
 /** The time for which a result is reused. */
 const FRESH_MS = 1000;

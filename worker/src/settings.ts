@@ -1,15 +1,5 @@
 /** Settings: the Worker's variables and secrets. See docs/cloudflare.md. */
 
-import type { ConnectionRegistry } from "./auth/registry";
-import type { NotificationRoom } from "./rooms/room";
-
-export interface Env {
-  NOTIFICATION_ROOM: DurableObjectNamespace<NotificationRoom>;
-  CONNECTION_REGISTRY: DurableObjectNamespace<ConnectionRegistry>;
-  METRICS?: AnalyticsEngineDataset;
-  [name: string]: unknown;
-}
-
 export interface Settings {
   /** Origins of pages that may use the server: `https://app.example.com`. */
   allowedOrigins: string[];
@@ -72,7 +62,7 @@ export function hasKeys(settings: Settings): boolean {
 
 function read(env: Env): Settings {
   const text = (name: string): string | undefined => {
-    const value = env[name];
+    const value = (env as unknown as Record<string, unknown>)[name];
     return typeof value === "string" && value.trim() !== "" ? value.trim() : undefined;
   };
   const parts = (name: string): string[] =>

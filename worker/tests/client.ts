@@ -3,7 +3,6 @@
 import { env, exports } from "cloudflare:workers";
 import { SignJWT } from "jose";
 
-import type { Env } from "../src/settings";
 import type { NotificationRoom } from "../src/rooms/room";
 
 export const SECRET = "a-secret-that-everybody-may-know-0001";
@@ -12,10 +11,9 @@ export const V1 = "synap.v1";
 
 export type Json = Record<string, any>; // eslint-disable-line -- what came over the wire
 
-const bindings = env as unknown as Env;
 
 export function roomStub(room: string): DurableObjectStub<NotificationRoom> {
-  return bindings.NOTIFICATION_ROOM.get(bindings.NOTIFICATION_ROOM.idFromName(room));
+  return env.NOTIFICATION_ROOM.get(env.NOTIFICATION_ROOM.idFromName(room));
 }
 
 /** Return a new user and their room. */

@@ -8,10 +8,9 @@ import worker from "../src/index";
 import { Connection, slowConsumers, type Attachment } from "../src/rooms/connection";
 import { eventStream } from "../src/http/sse";
 import { Budget, PublishLimits, Rate } from "../src/auth/limits";
-import { settingsOf, type Env } from "../src/settings";
+import { settingsOf } from "../src/settings";
 import { fill, freshUser, KEY, Subscriber, request, roomStub, token, type Json } from "./client";
 
-const bindings = env as unknown as Env;
 
 afterEach(() => {
   vi.useRealTimers();
@@ -34,7 +33,7 @@ async function batch(rooms: string[], METRICS: AnalyticsEngineDataset): Promise<
     body: JSON.stringify({ notifications: [notification] }),
     headers: { "Content-Type": "application/json", Authorization: `Bearer ${KEY}` },
   });
-  const answer = await worker.fetch!(asked as never, { ...bindings, METRICS });
+  const answer = await worker.fetch!(asked as never, { ...env, METRICS });
   return (await answer.json()) as Json;
 }
 
@@ -53,7 +52,7 @@ test("a failing metric does not fail the request", async () => {
 });
 
 test("a user with the name of a key does not use the key's rate", () => {
-  const settings = settingsOf({ ...bindings, PUBLISHES_PER_S: "10" } as unknown as Env);
+  const settings = settingsOf({ ...env, PUBLISHES_PER_S: "10" } as unknown as Env);
   const limits = new PublishLimits(settings);
   const claims = { rooms: [], scopes: [] };
   limits.check({ ...claims, user: "key jobs" }, 10, 1);
@@ -63,7 +62,7 @@ test("a user with the name of a key does not use the key's rate", () => {
 });
 
 test("reads and handshakes of a user are limited, those of another are not", async () => {
-  const limited = { ...bindings, REQUESTS_PER_S: "5" };
+  const limited = { ...env, REQUESTS_PER_S: "5" };
   const { user, room } = freshUser();
   const credential = await token({ sub: user });
   const statusOf = async (path: string, bearer: string, headers: Record<string, string> = {}) => {
@@ -88,7 +87,7 @@ test("reads and handshakes of a user are limited, those of another are not", asy
 
 /** A Worker with its own counts, which are stored with its settings. */
 function workerWith(settings: Record<string, string>): Env {
-  return { ...bindings, ...settings } as unknown as Env;
+  return { ...env, ...settings } as unknown as Env;
 }
 
 /** Return the statuses of a number of requests from an address. */

@@ -6,7 +6,6 @@ import { afterEach, expect, test, vi } from "vitest";
 
 import { registryOf } from "../src/auth/registry";
 import { Presence } from "../src/rooms/presence";
-import type { Env } from "../src/settings";
 import { Subscriber, request, roomStub, token, type Json } from "./client";
 
 afterEach(() => {
@@ -23,7 +22,7 @@ test("a client that closes during hibernation leaves, and is unregistered", asyn
   expect(await watcher.control("synap.presence")).toMatchObject({ event: "join", user: goes });
   await evictDurableObject(roomStub(room));
   other.socket.close(1000);
-  const registry = registryOf(env as unknown as Env, "user", goes);
+  const registry = registryOf(env, "user", goes);
   await vi.waitFor(async () =>
     expect(
       await runInDurableObject(registry, (_, { storage }) => [...storage.kv.list()].length),

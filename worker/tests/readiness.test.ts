@@ -4,10 +4,8 @@ import { env } from "cloudflare:workers";
 import { afterEach, expect, test, vi } from "vitest";
 
 import worker from "../src/index";
-import type { Env } from "../src/settings";
 import { freshUser, KEY, request } from "./client";
 
-const bindings = env as unknown as Env;
 
 afterEach(() => {
   vi.useRealTimers();
@@ -27,7 +25,7 @@ test("an object is checked once a second at most, and writes only after a publis
   };
   const broken = { idFromName: () => "", get: () => ({ check }) };
   const rooms = { idFromName: () => "", get: () => ({ publish: async () => Promise.reject(new Error("full")) }) };
-  const settings = { ...bindings, CONNECTION_REGISTRY: broken, NOTIFICATION_ROOM: rooms } as unknown as Env;
+  const settings = { ...env, CONNECTION_REGISTRY: broken, NOTIFICATION_ROOM: rooms } as unknown as Env;
   const statusOf = async (path: string, init: RequestInit = {}) =>
     (await worker.fetch!(new Request(`http://worker${path}`, init) as never, settings)).status;
   for (let n = 0; n < 10; n++) expect(await statusOf("/ready")).toBe(200);
@@ -59,7 +57,7 @@ function storage() {
     asked.push(writes);
     if (state.isBroken) throw new Error("its storage is full");
   };
-  const settings = { ...bindings, CONNECTION_REGISTRY: { idFromName: () => "", get: () => ({ check }) } } as unknown as Env;
+  const settings = { ...env, CONNECTION_REGISTRY: { idFromName: () => "", get: () => ({ check }) } } as unknown as Env;
   const status = async () => (await worker.fetch!(new Request("http://worker/ready") as never, settings)).status;
   return { state, status };
 }

@@ -6,12 +6,10 @@ import { afterEach, expect, test, vi } from "vitest";
 
 import { CONFIRM_MS } from "../src/stores/ages";
 import { registryOf } from "../src/auth/registry";
-import type { Env } from "../src/settings";
 import { freshUser, Subscriber, request, roomStub, token } from "./client";
 
 const DAY = 24 * 3_600_000;
 
-const bindings = env as unknown as Env;
 
 afterEach(() => {
   vi.useRealTimers();
@@ -23,7 +21,7 @@ function later(ms: number): void {
 
 /** The storage of a registry: its keys, and its alarm. */
 function kept(of: "user" | "token", name: string) {
-  return runInDurableObject(registryOf(bindings, of, name), async (_, { storage }) => ({
+  return runInDurableObject(registryOf(env, of, name), async (_, { storage }) => ({
     keys: [...storage.kv.list()].length,
     alarm: await storage.getAlarm(),
   }));
@@ -54,7 +52,7 @@ test("connections of a failed room are removed in the daily check", async () => 
   const { user, room } = freshUser();
   const subscriber = await Subscriber.open(room, await token({ sub: user, jti: user }));
   await subscriber.control("synap.subscribed");
-  const registry = registryOf(bindings, "token", user);
+  const registry = registryOf(env, "token", user);
   await registry.register("one that is not there", room, undefined, 0);
   await registry.register("of a room that nobody knows", `workspace_${user}`, undefined, 0);
   later(DAY);
@@ -71,7 +69,7 @@ test("a revocation is kept for the maximum token lifetime", async () => {
   await subscriber.control("synap.subscribed");
   expect(await revoke({ jti: user })).toEqual({ success: true, revoked: true, closed: 1 });
   expect(await subscriber.closed()).toBe(4504);
-  const registry = registryOf(bindings, "token", user);
+  const registry = registryOf(env, "token", user);
   await evictDurableObject(registry);
   for (const days of [1, 88]) {
     later(days * DAY);
@@ -91,7 +89,7 @@ test("a clock that is briefly far ahead deletes no revocation", async () => {
   const { user, room } = freshUser();
   const credential = await token({ sub: user }, 90 * 86_400);
   expect(await revoke({ user })).toEqual({ success: true, revoked: true, closed: 0 });
-  const registry = registryOf(bindings, "user", user);
+  const registry = registryOf(env, "user", user);
   later(400 * DAY);
   expect(await runDurableObjectAlarm(registry)).toBe(true);
   await evictDurableObject(registry);
@@ -105,7 +103,7 @@ test("a clock that is briefly far ahead deletes no revocation", async () => {
 test("a second revocation of a user extends the first", async () => {
   const { user, room } = freshUser();
   await revoke({ user });
-  const registry = registryOf(bindings, "user", user);
+  const registry = registryOf(env, "user", user);
   later(91 * DAY);
   expect(await runDurableObjectAlarm(registry)).toBe(true);
   const credential = await token({ sub: user });
@@ -137,13 +135,13 @@ test("a token that is revoked during the handshake is rejected", async () => {
 
 test("an older revocation does not shorten a newer one", async () => {
   const { user } = freshUser();
-  const registry = registryOf(bindings, "user", user);
+  const registry = registryOf(env, "user", user);
   for (const at of [1000, 500]) await registry.revoke({ kind: "user", subject: user, at });
   expect(await registry.isRevoked(800)).toBe(true);
 });
 
 test("a check that writes succeeds only when the write is durable", async () => {
-  const registry = registryOf(bindings, "user", freshUser().user);
+  const registry = registryOf(env, "user", freshUser().user);
   await runInDurableObject(registry, async (instance, { storage }) => {
     const sync = vi.spyOn(storage, "sync").mockRejectedValue(new Error("its storage is full"));
     await instance.check(false);

@@ -6,7 +6,7 @@ import vectors from "../../tests/conformance/tokens.json";
 import { allowsRoom, type Scope } from "../src/auth/claims";
 import { KeysUnavailableError, Jwks } from "../src/auth/jwks";
 import { authenticateToken, InvalidTokenError } from "../src/auth/tokens";
-import { settingsOf, type Env, type Settings } from "../src/settings";
+import { settingsOf, type Settings } from "../src/settings";
 
 const JWKS = "https://id.example/jwks";
 const NOW = vectors.now * 1000;

@@ -11,7 +11,7 @@ import { registriesOf } from "./registry";
 import { forbidden, unauthorized, unavailable } from "../messages";
 import { requestLimitsOf } from "./limits";
 import { BEARER_SUBPROTOCOL } from "../protocol/control";
-import { hasKeys, isLoopback, type Env, type Settings } from "../settings";
+import { hasKeys, isLoopback, type Settings } from "../settings";
 
 /**
  * Reject pages of other origins, which browsers would otherwise let connect with the user's network access.

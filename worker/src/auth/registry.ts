@@ -11,7 +11,7 @@ import { DurableObject } from "cloudflare:workers";
 import { AgeCheck } from "../stores/ages";
 import type { Claims } from "./claims";
 import { revocationRetentionMs } from "./tokens";
-import { settingsOf, type Env } from "../settings";
+import { settingsOf } from "../settings";
 
 /** The interval between checks for stale connections, which remain when a room fails without unregistering them. */
 const CHECK_INTERVAL_MS = 24 * 3600 * 1000;

@@ -35,7 +35,7 @@ import {
   type Checked,
 } from "../protocol/notification";
 import type { NotificationRoom } from "../rooms/room";
-import { hasKeys, settingsOf, type Env, type Settings } from "../settings";
+import { hasKeys, settingsOf, type Settings } from "../settings";
 
 const HISTORY_LIMIT = 100;
 const MAX_HISTORY_LIMIT = 1000;

@@ -30,7 +30,7 @@ import {
 } from "../protocol/control";
 import { cursorText, parseCursor, type Cursor } from "../protocol/cursor";
 import { isRequestRoom } from "../protocol/rooms";
-import { hasKeys, settingsOf, type Env, type Settings } from "../settings";
+import { hasKeys, settingsOf, type Settings } from "../settings";
 
 /** The header with the {@link SubscribeRequest}, from the Worker to the room. */
 export const SUBSCRIBE_REQUEST = "X-Synap-Subscribing";
