@@ -18,7 +18,7 @@ const lines = new Rate(MAX_LINES_PER_S);
  * @param of `room`: if the path does not contain it; `claims`: of a valid credential; `user`: of an invalid token;
  *   `closeCode`: of a handshake that was accepted and closed.
  */
-export function logRefusal(
+export function logRejected(
   request: Request,
   problem: Problem,
   of: { claims?: Claims | undefined; user?: string | undefined; room?: unknown; closeCode?: number } = {},
@@ -37,7 +37,7 @@ export function logRefusal(
   const fields = members
     .filter(([, value]) => value !== undefined && value !== null)
     .map(([name, value]) => `${name}=${JSON.stringify(value)}`);
-  console.warn(`refused ${fields.join(" ")}`);
+  console.warn(`rejected ${fields.join(" ")}`);
 }
 
 /** Return a browser's origin (RFC 6454, section 6.2) unchanged, so that an operator can allow it. */

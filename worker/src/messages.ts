@@ -1,5 +1,6 @@
 /** HTTP requests, responses and errors. See PROTOCOL.md, "HTTP". */
 
+import { cutReason } from "./protocol/control";
 import { parseCursor, type Cursor } from "./protocol/cursor";
 import { JsonError, parseJson } from "./protocol/json";
 import { MAX_BATCH_BYTES } from "./protocol/notification";
@@ -118,6 +119,18 @@ export function textResponse(
   return new Response(content, {
     status,
     headers: { "Cache-Control": "no-store", "Content-Type": contentType, ...headers },
+  });
+}
+
+/** Accept a WebSocket only to close it: a page cannot read an error response to its handshake. */
+export function closedWebSocket(code: number, reason: string, subprotocol?: string): Response {
+  const pair = new WebSocketPair();
+  pair[1].accept();
+  pair[1].close(code, cutReason(reason));
+  return new Response(null, {
+    status: 101,
+    webSocket: pair[0],
+    ...(subprotocol === undefined ? {} : { headers: { "Sec-WebSocket-Protocol": subprotocol } }),
   });
 }
 

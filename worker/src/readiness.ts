@@ -1,5 +1,6 @@
 /** Readiness: whether the storage of Durable Objects works, checked with one object. See docs/cloudflare.md. */
 
+import { memoize } from "./memoize";
 import { unavailable } from "./messages";
 
 /** The time for which a result is reused. */
@@ -50,10 +51,5 @@ export class Readiness {
   }
 }
 
-const known = new WeakMap<Env, Readiness>();
-
-export function readinessOf(env: Env): Readiness {
-  let readiness = known.get(env);
-  if (readiness === undefined) known.set(env, (readiness = new Readiness(env)));
-  return readiness;
-}
+/** Return the readiness of an environment, on this machine. */
+export const readinessOf = memoize((env: Env) => new Readiness(env));

@@ -1,5 +1,7 @@
 /** Settings: the Worker's variables and secrets. See docs/cloudflare.md. */
 
+import { memoize } from "./memoize";
+
 export interface Settings {
   /** Origins of pages that may use the server: `https://app.example.com`. */
   allowedOrigins: string[];
@@ -39,21 +41,12 @@ const ORIGIN = /^[a-z][a-z0-9+.\-]*:\/\/(?:\[[0-9a-f:.]+\]|[a-z0-9_.\-]+)(?::[0-
 /** RFC 7518, section 3.2: a key must be at least as long as the hash. */
 const MIN_SECRET_BYTES = 32;
 
-const known = new WeakMap<Env, Settings>();
-
 /**
  * Return the settings. They are read once.
  *
  * @throws ConfigurationError it names the first invalid setting.
  */
-export function settingsOf(env: Env): Settings {
-  let settings = known.get(env);
-  if (settings === undefined) {
-    settings = read(env);
-    known.set(env, settings);
-  }
-  return settings;
-}
+export const settingsOf = memoize(read);
 
 export function hasKeys(settings: Settings): boolean {
   const { tokenSecrets, jwksUrls, apiKeys } = settings;

@@ -2,6 +2,7 @@
 
 import { env, exports } from "cloudflare:workers";
 import { SignJWT } from "jose";
+import { vi } from "vitest";
 
 import type { NotificationRoom } from "../src/rooms/room";
 
@@ -14,6 +15,11 @@ export type Json = Record<string, any>; // eslint-disable-line -- what came over
 
 export function roomStub(room: string): DurableObjectStub<NotificationRoom> {
   return env.NOTIFICATION_ROOM.get(env.NOTIFICATION_ROOM.idFromName(room));
+}
+
+/** Advance the clock, and stop it there. I/O continues. Afterwards call `vi.useRealTimers()`. */
+export function later(ms: number): void {
+  vi.useFakeTimers({ toFake: ["Date"], now: Date.now() + ms });
 }
 
 /** Return a new user and their room. */

@@ -2,7 +2,7 @@
 
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
 
-import { logRefusal } from "../src/events";
+import { logRejected } from "../src/events";
 
 const PROBLEM = { error: "Unauthorized", code: "unauthorized", details: "token expired" };
 
@@ -28,9 +28,9 @@ test("a log line contains the cause, the room and the origin, and no token", () 
   const request = new Request("https://rooms.example/rooms/user_1/subscribe?token=SECRET", {
     headers: { Origin: "https://app.example" },
   });
-  logRefusal(request, PROBLEM, { closeCode: 4501, user: "1" });
+  logRejected(request, PROBLEM, { closeCode: 4501, user: "1" });
   expect(lines()).toEqual([
-    'refused user="1" room="user_1" code="unauthorized" details="token expired" ' +
+    'rejected user="1" room="user_1" code="unauthorized" details="token expired" ' +
       'origin="https://app.example" close_code=4501',
   ]);
 });
@@ -39,11 +39,11 @@ test("for a notification of a batch, it contains the room and the name of the AP
   const claims = { rooms: ["*"], scopes: [], key: "jobs" };
   const problem = { error: "Forbidden", code: "forbidden", details: "no" };
   const request = new Request("https://rooms.example/broadcast", { method: "POST" });
-  logRefusal(request, problem, { claims, room: "user_7" });
-  logRefusal(request, problem, { claims, room: { not: "a room" } });
+  logRejected(request, problem, { claims, room: "user_7" });
+  logRejected(request, problem, { claims, room: { not: "a room" } });
   expect(lines()).toEqual([
-    'refused key="jobs" room="user_7" code="forbidden" details="no"',
-    'refused key="jobs" code="forbidden" details="no"',
+    'rejected key="jobs" room="user_7" code="forbidden" details="no"',
+    'rejected key="jobs" code="forbidden" details="no"',
   ]);
 });
 
@@ -51,20 +51,20 @@ test("untrusted text cannot add a line, and invalid content is not repeated", ()
   const request = new Request("https://rooms.example/rooms/no%0Aroom/history", {
     headers: { Origin: `https://${"x".repeat(500)}` },
   });
-  logRefusal(request, { error: "Invalid room id", code: "invalid_request", details: "SECRET" });
-  expect(lines()[0]).toMatch(/^refused code="invalid_request" details="Invalid room id" origin="https:\/\/x{192}"$/);
+  logRejected(request, { error: "Invalid room id", code: "invalid_request", details: "SECRET" });
+  expect(lines()[0]).toMatch(/^rejected code="invalid_request" details="Invalid room id" origin="https:\/\/x{192}"$/);
 });
 
 test("unauthenticated clients cannot fill the log", () => {
   const request = new Request("https://rooms.example/");
-  for (let n = 0; n < 1000; n++) logRefusal(request, PROBLEM);
+  for (let n = 0; n < 1000; n++) logRejected(request, PROBLEM);
   expect(lines().length).toBe(10);
 });
 
 for (const secret of ["k".repeat(32), "Zm9v_QmFyQmF6-UXV4MTIzNDU2Nzg5MDEyMzQ1Njc4OQ", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2ln"]) {
   test(`a credential in place of a room or an origin is not logged: ${secret.slice(0, 6)}`, () => {
     const headers = { Origin: `https://app.example/${secret}` };
-    logRefusal(new Request(`https://rooms.example/rooms/user_${secret}/history`, { headers }), PROBLEM);
+    logRejected(new Request(`https://rooms.example/rooms/user_${secret}/history`, { headers }), PROBLEM);
     expect(lines()[0]).toContain('room="');
     for (const part of secret.split(".")) expect(lines()[0]).not.toContain(part.slice(0, 12));
   });

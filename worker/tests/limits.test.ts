@@ -5,7 +5,8 @@ import { evictDurableObject, runInDurableObject } from "cloudflare:test";
 import { afterEach, expect, test, vi } from "vitest";
 
 import worker from "../src/index";
-import { Connection, slowConsumers, type Attachment } from "../src/rooms/connection";
+import { slowConsumers } from "../src/rooms/backlog";
+import { Connection, type Attachment } from "../src/rooms/connection";
 import { eventStream } from "../src/http/sse";
 import { Budget, PublishLimits, Rate } from "../src/auth/limits";
 import { settingsOf } from "../src/settings";
@@ -206,7 +207,7 @@ test("the largest backlogs of a user, and of a room, are closed first", () => {
   const waits = (user: string, bytes: number) =>
     new Connection(
       { bufferedAmount: bytes } as unknown as WebSocket,
-      { lastReceivedAt: 0, id: crypto.randomUUID(), user } as Attachment,
+      { lastReceivedAt: 0, id: crypto.randomUUID(), credential: { user } } as Attachment,
     );
   const honest = waits("honest", 1000);
   const greedy = Array.from({ length: 12 }, () => waits("greedy", 0.9 * MIB));
@@ -278,15 +279,15 @@ test("a slow consumer is one that reads nothing for 20 s, not one that reads slo
   const socket = { bufferedAmount: 0, send: (text: string) => void (socket.bufferedAmount += text.length) };
   const connection = new Connection(socket as unknown as WebSocket, { lastReceivedAt: 0 } as Attachment);
   for (let second = 0; second < 60; second++) {
-    expect(connection.isStalled(Date.now())).toBe(false);
+    expect(connection.backlog.isStalled(Date.now())).toBe(false);
     connection.send("x".repeat(1000));
     socket.bufferedAmount -= 900; // the backlog grows, but the client reads
     vi.advanceTimersByTime(1000);
   }
   for (let second = 0; second < 20; second++) vi.advanceTimersByTime(1000);
-  expect(connection.isStalled(Date.now())).toBe(false); // it has read something until now
+  expect(connection.backlog.isStalled(Date.now())).toBe(false); // it has read something until now
   vi.advanceTimersByTime(21_000);
-  expect(connection.isStalled(Date.now())).toBe(true);
+  expect(connection.backlog.isStalled(Date.now())).toBe(true);
 });
 
 test("a credential in place of a room or a device is rejected, an id that looks like one is not", async () => {

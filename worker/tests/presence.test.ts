@@ -6,7 +6,7 @@ import { afterEach, expect, test, vi } from "vitest";
 
 import { registryOf } from "../src/auth/registry";
 import { Presence } from "../src/rooms/presence";
-import { Subscriber, request, roomStub, token, type Json } from "./client";
+import { later, request, roomStub, Subscriber, token, type Json } from "./client";
 
 afterEach(() => {
   vi.useRealTimers();
@@ -29,7 +29,7 @@ test("a client that closes during hibernation leaves, and is unregistered", asyn
     ).toBe(0),
   );
   expect((await roomStub(room).presence()).users).toContainEqual({ user: goes, connections: 0, devices: [] });
-  vi.useFakeTimers({ toFake: ["Date"], now: Date.now() + 6000 });
+  later(6000);
   expect(await runDurableObjectAlarm(roomStub(room))).toBe(true);
   expect(await watcher.control("synap.presence")).toMatchObject({ event: "leave", user: goes });
 });

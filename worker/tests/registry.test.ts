@@ -6,18 +6,13 @@ import { afterEach, expect, test, vi } from "vitest";
 
 import { CONFIRM_MS } from "../src/stores/ages";
 import { registryOf } from "../src/auth/registry";
-import { freshUser, Subscriber, request, roomStub, token } from "./client";
+import { freshUser, later, request, roomStub, Subscriber, token } from "./client";
 
 const DAY = 24 * 3_600_000;
-
 
 afterEach(() => {
   vi.useRealTimers();
 });
-
-function later(ms: number): void {
-  vi.useFakeTimers({ toFake: ["Date"], now: Date.now() + ms });
-}
 
 /** The storage of a registry: its keys, and its alarm. */
 function kept(of: "user" | "token", name: string) {

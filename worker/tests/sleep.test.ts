@@ -3,16 +3,12 @@
 import { evictDurableObject, runDurableObjectAlarm, runInDurableObject } from "cloudflare:test";
 import { afterEach, expect, test, vi } from "vitest";
 
-import { fill, freshUser, history, Subscriber, publish, request, roomStub, token, type Json } from "./client";
+import type { Attachment, Credential } from "../src/rooms/connection";
+import { fill, freshUser, history, later, publish, request, roomStub, Subscriber, token } from "./client";
 
 afterEach(() => {
   vi.useRealTimers();
 });
-
-/** Advance the clock, and stop it there. I/O continues. */
-function later(ms: number): void {
-  vi.useFakeTimers({ toFake: ["Date"], now: Date.now() + ms });
-}
 
 test("a connection survives hibernation, and receives later notifications", async () => {
   const { user, room } = freshUser();
@@ -147,10 +143,12 @@ test("a connection whose key was removed by a deployment is closed when the room
   for (const each of [removed, without, stays]) await each.control("synap.subscribed");
   await runInDurableObject(roomStub(room), (_, state) => {
     for (const socket of state.getWebSockets()) {
-      const { voucher, ...kept } = socket.deserializeAttachment() as Json;
+      const attachment = socket.deserializeAttachment() as Attachment;
+      const { voucher, ...kept } = attachment.credential;
+      const store = (credential: Credential) => socket.serializeAttachment({ ...attachment, credential });
       expect(voucher).toMatch(/^.{16}$/);
-      if (kept["user"] === "a") socket.serializeAttachment({ ...kept, voucher: "of another key" });
-      if (kept["user"] === "b") socket.serializeAttachment(kept); // as opened before keys were configured
+      if (kept.user === "a") store({ ...kept, voucher: "of another key" });
+      if (kept.user === "b") store(kept); // as opened before keys were configured
     }
   });
   await evictDurableObject(roomStub(room));

@@ -4,17 +4,13 @@ import { evictDurableObject, runDurableObjectAlarm, runInDurableObject } from "c
 import { afterEach, expect, test, vi } from "vitest";
 
 import { AgeCheck, CONFIRM_MS } from "../src/stores/ages";
-import { fill, freshUser, history, Subscriber, publish, request, roomStub, token } from "./client";
+import { fill, freshUser, history, later, publish, request, roomStub, Subscriber, token } from "./client";
 
 const HOUR = 3_600_000;
 
 afterEach(() => {
   vi.useRealTimers();
 });
-
-function later(ms: number): void {
-  vi.useFakeTimers({ toFake: ["Date"], now: Date.now() + ms });
-}
 
 /** Run two alarms, so that expired data is deleted. */
 async function sweep(room: string): Promise<void> {

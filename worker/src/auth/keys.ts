@@ -1,5 +1,6 @@
 /** The keys of the settings, imported for verification. */
 
+import { memoize } from "../memoize";
 import type { Settings } from "../settings";
 
 /** A key that may have signed a token. */
@@ -23,17 +24,8 @@ export interface KeyRing {
   digests: Map<string, ArrayBuffer>;
 }
 
-const known = new WeakMap<Settings, Promise<KeyRing>>();
-
 /** Return the key ring of the settings. It is built once. */
-export function keyRingOf(settings: Settings): Promise<KeyRing> {
-  let ring = known.get(settings);
-  if (ring === undefined) {
-    ring = make(settings);
-    known.set(settings, ring);
-  }
-  return ring;
-}
+export const keyRingOf = memoize(make);
 
 /** Return the name of an API key. The comparison takes constant time, against timing attacks. */
 export async function nameOf(ring: KeyRing, credential: string): Promise<string | undefined> {

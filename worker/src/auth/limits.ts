@@ -5,32 +5,43 @@
  */
 
 import type { Claims } from "./claims";
+import { memoize } from "../memoize";
 import { rateLimited } from "../messages";
 import { isLoopback, type Settings } from "../settings";
 
 /** Callers that one rate counts; the one that was idle for longest is evicted first. */
 const MAX_CALLERS = 10_000;
 
+/** When, in ms since 1970, each caller has all of its rate again. */
+class FullTimes {
+  readonly #times = new Map<string, number>();
+
+  get(caller: string): number {
+    return this.#times.get(caller) ?? 0;
+  }
+
+  set(caller: string, at: number): void {
+    this.#times.delete(caller);
+    this.#times.set(caller, at);
+    if (this.#times.size > MAX_CALLERS) this.#times.delete(this.#times.keys().next().value!);
+  }
+}
+
 /** A rate limit per second for each caller, with a burst of one second (GCRA). 0 is no limit. */
 export class Rate {
-  readonly #perS: number;
-  readonly #fullAt = new Map<string, number>(); // when, in ms, a caller has all of it again
+  readonly #fullAt = new FullTimes();
 
-  constructor(perS: number) {
-    this.#perS = perS;
-  }
+  constructor(private readonly perS: number) {}
 
   /** Consume the cost and return 0, or return the seconds to wait. */
   waitS(caller: string, cost: number, now = Date.now()): number {
-    if (this.#perS === 0) return 0;
-    const known = this.#fullAt.get(caller) ?? 0;
+    if (this.perS === 0) return 0;
+    const known = this.#fullAt.get(caller);
     // More than a second ahead means that the clock was set back.
     const fullAt = known > now + 1000 ? now : Math.max(known, now);
-    const next = fullAt + (Math.min(cost, this.#perS) / this.#perS) * 1000;
+    const next = fullAt + (Math.min(cost, this.perS) / this.perS) * 1000;
     if (next - now > 1000) return (next - now - 1000) / 1000;
-    this.#fullAt.delete(caller);
     this.#fullAt.set(caller, next);
-    if (this.#fullAt.size > MAX_CALLERS) this.#fullAt.delete(this.#fullAt.keys().next().value!);
     return 0;
   }
 }
@@ -43,30 +54,25 @@ const MAX_DEBT_MS = 60_000;
  * debt that delays the next request. 0 is no limit.
  */
 export class Budget {
-  readonly #perS: number;
-  readonly #fullAt = new Map<string, number>(); // when, in ms, a caller has all of it again
+  readonly #fullAt = new FullTimes();
 
-  constructor(perS: number) {
-    this.#perS = perS;
-  }
+  constructor(private readonly perS: number) {}
 
   /** Return the seconds until there is budget; 0 if there is some. */
   waitS(caller: string, now = Date.now()): number {
-    if (this.#perS === 0) return 0;
+    if (this.perS === 0) return 0;
     return Math.max(0, this.#owedMs(caller, now) - 1000) / 1000;
   }
 
   /** Consume the cost, even beyond the budget. */
   charge(caller: string, cost: number, now = Date.now()): void {
-    if (this.#perS === 0) return;
-    const owedMs = Math.min(this.#owedMs(caller, now) + (cost / this.#perS) * 1000, MAX_DEBT_MS);
-    this.#fullAt.delete(caller);
+    if (this.perS === 0) return;
+    const owedMs = Math.min(this.#owedMs(caller, now) + (cost / this.perS) * 1000, MAX_DEBT_MS);
     this.#fullAt.set(caller, now + owedMs);
-    if (this.#fullAt.size > MAX_CALLERS) this.#fullAt.delete(this.#fullAt.keys().next().value!);
   }
 
   #owedMs(caller: string, now: number): number {
-    const owedMs = (this.#fullAt.get(caller) ?? 0) - now;
+    const owedMs = (this.#fullAt.get(caller)) - now;
     return owedMs < 0 || owedMs > MAX_DEBT_MS ? 0 : owedMs;
   }
 }
@@ -169,14 +175,8 @@ export class RequestLimits {
   }
 }
 
-const known = new WeakMap<Settings, RequestLimits>();
-
 /** Return the request limits of the settings, on this machine. */
-export function requestLimitsOf(settings: Settings): RequestLimits {
-  let limits = known.get(settings);
-  if (limits === undefined) known.set(settings, (limits = new RequestLimits(settings)));
-  return limits;
-}
+export const requestLimitsOf = memoize((settings: Settings) => new RequestLimits(settings));
 
 /** Limits of publishes, for each key and token. */
 export class PublishLimits {
@@ -208,3 +208,6 @@ export class PublishLimits {
     }
   }
 }
+
+/** Return the publish limits of the settings, on this machine. */
+export const publishLimitsOf = memoize((settings: Settings) => new PublishLimits(settings));

@@ -10,6 +10,7 @@ import { DurableObject } from "cloudflare:workers";
 
 import { AgeCheck } from "../stores/ages";
 import type { Claims } from "./claims";
+import type { Principal, Revocation } from "./revocations";
 import { revocationRetentionMs } from "./tokens";
 import { settingsOf } from "../settings";
 
@@ -20,24 +21,6 @@ const CHECKED = "checked";
 const REVOKED = "revoked"; // storage key of the last revocation
 
 export type Verdict = "ok" | "revoked" | "rate_limited";
-
-/** The revocation of a user's tokens with an `iat` up to `at` (seconds since 1970), or of one token. */
-export interface Revocation {
-  kind: "user" | "token";
-  subject: string;
-  at: number;
-}
-
-/** Whether a revocation applies to these claims. */
-export function matches(revocation: Revocation, claims: Principal & { issuedAt?: number }): boolean {
-  if (revocation.kind === "token") return claims.tokenId === revocation.subject;
-  return claims.user === revocation.subject && (claims.issuedAt ?? 0) <= revocation.at;
-}
-
-export interface Principal {
-  user?: string;
-  tokenId?: string;
-}
 
 export function registryOf(env: Env, of: "user" | "token", name: string): DurableObjectStub<ConnectionRegistry> {
   return env.CONNECTION_REGISTRY.get(env.CONNECTION_REGISTRY.idFromName(`${of}:${name}`));

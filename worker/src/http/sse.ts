@@ -6,7 +6,7 @@
  */
 
 import { CloseCode } from "../protocol/control";
-import { MORE } from "../rooms/room";
+import { MORE } from "../rooms/stub";
 
 /**
  * The interval of comment lines. Proxies close idle streams, and a write detects a disconnected client where the

@@ -1,22 +1,21 @@
 /** Handshakes of WebSockets and event streams. See PROTOCOL.md, "Subscribing". */
 
-import { credentialOf, authenticate, authorize, rejectRevoked } from "../auth/authorization";
-import { roomStub, type RequestContext } from "./routes";
+import { authenticate, authorize, credentialOf, rejectRevoked } from "../auth/authorization";
 import { ANYONE, type Claims } from "../auth/claims";
-import { isCredential } from "../auth/tokens";
-import type { SubscribeRequest } from "../rooms/connection";
-import { eventStream, EVENT_STREAM_HEADERS } from "./sse";
-import {
-  badRequest, methodNotAllowed, parseCursorParam, parseDeviceParam, parseRoomParam, RequestError, unavailable,
-} from "../messages";
 import { addressOf, requestLimitsOf } from "../auth/limits";
+import { isCredential } from "../auth/tokens";
+import { logRejected } from "../events";
+import {
+  badRequest, closedWebSocket, parseCursorParam, parseDeviceParam, parseRoomParam, RequestError,
+} from "../messages";
 import { count } from "../metrics";
-import { BEARER_SUBPROTOCOL, CloseCode, cutReason, SUBPROTOCOL } from "../protocol/control";
+import { BEARER_SUBPROTOCOL, CloseCode, SUBPROTOCOL } from "../protocol/control";
 import { parseCursor } from "../protocol/cursor";
 import { roomOwner } from "../protocol/rooms";
-import { logRefusal } from "../events";
-import { CLOSE_CODE, SUBSCRIBE_REQUEST } from "../rooms/room";
+import { CLOSE_CODE, subscribeToRoom, type SubscribeRequest } from "../rooms/stub";
 import { hasKeys, type Settings } from "../settings";
+import type { RequestContext } from "./context";
+import { eventStream, EVENT_STREAM_HEADERS } from "./sse";
 
 /** The parameters of a handshake. */
 interface SubscribeParams {
@@ -26,12 +25,26 @@ interface SubscribeParams {
   wantsPresence: boolean;
 }
 
+/** `GET /rooms/{room}/subscribe`. @throws RequestError 426 if the request is no WebSocket handshake. */
+export async function subscribe(context: RequestContext, segment: string): Promise<Response> {
+  const { method, headers } = context.request;
+  if (method === "GET" && headers.get("Upgrade")?.toLowerCase() === "websocket") return openWebSocket(context);
+  parseRoomParam(segment);
+  throw new RequestError(
+    426,
+    "upgrade_required",
+    "Expected WebSocket upgrade",
+    "open this URL as a WebSocket, ws:// or wss://",
+    { Upgrade: "websocket", Connection: "Upgrade" },
+  );
+}
+
 /**
  * Open a WebSocket. For a page, a rejected one is accepted and closed with a code.
  *
  * @throws RequestError the handshake is rejected.
  */
-export async function openWebSocket(context: RequestContext): Promise<Response> {
+async function openWebSocket(context: RequestContext): Promise<Response> {
   const { request, query } = context;
   const offered = parseSubprotocols(request);
   const params = parseSubscribeParams(context);
@@ -75,13 +88,12 @@ const ERROR_CODES: Record<number, string> = {
 };
 
 /**
- * Open an event stream.
+ * `GET /rooms/{room}/events`: open an event stream.
  *
  * @throws RequestError the handshake is rejected.
  */
 export async function openEventStream(context: RequestContext): Promise<Response> {
   const { request, query } = context;
-  if (request.method !== "GET" && request.method !== "HEAD") throw methodNotAllowed("GET");
   // A browser sends the last id that it has received, so an invalid one is a lost position, not an error.
   const last = request.headers.get("Last-Event-ID") || undefined;
   const isLost = last !== undefined && parseCursor(last) === undefined;
@@ -129,14 +141,7 @@ async function openRoomSocket(
     ...(presentAs === undefined ? {} : { presentAs }),
     claims: { ...claims, rooms: [] },
   };
-  try {
-    return await roomStub(env, room).fetch("https://room/", {
-      headers: { Upgrade: "websocket", [SUBSCRIBE_REQUEST]: encodeURIComponent(JSON.stringify(subscribeRequest)) },
-    });
-  } catch (error) {
-    console.error(`room unreachable: ${String(error)}`);
-    throw unavailable("room temporarily unreachable");
-  }
+  return subscribeToRoom(env, room, subscribeRequest);
 }
 
 /**
@@ -184,17 +189,10 @@ function acceptAndClose(
   subprotocol: string | undefined,
   user?: string,
 ): Response {
-  const pair = new WebSocketPair();
-  pair[1].accept();
-  pair[1].close(code, cutReason(reason));
   count(env, "disconnect", String(code));
   const problem = { error: "", code: ERROR_CODES[code] ?? String(code), details: reason };
-  logRefusal(request, problem, { claims, user, closeCode: code });
-  return new Response(null, {
-    status: 101,
-    webSocket: pair[0],
-    ...(subprotocol === undefined ? {} : { headers: { "Sec-WebSocket-Protocol": subprotocol } }),
-  });
+  logRejected(request, problem, { claims, user, closeCode: code });
+  return closedWebSocket(code, reason, subprotocol);
 }
 
 /** Convert a room's error response to a RequestError. */

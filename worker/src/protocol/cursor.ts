@@ -21,3 +21,8 @@ export function parseCursor(text: string): Cursor | undefined {
   const match = CURSOR.exec(text);
   return match ? { epoch: match[1]!, offset: Number(match[2]) } : undefined;
 }
+
+/** Return the later of two positions of one log. */
+export function furthest(one: Cursor, other: Cursor): Cursor {
+  return one.offset > other.offset ? one : other;
+}

@@ -5,28 +5,11 @@
  */
 
 import type { Claims } from "../auth/claims";
+import { controlFrame } from "../protocol/control";
 import type { Cursor } from "../protocol/cursor";
+import { Backlog } from "./backlog";
 
-/** A validated subscribe request, from the Worker to the room. */
-export interface SubscribeRequest {
-  transport: "websocket" | "sse";
-  /** A cursor, `earliest` or `latest`; undefined: the room's default. */
-  after?: string;
-  /** The position is not a cursor: replay everything that is retained, and report `recovered: false`. */
-  isLost: boolean;
-  device?: string;
-  /** Send presence events. */
-  wantsPresence: boolean;
-  /** Send control frames. */
-  controlFrames: boolean;
-  /** The subprotocol to select. */
-  subprotocol?: string;
-  /** The user of the connection, for presence. */
-  presentAs?: string;
-  claims: Claims;
-}
-
-/** The state stored with the socket. Times are in ms since 1970; those of tokens are in seconds. */
+/** The state stored with the socket. Times are in ms since 1970; those of the credential are in seconds. */
 export interface Attachment {
   id: string;
   transport: "websocket" | "sse";
@@ -34,79 +17,51 @@ export interface Attachment {
   wantsPresence: boolean;
   device?: string;
   presentAs?: string;
-  user?: string;
-  tokenId?: string;
-  voucher?: string;
-  issuedAt?: number;
-  expiresAt?: number;
-  /** When to send `synap.token_expiring`. */
-  warnsAt?: number;
-  /** `synap.token_expiring` was sent. */
-  isWarned: boolean;
+  credential: Credential;
   lastReceivedAt: number;
-  /** The progress of the replay; undefined: it is complete. */
-  replaying?: Replaying;
-  /** The server has closed the connection. */
-  isEnded?: boolean;
+  state: State;
 }
 
+/** The credential of a connection, as it is stored with the socket. Times are in seconds since 1970. */
+export interface Credential extends Pick<Claims, "user" | "tokenId" | "voucher" | "issuedAt" | "expiresAt"> {
+  /** When to send `synap.token_expiring`; undefined: it was sent, or the credential does not expire. */
+  warnsAt?: number;
+}
+
+/** A subscription replays the log first, then it is live, until one side closes it. */
+export type State = Replaying | { name: "live" } | { name: "closed" };
+
 export interface Replaying {
+  name: "replaying";
+  /** Everything up to here was sent. */
   position: Cursor;
   replayed: number;
+  /** Notifications are missing that the log no longer contains. */
   isLost: boolean;
 }
 
-/** The largest backlog of a subscriber; above it, it is a slow consumer. */
-const MAX_BACKLOG_BYTES = 1024 * 1024;
-/** A subscriber that reads nothing of its backlog for this long is a slow consumer. */
-const STALL_MS = 20_000;
 /** The minimum time between two writes of `lastReceivedAt` to the attachment. */
 const SAVE_INTERVAL_MS = 5000;
-
-/** The largest total backlog of a room, and of one user in it. An object has 128 MB of memory. */
-const MAX_ROOM_BACKLOG_BYTES = 32 * 1024 * 1024;
-const MAX_USER_BACKLOG_BYTES = 8 * 1024 * 1024;
-
-/** Return the slow consumers: those over their own limit, and the largest backlogs while a total is over its limit. */
-export function slowConsumers(connections: Iterable<Connection>, now: number): Connection[] {
-  const found: Connection[] = [];
-  const backlogged: Connection[] = [];
-  for (const connection of connections) {
-    if (connection.backlogBytes > MAX_BACKLOG_BYTES || connection.isStalled(now)) found.push(connection);
-    else if (connection.backlogBytes > 0) backlogged.push(connection);
-  }
-  // The largest come last, so they are the ones that exceed the totals.
-  backlogged.sort((one, other) => one.backlogBytes - other.backlogBytes);
-  const byUser = new Map<string, number>();
-  let sum = 0;
-  for (const connection of backlogged) {
-    const user = connection.attachment.user ?? "";
-    const userBytes = (byUser.get(user) ?? 0) + connection.backlogBytes;
-    const isOver = user !== "" && userBytes > MAX_USER_BACKLOG_BYTES;
-    if (isOver || sum + connection.backlogBytes > MAX_ROOM_BACKLOG_BYTES) {
-      found.push(connection);
-      continue;
-    }
-    sum += connection.backlogBytes;
-    byUser.set(user, userBytes);
-  }
-  return found;
-}
 
 export class Connection {
   readonly socket: WebSocket;
   readonly attachment: Attachment;
-  /** The number of token renewals, because only the last one applies. */
-  renewals = 0;
+  readonly backlog: Backlog;
   #savedAt: number;
-  #lastBacklogBytes = 0;
-  /** The time since which the client has read nothing of its backlog. */
-  #stalledSince = Date.now();
 
   constructor(socket: WebSocket, attachment: Attachment) {
     this.socket = socket;
     this.attachment = attachment;
+    this.backlog = new Backlog(socket);
     this.#savedAt = attachment.lastReceivedAt;
+  }
+
+  get user(): string | undefined {
+    return this.attachment.credential.user;
+  }
+
+  get isLive(): boolean {
+    return this.attachment.state.name === "live";
   }
 
   /** Whether the client acknowledges itself (`synap.v1`). Otherwise delivery counts as acknowledgement. */
@@ -114,15 +69,17 @@ export class Connection {
     return this.attachment.transport === "websocket" && this.attachment.controlFrames;
   }
 
-  /** The backlog; 0 on a runtime that does not report it (before November 2026). */
-  get backlogBytes(): number {
-    return (this.socket.bufferedAmount as number | undefined) ?? 0;
+  /** Change the state, and store it. */
+  enter(state: State): void {
+    this.attachment.state = state;
+    this.save();
   }
 
   save(): void {
     this.socket.serializeAttachment(this.attachment);
   }
 
+  /** Record that something was received. */
   touch(now: number): void {
     this.attachment.lastReceivedAt = now;
     if (now - this.#savedAt > SAVE_INTERVAL_MS) {
@@ -132,25 +89,17 @@ export class Connection {
   }
 
   send(text: string): void {
-    this.#observeBacklog(Date.now());
+    this.backlog.beforeSend();
     try {
       this.socket.send(text);
     } catch {
       // The socket is closing: webSocketClose follows.
     }
-    this.#lastBacklogBytes = this.backlogBytes;
+    this.backlog.afterSend();
   }
 
-  /** Whether the client has read nothing of its backlog for a while. */
-  isStalled(now: number): boolean {
-    this.#observeBacklog(now);
-    return now - this.#stalledSince > STALL_MS;
-  }
-
-  /** Update the stall time: the client has read something if the backlog is smaller than after the last send. */
-  #observeBacklog(now: number): void {
-    const backlogBytes = this.backlogBytes;
-    if (backlogBytes === 0 || backlogBytes < this.#lastBacklogBytes) this.#stalledSince = now;
-    this.#lastBacklogBytes = backlogBytes;
+  /** Send a control frame, if the client asked for control frames. */
+  sendControl(type: string, data: object): void {
+    if (this.attachment.controlFrames) this.send(controlFrame(type, data));
   }
 }

@@ -9,23 +9,20 @@
  * alarms, minutes apart, have found it expired. Reads do not filter by age.
  */
 
-import { AgeCheck } from "./ages";
 import { cursorText, type Cursor } from "../protocol/cursor";
 import { isRequestRoom } from "../protocol/rooms";
 import type { Settings } from "../settings";
+import { AgeCheck } from "./ages";
+import { Devices } from "./devices";
 
-export const DEDUPE_S = 300;
-/** The number of devices whose acknowledged cursors a room stores. The least recently seen is removed first. */
-const MAX_DEVICES = 64;
-/** A device that was not seen for this long is forgotten. */
-export const DEVICE_AGE_S = 30 * 86_400;
+/** The deduplication window. */
+const DEDUPE_S = 300;
 /** The head of an empty log is this far in the past, so that no clock of another machine is behind it. */
 const HEAD_AGE_US = 60e6;
 /** The size of a page. It ends with the notification that reaches it. */
 const PAGE_BYTES = 512 * 1024;
 const SCHEMA_VERSION = 1;
 const META = "log"; // the storage key of Meta
-const DEVICE = "device "; // the prefix of the storage key of a Device; followed by its name
 
 export interface Publication {
   id: string;
@@ -65,12 +62,6 @@ interface Meta {
   acknowledged: number;
 }
 
-/** When a device was last seen, in ms since 1970, and its acknowledged offset. */
-interface Device {
-  lastSeen: number;
-  acknowledged: number;
-}
-
 /** A cache of the stored state. */
 interface State {
   /** As in {@link Meta}. */
@@ -89,6 +80,7 @@ export class Log {
   readonly #sql: SqlStorage;
   readonly #kv: SyncKvStorage;
   readonly #ages: AgeCheck;
+  readonly #devices: Devices;
   readonly #settings: Settings;
   readonly #epoch: string;
   readonly #ageUs: number;
@@ -100,6 +92,7 @@ export class Log {
     this.#sql = storage.sql;
     this.#kv = storage.kv;
     this.#ages = new AgeCheck(storage.kv);
+    this.#devices = new Devices(storage.kv);
     this.#settings = settings;
     this.#epoch = epoch;
     const ageS = isRequestRoom(room) ? settings.requestRetentionS : settings.retentionS;
@@ -179,8 +172,8 @@ export class Log {
   getAck(device: string | undefined): Cursor | undefined {
     if (this.#state === undefined) return undefined;
     if (device !== undefined) {
-      const known = this.#kv.get<Device>(DEVICE + device);
-      if (known !== undefined) return this.#cursor(known.acknowledged);
+      const known = this.#devices.acknowledged(device);
+      if (known !== undefined) return this.#cursor(known);
     }
     return this.#state.acknowledged > 0 ? this.#cursor(this.#state.acknowledged) : undefined;
   }
@@ -189,13 +182,8 @@ export class Log {
   registerDevice(device: string, position: Cursor): void {
     if (position.epoch !== this.#epoch) return;
     const { last } = this.#create();
-    const before = this.#kv.get<Device>(DEVICE + device)?.acknowledged ?? 0;
     // A client cannot acknowledge what was not published.
-    const acknowledged = Math.max(before, Math.min(position.offset, last));
-    this.#kv.put<Device>(DEVICE + device, { lastSeen: Date.now(), acknowledged });
-    const others = this.#devices().filter(([key]) => key !== DEVICE + device);
-    const excess = others.sort(([, one], [, other]) => other.lastSeen - one.lastSeen).slice(MAX_DEVICES - 1);
-    for (const [key] of excess) this.#kv.delete(key);
+    this.#devices.advance(device, Math.min(position.offset, last));
   }
 
   /** Advance the acknowledged cursors of the room and the device. An earlier position changes nothing. */
@@ -206,8 +194,7 @@ export class Log {
       this.#saveMeta();
     }
     if (device !== undefined) {
-      const known = this.#kv.get<Device>(DEVICE + device);
-      if ((known?.acknowledged ?? 0) < position.offset) this.registerDevice(device, position);
+      if ((this.#devices.acknowledged(device) ?? 0) < position.offset) this.registerDevice(device, position);
     }
   }
 
@@ -222,7 +209,7 @@ export class Log {
     if (foundAt !== undefined) {
       this.#trimUntil(this.#lastExpired(foundAt));
       this.#deleteIds(foundAt);
-      for (const [key, { lastSeen }] of this.#devices()) if (isExpired(lastSeen, foundAt)) this.#kv.delete(key);
+      this.#devices.removeExpired(foundAt);
     }
     return this.nextSweep();
   }
@@ -238,7 +225,7 @@ export class Log {
     const keptUs = Math.max(this.#ageUs, DEDUPE_S * 1e6) + this.#ageUs / 4;
     const next = Math.min(
       oldest === null ? Infinity : (oldest + keptUs) / 1000,
-      ...this.#devices().map(([, { lastSeen }]) => lastSeen + DEVICE_AGE_S * 1000 + 1),
+      this.#devices.nextExpiry(),
     );
     return next < Infinity ? next : undefined;
   }
@@ -330,16 +317,12 @@ export class Log {
     this.#kv.put<Meta>(META, { version: SCHEMA_VERSION, trimmedUntil, acknowledged });
   }
 
-  #devices(): [string, Device][] {
-    return [...this.#kv.list<Device>({ prefix: DEVICE })];
-  }
-
   /** Whether something has expired at a reading of the clock (ms since 1970). */
   #hasExpired(now: number): boolean {
     const [old] = this.#sql
       .exec("SELECT 1 FROM log WHERE offset <= ? LIMIT 1", now * 1000 - this.#ageUs)
       .toArray();
-    return old !== undefined || this.#devices().some(([, { lastSeen }]) => isExpired(lastSeen, now));
+    return old !== undefined || this.#devices.hasExpired(now);
   }
 
   /** Return the highest offset that has expired at a reading of the clock (ms since 1970), or was removed. */
@@ -401,11 +384,6 @@ export class Log {
     this.#saveMeta();
     return this.#state;
   }
-}
-
-/** Whether a device that was last seen at this time has expired; both times are in ms since 1970. */
-function isExpired(lastSeen: number, now: number): boolean {
-  return lastSeen <= now - DEVICE_AGE_S * 1000;
 }
 
 function nowUs(): number {
