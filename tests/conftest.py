@@ -11,7 +11,7 @@ import pytest
 
 from synap_realtime.server import create_app
 from synap_realtime.server.serve import running_server
-from tests.timeouts import TIMEOUT_S
+from tests.support.timeouts import TIMEOUT_S
 
 # A client of a test that names no timeout. Of httpx's own 5 s, a busy machine may use up all.
 for phase in ("connect", "read", "write", "pool"):

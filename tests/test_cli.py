@@ -10,9 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from asyncio.subprocess import PIPE
 from importlib import metadata
 from pathlib import Path
 
@@ -25,32 +23,9 @@ from synap_realtime.jobs import JobType, RunNotifications
 from synap_realtime.server import create_app
 from synap_realtime.server.config.settings import load_settings
 from synap_realtime.server.serve import running_server
-from tests.timeouts import TIMEOUT_S, scaled
-
-from .link import Link
-
-COMMAND = str(Path(sys.executable).with_name("synap-realtime"))
-
-
-@asynccontextmanager
-async def started(*arguments: str, **environment: str) -> AsyncIterator[Process]:
-    process = await asyncio.create_subprocess_exec(
-        COMMAND, *arguments, stdin=PIPE, stdout=PIPE, stderr=PIPE, env={**os.environ, **environment}
-    )
-    try:
-        async with asyncio.timeout(TIMEOUT_S):
-            yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
-
-
-async def run(*arguments: str, said: str = "", **environment: str) -> tuple[int, str, str]:
-    async with started(*arguments, **environment) as process:
-        out, errors = await process.communicate(said.encode())
-        assert b"Traceback" not in errors
-        return int(process.returncode or 0), out.decode(), errors.decode()
+from tests.support.command_line import COMMAND, run, started
+from tests.support.link import Link
+from tests.support.timeouts import TIMEOUT_S, scaled
 
 
 async def line(stream: asyncio.StreamReader | None) -> str:

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from synap_realtime.extras import lacks
-from tests.timeouts import TIMEOUT_S
+from tests.support.timeouts import TIMEOUT_S
 
 
 def run_without(modules: str, code: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -1,7 +1,10 @@
-"""The import contracts in pyproject.toml, "tool.importlinter", and what an import loads."""
+"""The import contracts in pyproject.toml, "tool.importlinter", what an import loads, and what
+tests may import.
+"""
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -91,3 +94,20 @@ def test_each_public_name_can_be_imported() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         synap_realtime.nothing  # noqa: B018 - to ask is the test
     assert set(dir(synap_realtime)) >= set(synap_realtime.__all__)
+
+
+def test_no_test_module_is_imported() -> None:
+    """What tests share is in tests/support, or in a helper beside them."""
+    imported = []
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.ImportFrom(module=str(module), names=names):
+                    parts = [*module.split("."), *(each.name for each in names)]
+                case ast.ImportFrom(names=names) | ast.Import(names=names):
+                    parts = [part for each in names for part in each.name.split(".")]
+                case _:
+                    continue
+            modules = [part for part in parts if part.startswith("test_")]
+            imported += [f"{path.relative_to(ROOT)} imports {module}" for module in modules]
+    assert imported == []

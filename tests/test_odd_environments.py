@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.timeouts import TIMEOUT_S
-
-from .test_cli import COMMAND
+from tests.support.command_line import COMMAND
+from tests.support.timeouts import TIMEOUT_S
 
 NOBODY = ["--url", "http://127.0.0.1:1"]
 

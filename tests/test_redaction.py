@@ -22,9 +22,8 @@ from synap_realtime.redaction import MAX_SHOWN, holds_token, redacted, redacted_
 from synap_realtime.server import create_app
 from synap_realtime.server.config.settings import load_settings
 from synap_realtime.tokens import mint_token
-from tests.timeouts import TIMEOUT_S, scaled
-
-from .server.servers import by_uvicorn
+from tests.support.servers import by_uvicorn
+from tests.support.timeouts import TIMEOUT_S, scaled
 
 TOKEN = jwt.encode({"sub": "1", "exp": 4e9}, "s" * 32, "HS256")
 # Fixed, so that each process of a test run has the same cases. The second looks like a room.

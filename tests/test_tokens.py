@@ -16,7 +16,7 @@ import pytest
 
 from synap_realtime import ConfigurationError, InvalidArgumentError, mint_token
 from synap_realtime.server.auth import KeyRing
-from tests.timeouts import TIMEOUT_S
+from tests.support.timeouts import TIMEOUT_S
 
 COMMAND = str(Path(sys.executable).with_name("synap-realtime"))
 SECRET = "s" * 32

@@ -19,7 +19,7 @@ from typing import Self
 
 import pytest
 
-from tests.timeouts import TIMEOUT_S
+from tests.support.timeouts import TIMEOUT_S
 
 from .cases import CLOSE, Case, Fragments, Frame, Payload, Quiet, Reply, RoundTrips, Step, cases
 

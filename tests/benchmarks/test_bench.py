@@ -36,7 +36,7 @@ from benchmarks.servers import (
     one_room,
     own_rooms,
 )
-from tests.timeouts import TIMEOUT_S
+from tests.support.timeouts import TIMEOUT_S
 
 ROOT = Path(__file__).parents[2]
 FEW = 0.01

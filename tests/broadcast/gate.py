@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 from synap_realtime.testing.rooms import FakeRoomServer
-from tests.timeouts import TIMEOUT_S
+from tests.support.timeouts import TIMEOUT_S
 
 
 class Held:

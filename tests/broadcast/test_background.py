@@ -20,7 +20,7 @@ from synap_realtime.protocol.rooms import user_room
 from synap_realtime.server import create_app
 from synap_realtime.server.serve import running_server
 from synap_realtime.testing import RealtimeRecorder
-from tests.timeouts import TIMEOUT_S
+from tests.support.timeouts import TIMEOUT_S
 
 ROOT = Path(__file__).parent.parent.parent
 

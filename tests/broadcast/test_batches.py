@@ -17,7 +17,7 @@ from synap_realtime.broadcast import batch_queue, encoding
 from synap_realtime.broadcast.batch_queue import QueuedNotification
 from synap_realtime.broadcast.dispatcher import Sender
 from synap_realtime.testing import RealtimeRecorder
-from tests.timeouts import TIMEOUT_S
+from tests.support.timeouts import TIMEOUT_S
 
 from .gate import Gate
 

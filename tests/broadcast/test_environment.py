@@ -26,11 +26,11 @@ from synap_realtime import (
 from synap_realtime.network import find_proxy, names_this_machine
 from synap_realtime.server import create_app
 from synap_realtime.server.serve import running_server
-from tests.timeouts import TIMEOUT_S
+from tests.broadcast.hostile_server import answering, raw
+from tests.support.certificates import certify
+from tests.support.timeouts import TIMEOUT_S
 
-from ..certificates import certify
 from .conftest import Publish
-from .test_hostile_servers import answering, raw
 
 ROOT = Path(__file__).parents[2]
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")

@@ -13,9 +13,9 @@ import pytest
 from synap_realtime.broadcast import retry
 from synap_realtime.broadcast.endpoint import Endpoint
 from synap_realtime.broadcast.responses import ApiResponse
+from tests.broadcast.hostile_server import answering, raw
 
 from .conftest import Publish
-from .test_hostile_servers import answering, raw
 
 
 @dataclass(frozen=True)

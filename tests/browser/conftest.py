@@ -13,7 +13,8 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, BrowserContext, Error, async_playwright
 
-from ..link import Link
+from tests.support.link import Link
+
 from .pages import NODE_MODULES, Kind, Publisher, Server, Tab, bundle, site
 
 FLAGS = [

@@ -24,11 +24,11 @@ from synap_realtime.server import create_app
 from synap_realtime.server.config.settings import load_settings
 from synap_realtime.server.serve import running_server
 from synap_realtime.tokens import mint_token
-from tests.timeouts import TIMEOUT_S
+from tests.support.program import Program
+from tests.support.timeouts import TIMEOUT_S
 
 from ..conformance import workerd
 from ..conformance.workerd import Workerd
-from ..program import Program
 
 HERE = Path(__file__).parent
 NODE_MODULES = HERE.parents[1] / "browser/node_modules"

@@ -16,7 +16,7 @@ from playwright.async_api import Browser, Page, expect
 from websockets.asyncio.client import connect
 
 from synap_realtime.tokens import mint_token
-from tests.timeouts import TIMEOUT_S
+from tests.support.timeouts import TIMEOUT_S
 
 from . import pages
 from .pages import KEY, SECRET

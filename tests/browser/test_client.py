@@ -12,10 +12,10 @@ import jwt
 import pytest
 from playwright.async_api import BrowserContext, Error
 
-from tests.timeouts import TIMEOUT_S
+from tests.support.link import Link
+from tests.support.program import Program, free_port
+from tests.support.timeouts import TIMEOUT_S
 
-from ..link import Link
-from ..program import Program, free_port
 from .conftest import launched
 from .pages import SECRET, Publisher, Server, Tab, bundle, environment, serving, site, token
 

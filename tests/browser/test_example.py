@@ -16,7 +16,7 @@ import httpx
 import pytest
 from playwright.async_api import Browser, Locator, Page, WebSocketRoute, expect
 
-from tests.timeouts import TIMEOUT_S
+from tests.support.timeouts import TIMEOUT_S
 
 ROOT = Path(__file__).parents[2]
 BROWSER = ROOT / "browser"

@@ -17,7 +17,8 @@ import websockets
 from playwright.async_api import BrowserContext, expect
 from websockets.asyncio.server import ServerConnection, serve
 
-from ..link import Link
+from tests.support.link import Link
+
 from .pages import HERE, NODE_MODULES, Publisher, Server, Tab, token
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -31,7 +31,7 @@ from synap_realtime.integrations.inngest.local import LocalInngest
 from synap_realtime.server import create_app
 from synap_realtime.server.config.settings import load_settings
 from synap_realtime.server.serve import running_server
-from tests.timeouts import TIMEOUT_S
+from tests.support.timeouts import TIMEOUT_S
 
 from ..conformance import workerd
 from .conftest import FLAGS, chromium

@@ -35,10 +35,11 @@ from synap_realtime import follow_job, progress, subscribe_sync
 from synap_realtime.integrations.inprocess import run_job
 from synap_realtime.jobs import JobRun, delta
 from synap_realtime.tokens import mint_token
+from tests.support.command_line import COMMAND
+from tests.support.program import free_port
 
 from ..browser.conftest import launched
 from ..browser.pages import KEY, SECRET, bundle, environment, site
-from ..program import COMMAND, free_port
 
 REQUEST = "long-1"
 FAMILY = "long.job"

@@ -12,9 +12,9 @@ import httpx
 import pytest
 import websockets
 
-from tests.timeouts import TIMEOUT_S
-
-from ..program import COMMAND, Program
+from tests.support.command_line import COMMAND
+from tests.support.program import Program
+from tests.support.timeouts import TIMEOUT_S
 
 ROOMS = ["user_1", "user_2", "request_1"]
 

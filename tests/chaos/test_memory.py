@@ -15,7 +15,7 @@ from synap_realtime.server import create_app
 from synap_realtime.server.rooms.subscription import Subscription
 from synap_realtime.server.serve import running_server
 from synap_realtime.server.stores.memory import MemoryStore
-from tests.timeouts import TIMEOUT_S
+from tests.support.timeouts import TIMEOUT_S
 
 HANDSHAKE = (
     "GET /rooms/{room}/subscribe HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"

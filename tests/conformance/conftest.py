@@ -17,7 +17,7 @@ from threading import Thread
 
 import pytest
 
-from tests.timeouts import TIMEOUT_S
+from tests.support.timeouts import TIMEOUT_S
 
 from .client import Client, open_client, problem_of
 from .credentials import (

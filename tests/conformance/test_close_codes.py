@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 from websockets import ConnectionClosed
 
-from tests.timeouts import scaled
+from tests.support.timeouts import scaled
 
 from .client import Client, SlowListener, fresh_room, ids_of
 from .watch import Watch

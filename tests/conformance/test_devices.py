@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tests.timeouts import TIMEOUT_S
+from tests.support.timeouts import TIMEOUT_S
 
 from .client import Client, check_error, fresh_room, ids_of, room_path
 

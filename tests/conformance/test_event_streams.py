@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.timeouts import scaled
+from tests.support.timeouts import scaled
 
 from .client import Client, EventParser, dial, fresh_room, ids_of, room_path
 from .watch import COMMENT_EVERY_S, Watch

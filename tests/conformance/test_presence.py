@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.timeouts import TIMEOUT_S, scaled
+from tests.support.timeouts import TIMEOUT_S, scaled
 
 from .client import V1, Client, Json, Listener, check_error, fresh_room, room_path
 from .credentials import Secret

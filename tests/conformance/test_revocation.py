@@ -11,7 +11,7 @@ from typing import Any
 import jwt
 import pytest
 
-from tests.timeouts import TIMEOUT_S
+from tests.support.timeouts import TIMEOUT_S
 
 from .client import Client, Json, check_error, fresh_room, note, room_path
 from .credentials import Secret

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tests.timeouts import TIMEOUT_S
+from tests.support.timeouts import TIMEOUT_S
 
 from .client import V1, Client, SlowListener, fresh_room, ids_of, is_control, note, room_path
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from websockets import Frame, Opcode
 from websockets.protocol import State
 
-from tests.timeouts import TIMEOUT_S
+from tests.support.timeouts import TIMEOUT_S
 
 from .client import fresh_room, open_client
 from .credentials import Keys

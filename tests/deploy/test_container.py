@@ -14,7 +14,7 @@ from pathlib import Path
 from synap_realtime.server import create_app
 from synap_realtime.server.config.settings import ServerSettings, load_settings
 from synap_realtime.server.serve import running_server
-from tests.timeouts import TIMEOUT_S
+from tests.support.timeouts import TIMEOUT_S
 
 from .conftest import DEPLOY, ROOT
 

@@ -16,7 +16,7 @@ import pytest
 
 from synap_realtime.server import create_app
 from synap_realtime.server.serve import running_server
-from tests.certificates import certify
+from tests.support.certificates import certify
 
 README = (Path(__file__).parents[2] / "deploy" / "README.md").read_text()
 TOKEN = "aTokenInTheQuery"

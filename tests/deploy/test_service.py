@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from synap_realtime.server.config.settings import ServerSettings, load_settings
-from tests.timeouts import TIMEOUT_S
+from tests.support.timeouts import TIMEOUT_S
 
 from .conftest import DEPLOY
 

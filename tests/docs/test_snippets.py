@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser.test_package import BROWSER, tool
+from tests.support.npm import BROWSER, tool
 
 ROOT = Path(__file__).parents[2]
 TOP_LEVEL_AWAIT = r"^(\w+ = )?await |^async (with|for) "

@@ -13,8 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from synap_realtime.doctor import Finding, run_checks
-
-from ..server.auth.test_authorization import API_KEY, SECRET
+from tests.support.credentials import API_KEY, SECRET
 
 WRONG_KEY, WRONG_SECRET = "w" * 43, "z" * 43
 

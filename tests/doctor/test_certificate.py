@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ..certificates import certify
+from tests.support.certificates import certify
+
 from .conftest import diagnosis
 
 

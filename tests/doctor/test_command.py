@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 from synap_realtime.server.serve import running_server
+from tests.support.command_line import run
+from tests.support.credentials import API_KEY, SECRET
+from tests.support.servers import serving
 
-from ..server.auth.test_authorization import API_KEY, SECRET, serving
-from ..test_cli import run
 from .conftest import WRONG_KEY, WRONG_SECRET
 
 

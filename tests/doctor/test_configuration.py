@@ -8,8 +8,9 @@ import pytest
 
 from synap_realtime.doctor.configuration import open_files
 from synap_realtime.server.serve import running_server
+from tests.support.credentials import API_KEY, ORIGIN, SECRET
+from tests.support.servers import serving
 
-from ..server.auth.test_authorization import API_KEY, ORIGIN, SECRET, serving
 from .conftest import diagnosis, findings
 
 

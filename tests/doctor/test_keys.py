@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.timeouts import TIMEOUT_S
+from tests.support.credentials import API_KEY, SECRET
+from tests.support.keys import DOCUMENT
+from tests.support.timeouts import TIMEOUT_S
 
-from ..server.auth.test_authorization import API_KEY, SECRET
-from ..server.auth.test_tokens import DOCUMENT
 from .conftest import WRONG_KEY, WRONG_SECRET, answering, diagnosis
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.timeouts import TIMEOUT_S
+from tests.support.certificates import certify
+from tests.support.timeouts import TIMEOUT_S
 
-from ..certificates import certify
 from .conftest import HEALTH, answering, diagnosis
 
 

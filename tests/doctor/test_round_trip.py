@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from synap_realtime.server.serve import running_server
+from tests.support.credentials import API_KEY, SECRET
+from tests.support.servers import serving
 
-from ..server.auth.test_authorization import API_KEY, SECRET, serving
 from .conftest import WRONG_KEY, WRONG_SECRET, diagnosis, proxy
 
 CHECKS = ("publish", "WebSocket", "event stream")

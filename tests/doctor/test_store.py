@@ -15,9 +15,9 @@ import pytest
 from synap_realtime.doctor.finding import Finding
 from synap_realtime.doctor.store import FEW_BYTES, TOO_FEW_BYTES, space
 from synap_realtime.server.stores.sqlite.store import SqliteStore
+from tests.support.program import Program
+from tests.support.stores import ids, publish
 
-from ..program import Program
-from ..server.stores.test_sqlite import ids, publish
 from .conftest import diagnosis
 
 NOBODY = 65534

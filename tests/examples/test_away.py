@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from examples import away
-from tests.timeouts import TIMEOUT_S
+from tests.support.timeouts import TIMEOUT_S
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -21,7 +21,7 @@ from examples.notes_app.database import Database
 from examples.notes_app.demo import inngest_dev
 from examples.notes_app.storage import ObjectStorage
 from synap_realtime.handlers import Entity, Message, TaskDetails
-from tests.timeouts import TIMEOUT_S
+from tests.support.timeouts import TIMEOUT_S
 
 ROOT = Path(__file__).parent.parent.parent
 DEMO = [sys.executable, "-m", "examples.notes_app.demo"]

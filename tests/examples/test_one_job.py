@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from examples import one_job
-from tests.timeouts import TIMEOUT_S
+from tests.support.timeouts import TIMEOUT_S
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -11,7 +11,7 @@ import httpx
 
 from synap_realtime.server import create_app
 from synap_realtime.server.serve import running_server
-from tests.timeouts import TIMEOUT_S
+from tests.support.timeouts import TIMEOUT_S
 
 ROOT = Path(__file__).parent.parent.parent
 CODE = (ROOT / "examples" / "your_framework.py").read_text()

@@ -26,7 +26,7 @@ from synap_realtime.jobs import JobRun
 from synap_realtime.jobs.job_types import CONVERSATION_MESSAGE, NOTE_CREATION
 from synap_realtime.server import create_app
 from synap_realtime.server.serve import running_server
-from tests.timeouts import TIMEOUT_S
+from tests.support.timeouts import TIMEOUT_S
 
 WHO = {"userId": "42", "requestId": "r1"}
 

@@ -19,17 +19,7 @@ from django.utils.functional import lazy
 from synap_realtime import InvalidArgumentError
 from synap_realtime.jobs import strict
 from synap_realtime.jobs.arguments import check_delta, check_progress, check_stall_after_s
-
-
-class Float32:
-    """As NumPy's scalars: no float, but registered as a real number."""
-
-    def __init__(self, value: float) -> None:
-        self._value = value
-
-    def __float__(self) -> float:
-        return self._value
-
+from tests.support.numbers import Float32
 
 numbers.Real.register(Float32)
 

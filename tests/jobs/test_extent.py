@@ -28,7 +28,7 @@ from synap_realtime.jobs import JobRun, JobType, Recipient, Reporter, RunNotific
 from synap_realtime.jobs import context as current_module
 from synap_realtime.jobs.reporter import ReporterState
 from synap_realtime.testing import RealtimeRecorder
-from tests.timeouts import TIMEOUT_S
+from tests.support.timeouts import TIMEOUT_S
 
 REPORT = JobType("report.creation")
 LIMIT_S = TIMEOUT_S

@@ -25,7 +25,7 @@ from synap_realtime.jobs import JobType, Recipient, Reporter, RunNotifications, 
 from synap_realtime.jobs.extent import Extent, Ticket, entered, extent_of
 from synap_realtime.jobs.relay import RelayedReporter
 from synap_realtime.testing import RealtimeRecorder
-from tests.timeouts import scaled
+from tests.support.timeouts import scaled
 
 REPORT = JobType("report.creation")
 

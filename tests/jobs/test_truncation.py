@@ -23,8 +23,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from synap_realtime.jobs import JobType, RunNotifications
 from synap_realtime.jobs.strict import strict
 from synap_realtime.jobs.truncation import truncate_result
-
-from .test_arguments import Float32
+from tests.support.numbers import Float32
 
 
 @dataclass

@@ -11,8 +11,7 @@ import throttled.utils
 
 from synap_realtime.server import create_app
 from synap_realtime.server.auth import limits
-
-from .servers import FRONTS, Front
+from tests.support.servers import FRONTS, Front
 
 
 @pytest.fixture(params=FRONTS)

@@ -29,8 +29,8 @@ from synap_realtime.server.protocols import write_stalls as readers
 from synap_realtime.server.protocols.http1 import Http1Protocol
 from synap_realtime.server.protocols.websocket import MAX_FRAMES_PER_S, WebSocketProtocol
 from synap_realtime.server.serve import running_server
-from tests.server.servers import FRONTS
-from tests.timeouts import TIMEOUT_S, scaled
+from tests.support.servers import FRONTS
+from tests.support.timeouts import TIMEOUT_S, scaled
 
 NOTE = {"type": "note.creation.completed", "data": {"entityId": "e1"}}
 BODY = json.dumps(NOTE).encode()

@@ -15,8 +15,8 @@ from websockets.typing import Subprotocol
 
 from synap_realtime.server import create_app
 from synap_realtime.server.config.settings import load_settings
-from tests.server.servers import Front
-from tests.timeouts import TIMEOUT_S
+from tests.support.servers import Front
+from tests.support.timeouts import TIMEOUT_S
 
 
 async def dial(url: str, room: str = "user_1") -> ClientConnection:

@@ -29,9 +29,8 @@ from synap_realtime.server.config.settings import load_settings
 from synap_realtime.server.listeners import authority, bind, holding, port_of
 from synap_realtime.server.protocols import accepting
 from synap_realtime.server.serve import running_server
-from tests.timeouts import TIMEOUT_S
-
-from ..certificates import certify
+from tests.support.certificates import certify
+from tests.support.timeouts import TIMEOUT_S
 
 COMMAND = str(Path(sys.executable).with_name("synap-realtime"))
 

@@ -14,17 +14,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from synap_realtime.server import create_app
 from synap_realtime.server.config.settings import load_settings
-from tests.server.auth.test_authorization import (
-    API_KEY,
-    ask,
-    closed_with,
-    frame,
-    listening,
-    serving,
-    token,
-)
-from tests.server.servers import Front
-from tests.timeouts import TIMEOUT_S, scaled
+from tests.support.credentials import API_KEY, token
+from tests.support.http_client import ask
+from tests.support.servers import Front, serving
+from tests.support.timeouts import TIMEOUT_S, scaled
+from tests.support.websocket_client import closed_with, frame, listening
 
 PREFIX = "synap_realtime_"
 Samples = dict[tuple[str, str], float]

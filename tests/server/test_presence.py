@@ -19,17 +19,11 @@ from synap_realtime.server import create_app
 from synap_realtime.server.config.settings import load_settings
 from synap_realtime.server.rooms import presence
 from synap_realtime.server.rooms.presence import Presence
-from tests.server.auth.test_authorization import (
-    ask,
-    bearer,
-    closed_with,
-    frame,
-    listening,
-    serving,
-    token,
-)
-from tests.server.servers import Front
-from tests.timeouts import TIMEOUT_S
+from tests.support.credentials import bearer, token
+from tests.support.http_client import ask
+from tests.support.servers import Front, serving
+from tests.support.timeouts import TIMEOUT_S
+from tests.support.websocket_client import closed_with, frame, listening
 
 GRACE_S = 0.2
 ROOM = Room("workspace_7")

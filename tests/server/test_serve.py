@@ -24,22 +24,9 @@ from synap_realtime import ConfigurationError, __version__
 from synap_realtime.cli.serve import default_text
 from synap_realtime.loopback import is_loopback
 from synap_realtime.server.config.settings import ServerSettings, load_settings
-from tests.timeouts import TIMEOUT_S
-
-from ..certificates import certify
-
-COMMAND = str(Path(sys.executable).with_name("synap-realtime"))
-
-
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [COMMAND, *arguments],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
+from tests.support.certificates import certify
+from tests.support.command_line import COMMAND, run_blocking
+from tests.support.timeouts import TIMEOUT_S
 
 
 @contextmanager
@@ -134,7 +121,7 @@ def test_each_option_is_also_in_the_environment() -> None:
     ],
 )
 def test_invalid_setting_is_a_one_line_error(arguments: list[str], said: str) -> None:
-    done = run("serve", *arguments)
+    done = run_blocking("serve", *arguments)
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr
@@ -142,26 +129,26 @@ def test_invalid_setting_is_a_one_line_error(arguments: list[str], said: str) ->
 
 
 def test_invalid_variable_is_named() -> None:
-    done = run("serve", SYNAP_REALTIME_PORT="many")
+    done = run_blocking("serve", SYNAP_REALTIME_PORT="many")
     assert done.returncode == 2
     assert "SYNAP_REALTIME_PORT" in done.stderr
 
 
 def test_port_in_use_is_reported() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        done = run("serve", "--port", str(taken.getsockname()[1]))
+        done = run_blocking("serve", "--port", str(taken.getsockname()[1]))
     assert done.returncode == 2
     assert "could not listen" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_the_version_and_the_variables_are_shown() -> None:
-    assert run("--version").stdout.strip() == __version__
-    assert "SYNAP_REALTIME_PORT" in run("serve", "--help").stdout
+    assert run_blocking("--version").stdout.strip() == __version__
+    assert "SYNAP_REALTIME_PORT" in run_blocking("serve", "--help").stdout
 
 
 def test_help_shows_the_default_of_each_setting() -> None:
-    text = " ".join(run("serve", "--help").stdout.split())
+    text = " ".join(run_blocking("serve", "--help").stdout.split())
     for name, field in ServerSettings.model_fields.items():
         variable = f"[env: SYNAP_REALTIME_{name.upper()}]"
         if name in ("token_secrets", "api_keys"):

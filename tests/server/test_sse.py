@@ -14,8 +14,8 @@ import pytest
 
 from synap_realtime import AsyncBroadcaster
 from synap_realtime.server import create_app
-from tests.server.servers import Front
-from tests.timeouts import TIMEOUT_S
+from tests.support.servers import Front
+from tests.support.timeouts import TIMEOUT_S
 
 
 @asynccontextmanager

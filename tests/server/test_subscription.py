@@ -23,14 +23,14 @@ from synap_realtime.server.rooms.subscription import (
     Subscription,
 )
 from synap_realtime.server.stores.base import (
-    DeliveryHandler,
     Entry,
     Page,
     Publication,
     Retention,
 )
 from synap_realtime.server.stores.memory import MemoryStore
-from tests.timeouts import TIMEOUT_S
+from tests.support.stores import LateStore
+from tests.support.timeouts import TIMEOUT_S
 
 USER, REQUEST = Room("user_1"), Room("request_1")
 
@@ -42,28 +42,6 @@ class SlowStore(MemoryStore):
         page = await super().read(room, after, limit)
         await asyncio.sleep(0)
         return page
-
-
-class LateStore(MemoryStore):
-    """A store that delivers a while after the entry can be read, as one on disk may."""
-
-    def __init__(self, retention: Retention | None = None) -> None:
-        super().__init__(retention)
-        self.late: list[tuple[Room, Entry]] = []
-        self.handler: DeliveryHandler
-
-    def subscribe(self, handler: DeliveryHandler) -> None:
-        self.handler = handler
-        super().subscribe(self._later)
-
-    def _later(self, room: Room, entry: Entry, published_at: float | None) -> int:
-        self.late.append((room, entry))
-        return 1
-
-    def release(self) -> None:
-        late, self.late = self.late, []
-        for room, entry in late:
-            self.handler(room, entry, None)
 
 
 class Node:

@@ -20,8 +20,8 @@ from synap_realtime.server.config.settings import load_settings
 from synap_realtime.server.protocols import http1
 from synap_realtime.server.protocols.websocket import WebSocketProtocol
 from synap_realtime.server.serve import running_server
-from tests.server.servers import Front
-from tests.timeouts import TIMEOUT_S
+from tests.support.servers import Front
+from tests.support.timeouts import TIMEOUT_S
 
 
 @asynccontextmanager

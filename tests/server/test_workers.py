@@ -26,13 +26,16 @@ from synap_realtime.server.metrics import Metrics
 from synap_realtime.server.serve import running_server
 from synap_realtime.server.stores.base import ClusterStore, Retention, StoreStats
 from synap_realtime.server.stores.memory import MemoryStore
-from tests.timeouts import TIMEOUT_S
+from tests.support.certificates import certify
+from tests.support.command_line import COMMAND, run_blocking
+from tests.support.credentials import token
+from tests.support.http_client import ask
+from tests.support.program import free_port
+from tests.support.servers import serving
+from tests.support.timeouts import TIMEOUT_S
+from tests.support.websocket_client import closed_with, frame, listening
 
-from ..certificates import certify
-from ..program import free_port
 from ..support.replicated_store import PORT, ReplicatedStore
-from .auth.test_authorization import ask, closed_with, frame, listening, serving, token
-from .test_serve import COMMAND, run
 
 
 class Workers:
@@ -233,7 +236,7 @@ def test_a_port_that_another_has_is_an_error(start: Callable[..., Workers]) -> N
     url = workers.until(r"listening on (\S+)")[1]
     port = str(urlsplit(url).port)
     for more in ([], ["--workers", "2", "--store", "tests.support.replicated_store:alone"]):
-        done = run("serve", "--port", port, *more)
+        done = run_blocking("serve", "--port", port, *more)
         assert (done.returncode, "could not listen" in done.stderr) == (2, True), done.stderr
 
 
@@ -272,7 +275,7 @@ async def test_revocation_at_one_worker_closes_connections_of_all(
     ],
 )
 def test_without_a_shared_store_one_worker_is_allowed(store: str, said: str) -> None:
-    done = run("serve", "--port", str(free_port()), "--workers", "2", "--store", store)
+    done = run_blocking("serve", "--port", str(free_port()), "--workers", "2", "--store", store)
     assert done.returncode == 2
     assert said in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -280,7 +283,7 @@ def test_without_a_shared_store_one_worker_is_allowed(store: str, said: str) -> 
 
 
 def test_a_worker_that_never_starts_ends_all() -> None:
-    done = run(
+    done = run_blocking(
         "serve", "--port", "0", "--workers", "2", "--store", "tests.support.replicated_store:dying"
     )
     assert done.returncode == 1

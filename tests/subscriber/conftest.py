@@ -18,7 +18,7 @@ from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
 from synap_realtime import Notification, subscribe, subscribe_sync
-from tests.timeouts import TIMEOUT_S
+from tests.support.timeouts import TIMEOUT_S
 
 Receive = Callable[[], Awaitable[Notification]]
 Listen = Callable[..., AbstractAsyncContextManager[Receive]]

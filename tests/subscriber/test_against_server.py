@@ -11,8 +11,8 @@ import pytest
 from synap_realtime import AsyncBroadcaster, SubscriptionState
 from synap_realtime.server import create_app
 from synap_realtime.server.serve import running_server
+from tests.support.link import Link
 
-from ..link import Link
 from .conftest import Listen
 
 

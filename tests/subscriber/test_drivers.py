@@ -23,7 +23,7 @@ from synap_realtime import (
     subscribe,
     subscribe_sync,
 )
-from tests.timeouts import scaled
+from tests.support.timeouts import scaled
 
 from .conftest import Listen, Scripted, control, note, scripted_server
 

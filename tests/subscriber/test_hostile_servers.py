@@ -14,7 +14,7 @@ from websockets.asyncio.server import ServerConnection
 from websockets.frames import Frame, Opcode
 
 from synap_realtime import SubscriptionError, subscribe_sync
-from tests.timeouts import scaled
+from tests.support.timeouts import scaled
 
 from .conftest import Listen, Scripted, note, scripted_server
 

@@ -19,9 +19,8 @@ from synap_realtime.jobs import JobType, Recipient, Reporter, RunNotifications
 from synap_realtime.server import create_app
 from synap_realtime.server.serve import running_server
 from synap_realtime.subscriber import JobTracker
-from tests.timeouts import TIMEOUT_S
-
-from ..program import free_port
+from tests.support.program import free_port
+from tests.support.timeouts import TIMEOUT_S
 
 REPORT = JobType("report.creation")
 

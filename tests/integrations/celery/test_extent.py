@@ -11,20 +11,13 @@ import httpx
 import pytest
 
 from synap_realtime.testing import RealtimeRecorder
-from tests.timeouts import TIMEOUT_S
+from tests.integrations.celery.pools import POOLS
+from tests.support.timeouts import TIMEOUT_S
 
 from . import tasks
 from .conftest import Worker, read_room, until, words
 
 USERS = [f"u{n}" for n in range(8)]
-
-POOLS = {
-    "prefork": ("--pool", "prefork", "-c", "2"),
-    "threads": ("--pool", "threads", "-c", "3"),
-    "gevent": ("--pool", "gevent", "-c", "10"),
-    "eventlet": ("--pool", "eventlet", "-c", "10"),
-    "solo": ("--pool", "solo"),
-}
 
 
 @pytest.mark.parametrize("pool", POOLS)

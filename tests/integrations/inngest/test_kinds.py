@@ -13,11 +13,11 @@ import pytest
 
 from synap_realtime import JobError, progress
 from synap_realtime.integrations.inngest import create_function
-from tests.timeouts import TIMEOUT_S
+from tests.integrations.inngest.frameworks import Served, by_django_asgi, by_django_wsgi, by_flask
+from tests.integrations.inngest.gateway_worker import connected
+from tests.support.timeouts import TIMEOUT_S
 
 from .conftest import Stage, on, staged
-from .test_local_frameworks import Served, by_django_asgi, by_django_wsgi, by_flask
-from .test_local_gateway import connected
 
 WHO = {"userId": "42", "requestId": "r1"}
 

@@ -23,7 +23,7 @@ from synap_realtime.integrations.inngest.local import app as local_app
 from synap_realtime.integrations.inngest.local.addresses import AddressError, AppHosts
 from synap_realtime.integrations.inngest.local.runs import Backoff
 from synap_realtime.server.serve import running_server
-from tests.timeouts import TIMEOUT_S
+from tests.support.timeouts import TIMEOUT_S
 
 from .conftest import Stage, on
 

@@ -15,26 +15,12 @@ import websockets
 from inngest.connect._internal import connect_pb2 as pb
 
 from synap_realtime.integrations.inngest.local.gateway import SUBPROTOCOL
-from tests.timeouts import TIMEOUT_S
+from tests.integrations.inngest.gateway_worker import connected
+from tests.support.timeouts import TIMEOUT_S
 
 from .conftest import Stage, on, until
 
 PROTOBUF = {"Content-Type": "application/protobuf"}
-
-
-@asynccontextmanager
-async def connected(
-    client: inngest.Inngest, *functions: inngest.Function[Any]
-) -> AsyncIterator[inngest.connect._internal.connection.WorkerConnection]:
-    """A worker of the SDK, with its own thread and its own WebSocket."""
-    worker = inngest.connect.connect([(client, list(functions))])
-    task = asyncio.create_task(worker.start())
-    await worker.wait_for_state(inngest.connect.ConnectionState.ACTIVE)
-    try:
-        yield worker
-    finally:
-        await worker.close(wait=True)
-        await task
 
 
 async def test_a_worker_runs_steps_retries_and_parallel_groups(stage: Stage) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import inngest
 import pytest
 
-from tests.timeouts import TIMEOUT_S
+from tests.support.timeouts import TIMEOUT_S
 
 from .conftest import Stage, on, until
 

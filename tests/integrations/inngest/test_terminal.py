@@ -10,9 +10,9 @@ import pytest
 from pydantic import BaseModel, RootModel, computed_field
 
 from synap_realtime import InvalidInputError, JobError
+from tests.integrations.inngest.functions import function
 
 from .conftest import Stage
-from .test_functions import function
 
 
 @pytest.fixture(params=["async", "sync"])

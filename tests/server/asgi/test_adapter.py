@@ -17,8 +17,8 @@ from synap_realtime.server import RoomServer, create_app
 from synap_realtime.server.config.settings import load_settings
 from synap_realtime.server.resources.pacing import Pacer
 from synap_realtime.tokens import mint_token
-from tests.server.servers import by_uvicorn
-from tests.timeouts import TIMEOUT_S
+from tests.support.servers import by_uvicorn
+from tests.support.timeouts import TIMEOUT_S
 
 HEAD = b" HTTP/1.1\r\nHost: localhost\r\n"
 HANDSHAKE = (

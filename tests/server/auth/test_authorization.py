@@ -20,7 +20,6 @@ import jwt
 import pytest
 import websockets
 from pydantic import SecretStr
-from websockets.asyncio.client import ClientConnection
 from websockets.sync.client import connect
 
 from synap_realtime import AsyncBroadcaster, ConfigurationError
@@ -29,72 +28,17 @@ from synap_realtime.server.auth import authorization
 from synap_realtime.server.config.settings import load_settings
 from synap_realtime.server.serve import running_server
 from synap_realtime.tokens import mint_token
-from tests.server.servers import Front
-from tests.timeouts import TIMEOUT_S
-
-SECRET, API_KEY = "s" * 32, "k" * 43
-ORIGIN = "https://app.example"
-NOTE = {"type": "a.completed", "data": {}, "id": "n1"}
-
-
-@contextlib.asynccontextmanager
-async def serving(
-    front: Front, may: authorization.Authorizer | None = None, **options: Any
-) -> AsyncIterator[str]:
-    settings = load_settings(
-        token_secrets=(SecretStr(SECRET),),
-        api_keys={"jobs": SecretStr(API_KEY)},
-        allowed_origins=(ORIGIN,),
-        **options,
-    )
-    async with front(create_app(settings, authorize=may)) as url:
-        yield url
+from tests.support.credentials import API_KEY, ORIGIN, SECRET, bearer, token
+from tests.support.http_client import NOTE, ask
+from tests.support.servers import Front, serving
+from tests.support.timeouts import TIMEOUT_S
+from tests.support.websocket_client import closed_with, frame, listening
 
 
 @pytest.fixture
 async def url(front: Front) -> AsyncIterator[str]:
     async with serving(front) as url:
         yield url
-
-
-def token(user: str | None = "1", **options: Any) -> str:
-    return mint_token(user, secret=SECRET, **options)
-
-
-def bearer(credential: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {credential}"}
-
-
-async def ask(
-    url: str, method: str, path: str, credential: str | None = None, **options: Any
-) -> httpx.Response:
-    headers = {**options.pop("headers", {}), **(bearer(credential) if credential else {})}
-    async with httpx.AsyncClient(base_url=url, headers=headers) as client:
-        return await client.request(method, path, **options)
-
-
-@contextlib.asynccontextmanager
-async def listening(
-    url: str, room: str, credential: str | None = None, *, v1: bool = True, query: str = ""
-) -> AsyncIterator[ClientConnection]:
-    names = (["synap.v1"] if v1 else []) + ([f"bearer.{credential}"] if credential else [])
-    address = f"{url.replace('http', 'ws')}/rooms/{room}/subscribe{query}"
-    async with websockets.connect(address, subprotocols=names or None, origin=ORIGIN) as ws:  # type: ignore[arg-type]
-        yield ws
-
-
-async def closed_with(ws: ClientConnection) -> int:
-    async with asyncio.timeout(TIMEOUT_S):
-        await ws.wait_closed()
-    return int(ws.close_code or 0)
-
-
-async def frame(ws: ClientConnection, type: str) -> dict[str, Any]:
-    async with asyncio.timeout(TIMEOUT_S):
-        while True:
-            found: dict[str, Any] = json.loads(await ws.recv())
-            if found["type"] == type:
-                return found
 
 
 ROUTES = [

@@ -18,10 +18,11 @@ import pytest
 from synap_realtime.server import create_app
 from synap_realtime.server.config.settings import load_settings
 from synap_realtime.tokens import mint_token
-from tests.timeouts import TIMEOUT_S, scaled
-
-from ..servers import Front
-from .test_authorization import NOTE, ORIGIN, ask, closed_with, frame, listening
+from tests.support.credentials import ORIGIN
+from tests.support.http_client import NOTE, ask
+from tests.support.servers import Front
+from tests.support.timeouts import TIMEOUT_S, scaled
+from tests.support.websocket_client import closed_with, frame, listening
 
 OLD, NEW, KEY, OTHER_KEY = "o" * 32, "n" * 32, "k" * 43, "j" * 43
 WITHIN_S = 1.0

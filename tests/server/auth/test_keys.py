@@ -30,9 +30,8 @@ from synap_realtime.server.auth.keys import MAX_FILE_BYTES
 from synap_realtime.server.config.file_watcher import CHECK_INTERVAL_S
 from synap_realtime.server.serve import running_server
 from synap_realtime.tokens import mint_token
-from tests.timeouts import TIMEOUT_S
-
-from .test_tokens import DOCUMENT, EC_KEY
+from tests.support.keys import DOCUMENT, EC_KEY
+from tests.support.timeouts import TIMEOUT_S
 
 OLD, NEW = "o" * 32, "n" * 32
 

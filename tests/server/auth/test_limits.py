@@ -16,18 +16,10 @@ from synap_realtime.server.auth.limits import MAX_TRACKED_KEYS, Limits
 from synap_realtime.server.config.settings import load_settings
 from synap_realtime.server.messages import RequestError
 from synap_realtime.tokens import mint_token
-from tests.server.auth.test_authorization import (
-    API_KEY,
-    NOTE,
-    ORIGIN,
-    bearer,
-    closed_with,
-    frame,
-    listening,
-    serving,
-    token,
-)
-from tests.server.servers import Front
+from tests.support.credentials import API_KEY, ORIGIN, bearer, token
+from tests.support.http_client import NOTE
+from tests.support.servers import Front, serving
+from tests.support.websocket_client import closed_with, frame, listening
 
 pytestmark = pytest.mark.usefixtures("slow_rate_clock")
 

@@ -18,9 +18,9 @@ from synap_realtime.server.config.settings import load_settings
 from synap_realtime.server.stores.base import Retention
 from synap_realtime.server.stores.memory import MemoryStore
 from synap_realtime.tokens import mint_token
-
-from ..servers import Front
-from .test_authorization import API_KEY, NOTE, SECRET, ask, serving, token
+from tests.support.credentials import API_KEY, SECRET, token
+from tests.support.http_client import NOTE, ask
+from tests.support.servers import Front, serving
 
 DAY_S = 86_400.0
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import jwt
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from synap_realtime.server.auth import (
     Authenticator,
@@ -20,6 +19,7 @@ from synap_realtime.server.auth import (
     jwks,
 )
 from synap_realtime.tokens import mint_token
+from tests.support.keys import DOCUMENT, EC_KEY, ED_KEY, PRIVATE, RSA_KEY
 
 OLD, NEW, OTHER = "o" * 32, "n" * 32, "x" * 32
 API_KEY = "k" * 43
@@ -186,25 +186,6 @@ async def test_overlong_token_is_not_parsed() -> None:
 
 
 # --- the keys of others
-
-
-def public_jwk(key: Any, kid: str) -> dict[str, Any]:
-    algorithm: dict[type, Any] = {
-        rsa.RSAPrivateKey: jwt.algorithms.RSAAlgorithm,
-        ec.EllipticCurvePrivateKey: jwt.algorithms.ECAlgorithm,
-        ed25519.Ed25519PrivateKey: jwt.algorithms.OKPAlgorithm,
-    }
-    kind = next(kind for kind in algorithm if isinstance(key, kind))
-    document: dict[str, Any] = algorithm[kind].to_jwk(key.public_key(), as_dict=True)
-    document.pop("key_ops", None)
-    return {**document, "kid": kid, "use": "sig"}
-
-
-RSA_KEY = rsa.generate_private_key(65537, 2048)
-EC_KEY = ec.generate_private_key(ec.SECP256R1())
-ED_KEY = ed25519.Ed25519PrivateKey.generate()
-PRIVATE = {"RS256": RSA_KEY, "ES256": EC_KEY, "EdDSA": ED_KEY}
-DOCUMENT = {"keys": [public_jwk(key, alg) for alg, key in PRIVATE.items()]}
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from synap_realtime.server.config.settings import load_settings
 from synap_realtime.server.http.health import Readiness
 from synap_realtime.server.stores.base import StoreUnavailableError
 from synap_realtime.server.stores.memory import MemoryStore
-from tests.server.servers import Front
-from tests.timeouts import TIMEOUT_S
+from tests.support.servers import Front
+from tests.support.timeouts import TIMEOUT_S
 
 NOTE = {"type": "note.completed", "data": {"text": "x" * 1000}}
 BIG_NOTE = {"type": "note.completed", "data": {"text": "x" * 200_000}}

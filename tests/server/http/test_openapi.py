@@ -20,7 +20,7 @@ from synap_realtime.server import create_app
 from synap_realtime.server.config.settings import load_settings
 from synap_realtime.server.http.openapi import document
 from synap_realtime.server.serve import running_server
-from tests.timeouts import TIMEOUT_S
+from tests.support.timeouts import TIMEOUT_S
 
 EVENTS = "/rooms/{room}/events"
 SUBSCRIBE = "/rooms/{room}/subscribe"

@@ -23,9 +23,8 @@ from synap_realtime.server.logging.events import (
     MAX_LINES_PER_S,
     RateLimitFilter,
 )
-from tests.timeouts import TIMEOUT_S
-
-from ..servers import Front
+from tests.support.servers import Front
+from tests.support.timeouts import TIMEOUT_S
 
 SECRET, KEY = "s" * 43, "k" * 43
 PAGE = "https://app.example.com"

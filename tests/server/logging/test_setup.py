@@ -26,7 +26,7 @@ from websockets.sync.client import connect
 
 from synap_realtime.server.logging.events import MAX_LINES_PER_S, RateLimitFilter
 from synap_realtime.tokens import mint_token
-from tests.timeouts import TIMEOUT_S
+from tests.support.timeouts import TIMEOUT_S
 
 COMMAND = str(Path(sys.executable).with_name("synap-realtime"))
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from tests.timeouts import TIMEOUT_S
+from tests.support.timeouts import TIMEOUT_S
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 

@@ -11,8 +11,7 @@ import pytest
 
 from synap_realtime import ConfigurationError
 from synap_realtime.server.protocols.certificate import ReloadingCertificate, open_certificate
-
-from ...certificates import certify
+from tests.support.certificates import certify
 
 
 def test_both_or_none(tmp_path: Path) -> None:

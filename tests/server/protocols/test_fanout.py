@@ -27,10 +27,10 @@ from synap_realtime.server.rooms.hub import FanoutGroup, Hub
 from synap_realtime.server.serve import running_server
 from synap_realtime.server.stores.base import Entry, Publication
 from synap_realtime.server.stores.memory import MemoryStore
-from tests.timeouts import TIMEOUT_S
+from tests.support.stores import LateStore
+from tests.support.timeouts import TIMEOUT_S
+from tests.support.websocket_frames import CLOSE, CONT, PING, TEXT, frame
 
-from ..test_subscription import LateStore
-from ..test_ws_codec import CLOSE, CONT, PING, TEXT, frame
 from .conftest import WAYS, Run
 
 ROOM, OTHER = Room("workspace_1"), Room("workspace_2")

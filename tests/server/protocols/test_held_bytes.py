@@ -40,30 +40,19 @@ from synap_realtime.server.resources.trim import (
 from synap_realtime.server.serve import running_server
 from synap_realtime.server.stores.base import Entry
 from synap_realtime.tokens import mint_token
-from tests.timeouts import TIMEOUT_S
+from tests.support.credentials import API_KEY, SECRET
+from tests.support.raw_http import CHUNKED, HANDSHAKE, HEALTH, ROOM, bearer, http, peer, publish
+from tests.support.servers import keyed_app, open_app
+from tests.support.timeouts import TIMEOUT_S
 
 from .conftest import Run
-from .test_http1 import (
-    API_KEY,
-    CHUNKED,
-    HANDSHAKE,
-    HEALTH,
-    ROOM,
-    SECRET,
-    bearer,
-    http,
-    peer,
-    publish,
-    rooms,
-    with_keys,
-)
 
 MIB = 1024 * 1024
 LARGE = json.dumps({"type": "a", "data": {"x": "y" * 200_000}}).encode()
 
 
 async def metric(url: str, name: str, **labels: str) -> float:
-    """Of a server without keys, or with those of ``with_keys``."""
+    """Of a server without keys, or with those of ``keyed_app``."""
     token = mint_token("ops", secret=SECRET, scope="metrics")
     async with httpx.AsyncClient(base_url=url) as client:
         response = await client.get("/metrics", headers={"Authorization": f"Bearer {token}"})
@@ -424,7 +413,7 @@ def test_open_connections_count_as_held_memory(run: Run, monkeypatch: pytest.Mon
     monkeypatch.setattr(server, "Trimmer", trimmer)
 
     async def test() -> None:
-        async with running_server(rooms()) as url:
+        async with running_server(open_app()) as url:
             for _ in range(2):
                 async with peer(url) as first, peer(url) as second:
                     for each in (first, second):
@@ -445,7 +434,7 @@ def test_open_connections_count_as_held_memory(run: Run, monkeypatch: pytest.Mon
 def test_closes_caller_that_requests_on_many_sockets_without_reading(run: Run, route: str) -> None:
     async def test() -> None:
         limit = 1 * MIB
-        app = with_keys(max_answer_bytes=limit, max_caller_bytes=limit // 2)
+        app = keyed_app(max_answer_bytes=limit, max_caller_bytes=limit // 2)
         async with running_server(app) as url:
             await filled(url, bearer(API_KEY))
             asked = http(
@@ -481,7 +470,7 @@ def test_charges_responses_in_kernel_buffers(run: Run) -> None:
     """They are written whole, and the connection is idle; the memory is taken all the same."""
 
     async def test() -> None:
-        async with running_server(rooms()) as url:
+        async with running_server(open_app()) as url:
             await filled(url, count=1)
             raw = await silent(url, http(b"GET " + ROOM + b"/history?limit=1"))
             await until(lambda: is_some(metric(url, "held_bytes", kind="answers")))
@@ -497,7 +486,7 @@ def test_charges_responses_in_kernel_buffers(run: Run) -> None:
 
 def test_long_history_comes_in_chunks_and_short_with_its_length(run: Run) -> None:
     async def test() -> None:
-        async with running_server(rooms()) as url:
+        async with running_server(open_app()) as url:
             await filled(url, count=3)
             async with peer(url) as client:
                 await client.say(http(b"GET " + ROOM + b"/history"))
@@ -539,7 +528,7 @@ HALVES = {
 def test_closes_caller_with_the_most_incomplete_requests(run: Run, half: str) -> None:
     async def test() -> None:
         limit = 512 * 1024
-        async with running_server(rooms(max_request_bytes=limit)) as url:
+        async with running_server(open_app(max_request_bytes=limit)) as url:
             await filled(url, count=4)
             many = [await silent(url, HALVES[half]) for _ in range(40)]
             await until(lambda: is_some(metric(url, "held_bytes_cuts_total", kind="requests")))
@@ -558,7 +547,7 @@ def test_closes_caller_with_the_most_incomplete_requests(run: Run, half: str) ->
 )
 def test_rejects_target_over_8_kib(run: Run, target: bytes) -> None:
     async def test() -> None:
-        async with running_server(rooms()) as url:
+        async with running_server(open_app()) as url:
             for _ in range(3):
                 async with peer(url) as client:
                     await client.say(http(b"GET " + target))
@@ -588,7 +577,7 @@ def test_path_has_a_bounded_number_of_segments() -> None:
 @pytest.mark.parametrize("transport", ["websocket", "sse", "replay"])
 def test_closes_the_slowest_of_a_user_over_the_budget(run: Run, transport: str) -> None:
     async def test() -> None:
-        app = with_keys(max_caller_bytes=600_000)
+        app = keyed_app(max_caller_bytes=600_000)
         token = bearer(mint_token("1", secret=SECRET))
         if transport == "sse":
             asked = http(b"GET " + ROOM + b"/events?after=latest", token)
@@ -643,7 +632,7 @@ def test_bytes_after_the_last_request_are_no_error(
     async def test() -> None:
         errors: list[Any] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
-        async with running_server(rooms()) as url:
+        async with running_server(open_app()) as url:
             for start in range(0, len(sent), 7):
                 async with peer(url) as client:
                     await client.say(sent[:start])
@@ -715,7 +704,7 @@ def test_arbitrary_bytes_cause_no_traceback(run: Run, seed: int) -> None:
     async def test() -> None:
         errors: list[Any] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
-        app: RoomServer = rooms()
+        app: RoomServer = open_app()
         async with running_server(app) as url:
             for _ in range(20):
                 await asyncio.gather(*(once(url) for _ in range(5)))

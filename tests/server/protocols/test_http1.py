@@ -5,124 +5,34 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import socket
-import struct
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
-from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
-from pydantic import SecretStr
 
-from synap_realtime.server import RoomServer, create_app
-from synap_realtime.server.config.settings import load_settings
+from synap_realtime.server import RoomServer
 from synap_realtime.server.protocols import http1, pending_connections
 from synap_realtime.server.protocols import write_stalls as reader
 from synap_realtime.server.serve import running_server
 from synap_realtime.tokens import mint_token
-from tests.timeouts import TIMEOUT_S
+from tests.support.credentials import API_KEY, SECRET
+from tests.support.raw_http import (
+    BODY,
+    CHUNKED,
+    HANDSHAKE,
+    HEALTH,
+    ROOM,
+    bearer,
+    http,
+    peer,
+    publish,
+)
+from tests.support.servers import keyed_app, open_app
+from tests.support.timeouts import TIMEOUT_S
 
 from .conftest import Run
 
-SECRET, API_KEY = "s" * 32, "k" * 43
 MIB = 1024 * 1024
-BODY = b'{"type":"a","data":{}}'
-ROOM = b"/rooms/user_1"
-HANDSHAKE = (
-    b"Upgrade: websocket", b"Connection: Upgrade", b"Sec-WebSocket-Version: 13",
-    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
-)  # fmt: skip
-CHUNKED = b"Transfer-Encoding: chunked"
-
-
-def http(line: bytes, *fields: bytes, body: bytes = b"", version: bytes = b"1.1") -> bytes:
-    return b"\r\n".join([line + b" HTTP/" + version, b"Host: localhost", *fields, b"", body])
-
-
-def publish(*fields: bytes, room: bytes = ROOM, body: bytes = BODY) -> bytes:
-    length = b"Content-Length: %d" % len(body)
-    return http(b"POST " + room + b"/broadcast", length, *fields, body=body)
-
-
-HEALTH = http(b"GET /health")
-
-
-class Peer:
-    """A client that says what it likes."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader, self.writer = reader, writer
-
-    async def say(self, data: bytes) -> None:
-        self.writer.write(data)
-        await self.writer.drain()
-
-    async def answer(self, *, has_body: bool = True) -> tuple[int, dict[str, str], bytes]:
-        lines = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-        fields = {
-            name.lower(): value.strip()
-            for name, _, value in (line.partition(":") for line in lines[1:-2])
-        }
-        body = b""
-        if has_body and fields.get("transfer-encoding") == "chunked":
-            while size := int(await self.reader.readline(), 16):
-                body += (await self.reader.readexactly(size + 2))[:-2]
-            await self.reader.readline()
-        elif has_body:
-            body = await self.reader.readexactly(int(fields.get("content-length", "0")))
-        return int(lines[0].split()[1]), fields, body
-
-    async def status(self) -> int:
-        return (await self.answer())[0]
-
-    async def has_ended(self) -> bool:
-        """Waits for the server's end; what it says before is wrong."""
-        try:
-            return await self.reader.read() == b""
-        except ConnectionError:
-            return True
-
-    async def resets(self) -> None:
-        """A reset, without a goodbye."""
-        raw = self.writer.get_extra_info("socket")
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.writer.transport.abort()
-        await asyncio.sleep(0)
-
-
-@contextlib.asynccontextmanager
-async def peer(url: str, *, buffer: int | None = None) -> AsyncIterator[Peer]:
-    where = urlsplit(url)
-    raw = socket.socket()
-    if buffer is not None:
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
-    raw.setblocking(False)
-    await asyncio.get_running_loop().sock_connect(raw, (where.hostname, where.port))
-    reader, writer = await asyncio.open_connection(sock=raw, limit=2**20)
-    try:
-        yield Peer(reader, writer)
-    finally:
-        writer.transport.abort()
-
-
-def rooms(**settings: Any) -> RoomServer:
-    return create_app(load_settings(**{"drain_timeout_s": 0, **settings}))
-
-
-def with_keys(**options: Any) -> RoomServer:
-    may = options.pop("may", None)
-    settings = load_settings(
-        token_secrets=(SecretStr(SECRET),),
-        api_keys={"jobs": SecretStr(API_KEY)},
-        drain_timeout_s=0,
-        **options,
-    )
-    return create_app(settings, authorize=may)
-
-
-def bearer(credential: str) -> bytes:
-    return b"Authorization: Bearer " + credential.encode()
 
 
 async def nothing_is_left(app: RoomServer, tasks: int) -> None:
@@ -149,7 +59,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_keep_alive_requests_are_answered_in_order(run: Run) -> None:
     async def test() -> None:
-        async with running_server(rooms()) as url, peer(url) as client:
+        async with running_server(open_app()) as url, peer(url) as client:
             for _ in range(3):
                 await client.say(HEALTH)
                 status, fields, body = await client.answer()
@@ -176,7 +86,7 @@ def test_pipelined_requests_wait_for_the_first(run: Run) -> None:
             await go_on.wait()
             return True
 
-        async with running_server(with_keys(may=may)) as url, peer(url) as client:
+        async with running_server(keyed_app(may=may)) as url, peer(url) as client:
             await client.say(publish(bearer(API_KEY)) + HEALTH + http(b"GET /nothing"))
             await asked.wait()
             go_on.set()
@@ -188,7 +98,7 @@ def test_pipelined_requests_wait_for_the_first(run: Run) -> None:
 
 def test_answers_as_many_pipelined_requests_as_allowed(run: Run) -> None:
     async def test() -> None:
-        async with running_server(rooms()) as url, peer(url) as client:
+        async with running_server(open_app()) as url, peer(url) as client:
             await client.say(publish() * http1.MAX_PIPELINED)
             for _ in range(http1.MAX_PIPELINED):
                 assert await client.status() == 200
@@ -198,7 +108,7 @@ def test_answers_as_many_pipelined_requests_as_allowed(run: Run) -> None:
 
 def test_sends_100_continue_only_when_the_body_is_needed(run: Run) -> None:
     async def test() -> None:
-        async with running_server(with_keys()) as url, peer(url) as client:
+        async with running_server(keyed_app()) as url, peer(url) as client:
             expecting = publish(b"Expect: 100-continue", bearer(API_KEY))[: -len(BODY)]
             await client.say(HEALTH + expecting)
             assert await client.status() == 200
@@ -217,7 +127,7 @@ def test_sends_100_continue_only_when_the_body_is_needed(run: Run) -> None:
 
 def test_a_body_for_a_refused_credential_is_passed_over(run: Run) -> None:
     async def test() -> None:
-        async with running_server(with_keys()) as url, peer(url) as client:
+        async with running_server(keyed_app()) as url, peer(url) as client:
             large = publish(bearer("no"), body=b" " * 3_000_000)
             for _ in range(2):
                 await client.say(large)
@@ -235,10 +145,10 @@ def test_a_body_comes_in_pieces_of_any_size(run: Run) -> None:
             pieces = [text[at : at + size] for at in range(0, len(text), size)]
             chunks = b"".join(b"%x;a=b\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
             sent = http(b"POST " + ROOM + b"/broadcast", CHUNKED, body=chunks + b"0\r\n\r\n")
-            async with running_server(rooms()) as url, peer(url) as client:
+            async with running_server(open_app()) as url, peer(url) as client:
                 await client.say(sent + HEALTH)
                 assert [await client.status(), await client.status()] == [200, 200]
-        async with running_server(rooms()) as url, peer(url) as client:
+        async with running_server(open_app()) as url, peer(url) as client:
             for at in range(0, len(sent), 200):
                 await client.say(sent[at : at + 200])
                 await asyncio.sleep(0)
@@ -249,7 +159,7 @@ def test_a_body_comes_in_pieces_of_any_size(run: Run) -> None:
 
 def test_http_1_0_clients_get_a_response_and_a_close(run: Run) -> None:
     async def test() -> None:
-        async with running_server(rooms()) as url:
+        async with running_server(open_app()) as url:
             for sent in (
                 http(b"GET /health", version=b"1.0"),
                 http(b"GET /health", b"Connection: keep-alive", version=b"1.0"),
@@ -267,7 +177,7 @@ def test_http_1_0_clients_get_a_response_and_a_close(run: Run) -> None:
 
 def test_head_is_a_get_without_its_body(run: Run) -> None:
     async def test() -> None:
-        async with running_server(rooms()) as url, peer(url) as client:
+        async with running_server(open_app()) as url, peer(url) as client:
             await client.say(http(b"HEAD /health") + HEALTH)
             status, fields, _ = await client.answer(has_body=False)
             assert (status, fields["content-length"]) == (200, "15")
@@ -278,7 +188,7 @@ def test_head_is_a_get_without_its_body(run: Run) -> None:
 
 def test_an_absolute_target_is_its_path(run: Run) -> None:
     async def test() -> None:
-        async with running_server(rooms()) as url, peer(url) as client:
+        async with running_server(open_app()) as url, peer(url) as client:
             for target in (b"http://localhost/health", b"HTTP://x:1/health?a=b", b"/health?a#b"):
                 await client.say(http(b"GET " + target))
                 assert await client.status() == 200, target
@@ -302,7 +212,7 @@ def test_closes_connection_after_the_request_timeout(
     run: Run, sent: bytes, answers: list[int]
 ) -> None:
     async def test() -> None:
-        async with running_server(rooms()) as url, peer(url) as client:
+        async with running_server(open_app()) as url, peer(url) as client:
             await client.say(sent)
             assert [await client.status() for _ in answers] == answers
             assert await client.has_ended()
@@ -317,7 +227,7 @@ def test_slow_reader_receives_all_and_non_reader_is_closed(
     monkeypatch.setattr(reader, "READER_TIMEOUT_S", 1 if how == "slowly" else 0.1)
 
     async def test() -> None:
-        async with running_server(rooms()) as url:
+        async with running_server(open_app()) as url:
             large = json.dumps({"type": "a", "data": {"x": "y" * 200_000}}).encode()
             async with peer(url) as client:
                 for _ in range(10):
@@ -411,7 +321,7 @@ def test_refuses_ambiguous_body_framing_and_reads_no_further(run: Run, name: str
     """A proxy may have read it in the other way: what comes behind is not ours to say."""
 
     async def test() -> None:
-        async with running_server(rooms()) as url, peer(url) as client:
+        async with running_server(open_app()) as url, peer(url) as client:
             await client.say(FRAMINGS[name] + SMUGGLED)
             assert await client.status() == 400
             assert await client.has_ended()
@@ -423,7 +333,7 @@ def test_refuses_requests_behind_many_empty_lines(run: Run) -> None:
     """RFC 9112, section 2.2: a few are ignored. An endless stream of them is no request."""
 
     async def test() -> None:
-        async with running_server(rooms()) as url:
+        async with running_server(open_app()) as url:
             async with peer(url) as client:
                 for _ in range(3):
                     await client.say(b"\r\n" * 500 + HEALTH)
@@ -443,7 +353,7 @@ def test_refuses_requests_behind_many_empty_lines(run: Run) -> None:
 
 def test_invalid_body_after_the_response_closes_the_connection(run: Run) -> None:
     async def test() -> None:
-        async with running_server(with_keys()) as url, peer(url) as client:
+        async with running_server(keyed_app()) as url, peer(url) as client:
             await client.say(http(POST, CHUNKED, bearer("no"), body=b"2\r\n{}\r\n"))
             assert await client.status() == 401
             await client.say(b"zz\r\n" + SMUGGLED)
@@ -461,7 +371,7 @@ def test_client_that_keeps_sending_receives_the_final_response(run: Run, sent: b
     """With bytes unread, a close would be a reset, and the answer would be lost with it."""
 
     async def test() -> None:
-        async with running_server(rooms()) as url, peer(url) as client:
+        async with running_server(open_app()) as url, peer(url) as client:
             await client.say(sent + b"x" * 500_000)
             await asyncio.sleep(0.05)
             with contextlib.suppress(ConnectionError):
@@ -475,7 +385,7 @@ def test_client_that_keeps_sending_receives_the_final_response(run: Run, sent: b
 @pytest.mark.usefixtures("_impatient")
 def test_closes_client_that_stays_after_the_final_response(run: Run) -> None:
     async def test() -> None:
-        async with running_server(rooms()) as url, peer(url) as client:
+        async with running_server(open_app()) as url, peer(url) as client:
             await client.say(b"junk\r\n\r\n")
             assert await client.status() == 400
             with pytest.raises(ConnectionError):  # noqa: PT012 - which of them meets it is open
@@ -490,7 +400,7 @@ def test_header_fields_are_limited(run: Run) -> None:
     """One name in all of them would be one value, copied as often."""
 
     async def test() -> None:
-        async with running_server(rooms()) as url:
+        async with running_server(open_app()) as url:
             for line, fields, status in (
                 (b"GET /health", [b"a:b"] * (http1.MAX_HEADERS - 1), 200),
                 (b"GET /health", [b"a:b"] * http1.MAX_HEADERS, 431),
@@ -513,7 +423,7 @@ def test_chunks_of_a_body_are_limited(run: Run) -> None:
         return b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
 
     async def test() -> None:
-        async with running_server(rooms()) as url:
+        async with running_server(open_app()) as url:
             for path, size, status in (
                 (b"POST /rooms/user_1/broadcast", 3, 200),
                 (b"POST /rooms/user_1/broadcast", 1, 413),
@@ -565,7 +475,7 @@ def test_unused_input_is_not_buffered(
 
     async def test() -> None:
         Traced.taken, Traced.is_enough = 0, asyncio.Event()
-        async with running_server(rooms()) as url, peer(url) as client:
+        async with running_server(open_app()) as url, peer(url) as client:
             client.writer.write(begin)
             enough = asyncio.create_task(Traced.is_enough.wait())
             with contextlib.suppress(ConnectionError):
@@ -590,7 +500,7 @@ def test_paused_connection_is_resumed_after_its_request(run: Run) -> None:
             await go_on.wait()
             return True
 
-        async with running_server(with_keys(may=may)) as url, peer(url) as client:
+        async with running_server(keyed_app(may=may)) as url, peer(url) as client:
             large = publish(bearer(API_KEY), body=BODY.ljust(60_000))
             sending = asyncio.create_task(client.say(large * 50))
             await asked.wait()
@@ -628,7 +538,7 @@ def test_disconnect_in_mid_request_leaks_nothing(
         return True
 
     async def test() -> None:
-        app = with_keys(may=may if rule else None)
+        app = keyed_app(may=may if rule else None)
         large = json.dumps({"type": "a", "data": {"x": "y" * 100_000}}).encode()
         sent = STAGES[stage].replace(b"TOKEN", mint_token("1", secret=SECRET).encode())
         async with running_server(app) as url:
@@ -656,7 +566,7 @@ def test_disconnect_during_fanout_does_not_affect_the_publisher(run: Run) -> Non
     """The loop learns of it in the middle of a batch, from a write that fails."""
 
     async def test() -> None:
-        app = rooms()
+        app = open_app()
         items = [{"rooms": ["user_1"], "type": "a", "data": {"x": "y" * 100_000}} for _ in range(9)]
         batch = json.dumps({"notifications": items}).encode()
         sent = http(b"POST /broadcast", b"Content-Length: %d" % len(batch), body=batch)
@@ -678,7 +588,7 @@ def test_disconnect_during_fanout_does_not_affect_the_publisher(run: Run) -> Non
 
 def test_pongs_for_a_non_reading_peer_are_not_buffered(run: Run) -> None:
     async def test() -> None:
-        app = rooms(client_messages_per_s=0)
+        app = open_app(client_messages_per_s=0)
         ping = bytes([0x81, 0x84, 0, 0, 0, 0]) + b"ping"
         async with running_server(app) as url, peer(url, buffer=4096) as client:
             client.writer.transport.pause_reading()  # type: ignore[attr-defined]

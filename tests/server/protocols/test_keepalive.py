@@ -13,7 +13,7 @@ from synap_realtime.server.config.settings import load_settings
 from synap_realtime.server.protocols import keepalive
 from synap_realtime.server.protocols.keepalive import IdleTimeouts
 from synap_realtime.server.serve import running_server
-from tests.timeouts import TIMEOUT_S
+from tests.support.timeouts import TIMEOUT_S
 
 PING, PONG, CLOSE = 0x89, 0x8A, 0x88
 

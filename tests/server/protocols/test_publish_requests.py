@@ -24,22 +24,13 @@ from synap_realtime.server.protocols import write_stalls
 from synap_realtime.server.protocols.certificate import ReloadingCertificate
 from synap_realtime.server.serve import running_server
 from synap_realtime.tokens import mint_token
-from tests.timeouts import TIMEOUT_S
+from tests.support.certificates import certify
+from tests.support.credentials import API_KEY, SECRET
+from tests.support.raw_http import BODY, HEALTH, Peer, bearer, http, peer, publish
+from tests.support.servers import keyed_app
+from tests.support.timeouts import TIMEOUT_S
 
-from ...certificates import certify
 from .conftest import Run
-from .test_http1 import (
-    API_KEY,
-    BODY,
-    HEALTH,
-    SECRET,
-    Peer,
-    bearer,
-    http,
-    peer,
-    publish,
-    with_keys,
-)
 
 KEY = bearer(API_KEY)
 PUBLISH = publish(KEY)
@@ -128,7 +119,7 @@ LINES = {
 async def test_a_request_line_gets_its_status(name: str) -> None:
     line, status = LINES[name]
     fields = [b"Host: localhost", b"Content-Length: %d" % len(BODY), KEY]
-    async with running_server(with_keys()) as url, peer(url) as client:
+    async with running_server(keyed_app()) as url, peer(url) as client:
         await client.say(b"\r\n".join([line, *fields, b"", BODY]))
         got, answered, content = await client.answer()
         assert got == status, content
@@ -142,7 +133,7 @@ async def test_a_request_line_gets_its_status(name: str) -> None:
 async def test_credential_of_a_partial_head_is_not_shared() -> None:
     """Another connection that sends only the second piece has no key."""
     whole = publish(KEY, b"X: y")
-    async with running_server(with_keys()) as url, peer(url) as client:
+    async with running_server(keyed_app()) as url, peer(url) as client:
         send_immediately(client)
         for cut in range(1, len(whole) - len(BODY)):
             await client.say(whole[:cut])
@@ -163,7 +154,7 @@ async def test_an_authorizer_is_asked_each_time() -> None:
         asked.append(room)
         return len(asked) < 3
 
-    async with running_server(with_keys(may=may)) as url, peer(url) as client:
+    async with running_server(keyed_app(may=may)) as url, peer(url) as client:
         statuses = []
         for _ in range(4):
             await client.say(PUBLISH)
@@ -173,7 +164,7 @@ async def test_an_authorizer_is_asked_each_time() -> None:
 
 @pytest.mark.usefixtures("slow_rate_clock")
 async def test_refused_size_uses_no_notification_quota() -> None:
-    app = with_keys(publishes_per_s=5, publish_bytes_per_s=10_000)
+    app = keyed_app(publishes_per_s=5, publish_bytes_per_s=10_000)
     large, small = json.dumps({"type": "a", "data": {"x": "y" * 9000}}).encode(), BODY
     async with running_server(app) as url, peer(url) as client:
         await client.say(publish(KEY, body=large))
@@ -192,7 +183,7 @@ async def test_refused_size_uses_no_notification_quota() -> None:
 
 @pytest.mark.usefixtures("slow_rate_clock")
 async def test_too_many_notifications_are_reported_so() -> None:
-    async with running_server(with_keys(publishes_per_s=5)) as url, peer(url) as client:
+    async with running_server(keyed_app(publishes_per_s=5)) as url, peer(url) as client:
         statuses = []
         for _ in range(20):
             await client.say(PUBLISH)
@@ -201,7 +192,7 @@ async def test_too_many_notifications_are_reported_so() -> None:
 
 
 async def test_lines_about_each_publish_are_written(caplog: pytest.LogCaptureFixture) -> None:
-    async with running_server(with_keys()) as url, peer(url) as client:
+    async with running_server(keyed_app()) as url, peer(url) as client:
         with caplog.at_level(logging.DEBUG, "synap_realtime.server.logging.events"):
             await client.say(PUBLISH)
             assert await client.status() == 200
@@ -213,7 +204,7 @@ async def test_publish_has_a_span() -> None:
     kept, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(kept))
     before = trace._TRACER_PROVIDER
-    async with running_server(with_keys()) as url, peer(url) as client:
+    async with running_server(keyed_app()) as url, peer(url) as client:
         trace._TRACER_PROVIDER, tracing._checked_at = provider, -math.inf
         try:
             await client.say(PUBLISH)
@@ -225,7 +216,7 @@ async def test_publish_has_a_span() -> None:
 
 def test_pipelined_publishes_are_answered_in_order(run: Run) -> None:
     async def test() -> None:
-        async with running_server(with_keys()) as url, peer(url) as client:
+        async with running_server(keyed_app()) as url, peer(url) as client:
             await client.say(PUBLISH * 3 + PUBLISH[:30])
             assert [await client.status() for _ in range(3)] == [200] * 3
             await client.say(PUBLISH[30:])
@@ -236,7 +227,7 @@ def test_pipelined_publishes_are_answered_in_order(run: Run) -> None:
 
 def test_a_publish_may_be_cut_anywhere(run: Run) -> None:
     async def test() -> None:
-        async with running_server(with_keys()) as url, peer(url) as client:
+        async with running_server(keyed_app()) as url, peer(url) as client:
             send_immediately(client)
             for cut in range(1, len(PUBLISH)):
                 await client.say(PUBLISH[:cut])
@@ -266,7 +257,7 @@ def test_a_publish_may_be_cut_anywhere(run: Run) -> None:
 )
 def test_refuses_ambiguous_framing(run: Run, old: bytes, new: bytes) -> None:
     async def test() -> None:
-        async with running_server(with_keys()) as url, peer(url) as client:
+        async with running_server(keyed_app()) as url, peer(url) as client:
             await client.say(PUBLISH.replace(old, new, 1) + PUBLISH)
             assert await client.status() == 400
             assert await client.has_ended()
@@ -276,7 +267,7 @@ def test_refuses_ambiguous_framing(run: Run, old: bytes, new: bytes) -> None:
 
 def test_a_body_that_looks_like_a_request_is_a_body(run: Run) -> None:
     async def test() -> None:
-        async with running_server(with_keys()) as url, peer(url) as client:
+        async with running_server(keyed_app()) as url, peer(url) as client:
             body = PUBLISH
             await client.say(publish(KEY, body=body) + HEALTH)
             assert [await client.status(), await client.status()] == [400, 200]
@@ -288,7 +279,7 @@ def test_closes_publisher_that_reads_no_response(run: Run, monkeypatch: pytest.M
     monkeypatch.setattr(write_stalls, "READER_TIMEOUT_S", 0.2)
 
     async def test() -> None:
-        async with running_server(with_keys()) as url, peer(url, buffer=4096) as client:
+        async with running_server(keyed_app()) as url, peer(url, buffer=4096) as client:
             client.writer.transport.pause_reading()  # type: ignore[attr-defined]
             with pytest.raises(ConnectionError):  # noqa: PT012 - it is cut in the midst of it
                 while True:
@@ -336,7 +327,7 @@ def test_a_publisher_that_ends_tls_with_its_request_gets_the_answer(
     async def test() -> None:
         certified = certify(tmp_path)
         certificate = ReloadingCertificate(certified.chain, certified.key)
-        async with running_server(with_keys(), certificate=certificate) as url:
+        async with running_server(keyed_app(), certificate=certificate) as url:
             port = int(url.rpartition(":")[2])
             answers = await asyncio.to_thread(ask, port, certified.client())
             assert [answer[:15] for answer in answers] == [b"HTTP/1.1 200 OK"] * 2

@@ -24,8 +24,8 @@ from synap_realtime.server.protocols import tls as handshake
 from synap_realtime.server.protocols import write_stalls as reader
 from synap_realtime.server.protocols.certificate import ReloadingCertificate
 from synap_realtime.server.serve import running_server
+from tests.support.certificates import Certified, certify
 
-from ...certificates import Certified, certify
 from .conftest import Run
 
 

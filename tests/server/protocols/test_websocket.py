@@ -25,9 +25,9 @@ from synap_realtime.server.protocols.websocket import (
 from synap_realtime.server.protocols.writes import WriteBatch
 from synap_realtime.server.resources.pacing import Pacer
 from synap_realtime.server.ws_codec import text_frame
+from tests.support.certificates import certify
+from tests.support.websocket_frames import CLOSE, CONT, PING, PONG, TEXT, frame
 
-from ...certificates import certify
-from ..test_ws_codec import CLOSE, CONT, PING, PONG, TEXT, frame
 from .conftest import Run
 
 CLOSED = struct.pack("!H", 1000)

@@ -16,26 +16,24 @@ from synap_realtime.server.protocols.http1 import MAX_PIPELINED
 from synap_realtime.server.resources.pacing import MAX_WAITING_BYTES, SHARE_S, TASK_S, Pacer
 from synap_realtime.server.serve import running_server
 from synap_realtime.tokens import mint_token
-from tests.timeouts import TIMEOUT_S
-
-from ..protocols.conftest import Run
-from ..protocols.test_http1 import (
-    API_KEY,
+from tests.support.credentials import API_KEY, SECRET
+from tests.support.raw_http import (
     BODY,
     CHUNKED,
     HANDSHAKE,
     HEALTH,
     ROOM,
-    SECRET,
     Peer,
     bearer,
     http,
     peer,
     publish,
-    rooms,
-    with_keys,
 )
-from ..test_ws_codec import PING, TEXT, frame
+from tests.support.servers import keyed_app, open_app
+from tests.support.timeouts import TIMEOUT_S
+from tests.support.websocket_frames import PING, TEXT, frame
+
+from ..protocols.conftest import Run
 
 KEY = bearer(API_KEY)
 DEFAULTS = ServerSettings()
@@ -164,7 +162,7 @@ async def _joined(client: Peer, *fields: bytes) -> None:
 @one_by_one
 def test_frames_of_a_flood_are_answered_in_order_and_beside_others(run: Run) -> None:
     async def test() -> None:
-        async with running_server(rooms()) as url, peer(url) as flood, peer(url) as other:
+        async with running_server(open_app()) as url, peer(url) as flood, peer(url) as other:
             await _joined(flood)
             await _joined(other)
             payloads = [b"%03d" % n for n in range(800)]
@@ -182,7 +180,7 @@ def test_frames_of_a_flood_are_answered_in_order_and_beside_others(run: Run) -> 
 @one_by_one
 def test_frame_split_by_the_share_is_read_completely(run: Run) -> None:
     async def test() -> None:
-        async with running_server(rooms()) as url, peer(url) as client:
+        async with running_server(open_app()) as url, peer(url) as client:
             await _joined(client)
             filler = frame(PING, b"x" * 125) * 20
             for size in range(20):
@@ -201,7 +199,7 @@ def test_body_in_many_chunks_is_read_completely(run: Run, size: int) -> None:
     chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
 
     async def test() -> None:
-        async with running_server(with_keys()) as url, peer(url) as client:
+        async with running_server(keyed_app()) as url, peer(url) as client:
             for _ in range(2):
                 sent = http(b"POST " + ROOM + b"/broadcast", CHUNKED, KEY, body=chunks)
                 await client.say(sent + HEALTH)
@@ -214,7 +212,7 @@ def test_body_in_many_chunks_is_read_completely(run: Run, size: int) -> None:
 @one_by_one
 def test_pipelined_requests_are_answered_in_order(run: Run) -> None:
     async def test() -> None:
-        async with running_server(with_keys()) as url, peer(url) as client:
+        async with running_server(keyed_app()) as url, peer(url) as client:
             wanted = [b"/health" if n % 3 else b"/nothing" for n in range(MAX_PIPELINED)]
             await client.say(b"".join(http(b"GET " + path) for path in wanted))
             for path in wanted:
@@ -226,7 +224,7 @@ def test_pipelined_requests_are_answered_in_order(run: Run) -> None:
 @one_by_one
 def test_a_publisher_does_not_wait_behind_other_requests(run: Run) -> None:
     async def test() -> None:
-        async with running_server(with_keys()) as url, peer(url) as publisher:
+        async with running_server(keyed_app()) as url, peer(url) as publisher:
             await publisher.say(publish(KEY))
             assert await publisher.status() == 200
             publishers = [
@@ -250,7 +248,7 @@ def test_a_publisher_does_not_wait_behind_other_requests(run: Run) -> None:
 @one_by_one
 def test_a_connection_that_ends_while_it_waits_is_forgotten(run: Run) -> None:
     async def test() -> None:
-        app = rooms()
+        app = open_app()
         async with running_server(app) as url:
             for sent in (HEALTH * 90, http(b"GET /x", b"X: " + b"y" * 9000), HEALTH):
                 for _ in range(20):
@@ -294,7 +292,7 @@ def test_a_refusal_leaves_nothing_to_the_garbage_collector(run: Run, kind: str) 
             assert await client.status() == status
 
     async def test() -> None:
-        async with running_server(with_keys()) as url, peer(url) as client:
+        async with running_server(keyed_app()) as url, peer(url) as client:
             await ask(client, 5)
             gc.collect()
             gc.disable()
@@ -355,7 +353,7 @@ def test_a_connection_that_ends_leaves_nothing_to_the_garbage_collector(
     sent = TRUNCATED[kind].replace(b"<token>", mint_token("1", secret=SECRET).encode())
 
     async def test() -> None:
-        async with running_server(with_keys()) as url, peer(url) as other:
+        async with running_server(keyed_app()) as url, peer(url) as other:
             where = urlsplit(url)
 
             async def ask() -> None:

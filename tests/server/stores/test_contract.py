@@ -9,8 +9,9 @@ import pytest
 
 from synap_realtime.protocol.cursor import Cursor
 from synap_realtime.protocol.rooms import Room
-from synap_realtime.server.stores.base import MAX_DEVICES, Entry, Publication, PublishResult, Store
-from tests.timeouts import TIMEOUT_S
+from synap_realtime.server.stores.base import MAX_DEVICES, Entry, Publication, PublishResult
+from tests.support.stores import ids, publication, publish
+from tests.support.timeouts import TIMEOUT_S
 
 from .conftest import Clock, OpenStore
 
@@ -31,20 +32,6 @@ class Listeners:
 
     def offsets(self, room: Room = USER) -> list[int]:
         return [entry.cursor.offset for where, entry in self.taken if where == room]
-
-
-def publication(id: str, room: Room = USER) -> Publication:
-    return Publication(room, id, json.dumps({"type": "a", "id": id}))
-
-
-async def publish(store: Store, id: str, room: Room = USER) -> PublishResult:
-    (receipt,) = await store.publish([publication(id, room)])
-    return receipt
-
-
-async def ids(store: Store, room: Room, after: Cursor | None = None) -> list[str]:
-    page = await store.read(room, after or store.earliest(), 10_000)
-    return [json.loads(entry.text)["id"] for entry in page.entries]
 
 
 async def test_reads_publishes_in_order_with_room_and_cursor(

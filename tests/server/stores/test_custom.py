@@ -13,9 +13,8 @@ from synap_realtime.protocol.rooms import Room
 from synap_realtime.server import create_app
 from synap_realtime.server.stores.base import Page, Publication, PublishResult
 from synap_realtime.server.stores.memory import MemoryStore
-from tests.timeouts import TIMEOUT_S
-
-from ..servers import Front
+from tests.support.servers import Front
+from tests.support.timeouts import TIMEOUT_S
 
 
 class TimedStore(MemoryStore):

@@ -20,7 +20,7 @@ from synap_realtime.server.stores.base import Publication, StoreUnavailableError
 from synap_realtime.server.stores.sqlite import database, write_queue
 from synap_realtime.server.stores.sqlite.database import Database
 from synap_realtime.server.stores.sqlite.store import SqliteStore
-from tests.timeouts import TIMEOUT_S
+from tests.support.timeouts import TIMEOUT_S
 
 USER = Room("user_1")
 

@@ -13,9 +13,9 @@ from synap_realtime.server.stores.base import Store
 from synap_realtime.server.stores.offsets import OffsetClock
 from synap_realtime.server.stores.sqlite import writer
 from synap_realtime.server.stores.sqlite.store import SqliteStore
+from tests.support.stores import ids, publication, publish
 
 from .conftest import OpenStore
-from .test_contract import ids, publication, publish
 
 MINE, QUIET = Room("user_mine"), Room("user_quiet")
 

@@ -29,27 +29,15 @@ from synap_realtime.server.stores.base import (
     Publication,
     PublishResult,
     Retention,
-    Store,
     StoreUnavailableError,
 )
 from synap_realtime.server.stores.sqlite import write_queue, writer
 from synap_realtime.server.stores.sqlite.file_guard import find_network_file_system
 from synap_realtime.server.stores.sqlite.store import SqliteStore
-from tests.timeouts import TIMEOUT_S
+from tests.support.stores import ids, publish
+from tests.support.timeouts import TIMEOUT_S
 
 USER = Room("user_1")
-
-
-async def publish(store: Store, id: str, size: int = 0, count: int = 0) -> PublishResult:
-    text = json.dumps({"id": id, "data": {"x": "x" * size}})
-    store.subscribe(lambda _room, _entry, _published_at: count)
-    (receipt,) = await store.publish([Publication(USER, id, text)])
-    return receipt
-
-
-async def ids(store: Store, after: Cursor | None = None) -> list[str]:
-    page = await store.read(USER, after or store.earliest(), 10_000)
-    return [json.loads(entry.text)["id"] for entry in page.entries]
 
 
 @pytest.fixture

@@ -5,12 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import sys
-from pathlib import Path
 
-from tests.timeouts import TIMEOUT_S
-
-COMMAND = str(Path(sys.executable).with_name("synap-realtime"))
+from tests.support.command_line import COMMAND
+from tests.support.timeouts import TIMEOUT_S
 
 
 def free_port() -> int:

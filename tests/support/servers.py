@@ -1,4 +1,4 @@
-"""The two ways to serve the rooms: our own front, and an ASGI server in front of the app."""
+"""Apps for tests, and the two ways to serve them: our own front, and an ASGI server."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
 import uvicorn
+from pydantic import SecretStr
 
-from synap_realtime.server import RoomServer
+from synap_realtime.server import RoomServer, create_app
+from synap_realtime.server.auth import authorization
+from synap_realtime.server.config.settings import load_settings
 from synap_realtime.server.protocols.descriptors import bound_buffers
 from synap_realtime.server.serve import running_server
+from tests.support.credentials import API_KEY, ORIGIN, SECRET
 
 Front = Callable[[RoomServer], AbstractAsyncContextManager[str]]
 """Serves an app within ``async with``, which brings its address."""
@@ -60,3 +65,35 @@ async def by_uvicorn(app: RoomServer, *, bounded: bool = False) -> AsyncIterator
 
 
 FRONTS: dict[str, Front] = {"front": running_server, "asgi": by_uvicorn}
+
+
+@asynccontextmanager
+async def serving(
+    front: Front, may: authorization.Authorizer | None = None, **options: Any
+) -> AsyncIterator[str]:
+    """Serve an app that requires the tests' credentials, and return its address."""
+    settings = load_settings(
+        token_secrets=(SecretStr(SECRET),),
+        api_keys={"jobs": SecretStr(API_KEY)},
+        allowed_origins=(ORIGIN,),
+        **options,
+    )
+    async with front(create_app(settings, authorize=may)) as url:
+        yield url
+
+
+def open_app(**settings: Any) -> RoomServer:
+    """Return an app without authentication, which drains immediately."""
+    return create_app(load_settings(**{"drain_timeout_s": 0, **settings}))
+
+
+def keyed_app(**options: Any) -> RoomServer:
+    """Return an app that requires the tests' credentials, and drains immediately."""
+    may = options.pop("may", None)
+    settings = load_settings(
+        token_secrets=(SecretStr(SECRET),),
+        api_keys={"jobs": SecretStr(API_KEY)},
+        drain_timeout_s=0,
+        **options,
+    )
+    return create_app(settings, authorize=may)
