@@ -1,8 +1,9 @@
 """``synap-realtime doctor``: check a configuration and advise how to fix it.
 
-``context.py`` holds what is checked. Each of ``configuration.py``, ``keys.py``, ``certificate.py``,
-``store.py``, ``reachability.py``, ``clock.py`` and ``round_trip.py`` is a group of checks.
-``runner.py`` runs them, so that a check that fails or hangs does not hide the others.
+A check is an async generator that reads a :class:`~.context.CheckContext` and yields findings. To
+add one, write it in the module of its subject, and add it to ``CHECKS`` there: ``installation``,
+``settings``, ``keys``, ``certificate``, ``store``, ``reachability``, ``round_trip`` or ``clock``.
+``runner.py`` runs them, so that a check that raises or hangs does not hide the others.
 """
 
 from __future__ import annotations

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+
 from .context import CheckContext
-from .finding import Finding, Report
+from .finding import Finding
 
 _RESOLUTION_S = 2.0  # a header has whole seconds, and servers may cache it for a second
 
 
-async def check(subject: CheckContext, report: Report) -> None:
+_NTP = "check that NTP runs (timedatectl; chronyc tracking)"
+_FIX = "run NTP on both machines (timedatectl set-ntp true)"
+
+
+async def check_clocks(context: CheckContext) -> AsyncGenerator[Finding]:
     """Compare the clocks. With an offset above the leeway, tokens become valid too late or expire
     early.
     """
-    if not subject.dates:
-        report(Finding("warn", "clock", "not compared: no server sent its time", _NTP))
-    worst = {dated.host: dated for dated in sorted(subject.dates, key=lambda d: abs(d.ahead_s))}
-    for dated in worst.values():
-        report(compare(dated.host, dated.ahead_s, subject.token_leeway_s))
+    if not context.clock_offsets:
+        yield Finding("warn", "clock", "not compared: no server sent its time", _NTP)
+    offsets = sorted(context.clock_offsets, key=lambda offset: abs(offset.ahead_s))
+    for worst in {offset.host: offset for offset in offsets}.values():
+        yield rate_offset(worst.host, worst.ahead_s, context.token_leeway_s)
 
 
-_NTP = "check that NTP runs (timedatectl; chronyc tracking)"
-
-
-def compare(host: str, ahead_s: float, leeway_s: float) -> Finding:
+def rate_offset(host: str, ahead_s: float, leeway_s: float) -> Finding:
     """Rate an offset by the leeway that tokens have."""
     if abs(ahead_s) <= max(leeway_s / 2, _RESOLUTION_S):
         return Finding("ok", "clock", f"agrees with {host} within the precision of its header")
@@ -38,4 +41,4 @@ def compare(host: str, ahead_s: float, leeway_s: float) -> Finding:
     )
 
 
-_FIX = "run NTP on both machines (timedatectl set-ntp true)"
+CHECKS = (check_clocks,)

@@ -43,28 +43,28 @@ class CheckContext:
     """The input of the checks, and the results that one check leaves for another.
 
     Attributes:
-        settings: the server's. Invalid settings are replaced by their defaults. None: ``missing``
-            names the packages that are needed to read them.
+        settings: the server's. Invalid settings are replaced by their defaults. None:
+            ``import_problem`` names the package that is needed to read them.
         has_server: whether this environment has settings of a server. Otherwise only the
             application's settings are checked.
-        wrong: the problem of the first invalid setting; None if all are valid.
+        settings_problem: of the first invalid setting; empty if all are valid.
         keys: the server's trusted keys; None: ``keys_problem`` states why they are unknown.
         address: the room server's; None: ``address_problem`` states why there is none.
         secrets: strings that no finding may contain.
-        dates: the clock offsets to other servers, for the clock check.
+        clock_offsets: of the servers that responded, for the check of the clocks.
         reachable: whether a possible room server responded at the address.
     """
 
     settings: ServerSettings | None = None
     has_server: bool = False
-    wrong: str | None = None
-    missing: str = ""
+    settings_problem: str = ""
+    import_problem: str = ""
     keys: Keys | None = None
     keys_problem: str = ""
     address: ServerUrl | None = None
     address_problem: str = ""
     secrets: set[str] = field(default_factory=set)
-    dates: list[ClockOffset] = field(default_factory=list)
+    clock_offsets: list[ClockOffset] = field(default_factory=list)
     reachable: bool = False
 
     @property
@@ -79,53 +79,53 @@ def load_client_config(url: str | None) -> CheckContext:
     Args:
         url: the room server. None: ``REALTIME_URL``, then the default.
     """
-    subject = CheckContext(secrets=set(_secrets_of_environment(url)))
+    context = CheckContext(secrets=set(_secrets_of_environment(url)))
     try:
-        subject.address = parse_server_url(url)
+        context.address = parse_server_url(url)
     except ConfigurationError as error:
-        subject.address_problem = str(error)
-    return subject
+        context.address_problem = str(error)
+    return context
 
 
-def load_server_config(subject: CheckContext, given: Mapping[str, Any]) -> None:
+def load_server_config(context: CheckContext, given: Mapping[str, Any]) -> None:
     """Read a server's configuration. This may block: the keys file may be on any file system.
 
     Args:
         given: settings of the server by name, which override the environment. None: not given.
     """
     given = {name: value for name, value in given.items() if value is not None}
-    subject.has_server = bool(given) or any(name.upper().startswith(PREFIX) for name in os.environ)
+    context.has_server = bool(given) or any(name.upper().startswith(PREFIX) for name in os.environ)
     try:
-        _load_server_config(subject, given)
+        _load_server_config(context, given)
     except ImportError as error:
-        subject.missing = str(error)
+        context.import_problem = str(error)
 
 
-def _load_server_config(subject: CheckContext, given: dict[str, Any]) -> None:
+def _load_server_config(context: CheckContext, given: dict[str, Any]) -> None:
     with needed_by("the room server", "server"):
         from ..server.config.settings import load_settings
 
     try:
-        subject.settings = settings = load_settings(**given)
+        context.settings = settings = load_settings(**given)
     except ConfigurationError as error:
-        subject.wrong = str(error)
-        subject.settings = settings = _without_wrong(given)
+        context.settings_problem = str(error)
+        context.settings = settings = _without_wrong(given)
     from ..server.auth import KeyRing
 
     # As in the server: see server/asgi/adapter.py.
     secrets = [secret.get_secret_value() for secret in settings.token_secrets]
     api_keys = {name: key.get_secret_value() for name, key in settings.api_keys.items()}
     try:
-        subject.keys = KeyRing(
+        context.keys = KeyRing(
             token_secrets=secrets,
             jwks_urls=settings.jwks_urls,
             api_keys=api_keys,
             file=settings.keys_file,
         ).current()
     except ConfigurationError as error:
-        subject.keys_problem = str(error)
+        context.keys_problem = str(error)
     else:
-        subject.secrets.update(subject.keys.token_secrets)
+        context.secrets.update(context.keys.token_secrets)
 
 
 def _without_wrong(given: dict[str, Any]) -> ServerSettings:

@@ -1,4 +1,4 @@
-"""Check the expiry of a certificate."""
+"""Rate the expiry of a certificate."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ SOON_S = 14 * 86400.0
 """A certificate that expires within this time should have been renewed already."""
 
 
-def check_expiry(check: str, whose: str, left_s: float) -> Finding:
-    """Report the expiry of a certificate.
+def rate_expiry(check: str, whose: str, left_s: float) -> Finding:
+    """Return the finding about the expiry of a certificate.
 
     Args:
         whose: ``of rooms.example.com``, or the name of a file.

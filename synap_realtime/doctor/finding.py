@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -33,17 +33,11 @@ class Finding:
         return f"{self.level:<4}  {self.check:<13}  {text}"
 
 
-Report = Callable[[Finding], None]
-"""Receives each finding immediately, so that a later failure of the check does not lose it."""
-
-
-def of_server(report: Report) -> Report:
-    """Label the findings about a local server's settings. The application may use another server,
-    with other settings.
+def of_server(finding: Finding) -> Finding:
+    """Label a finding about a local server's settings. The application may use another server, with
+    other settings.
     """
-    return lambda finding: report(
-        replace(finding, found=f"settings of serve here: {finding.found}")
-    )
+    return replace(finding, found=f"settings of serve here: {finding.found}")
 
 
 def redact(finding: Finding, secrets: Iterable[str]) -> Finding:

@@ -34,7 +34,7 @@ class ProbeResponse:
     body: object
 
 
-async def probe(subject: CheckContext, address: ServerUrl, path: str = "") -> ProbeResponse:
+async def probe(context: CheckContext, address: ServerUrl, path: str = "") -> ProbeResponse:
     """GET a path below an address. The response's ``Date`` is kept for the clock check.
 
     Raises:
@@ -64,7 +64,7 @@ async def probe(subject: CheckContext, address: ServerUrl, path: str = "") -> Pr
         raise ProbeError(f"did not respond with HTTP ({reason})") from None
     ahead_s = _ahead_s(response.headers, begun, came)
     if ahead_s is not None:
-        subject.dates.append(ClockOffset(address.url.host, ahead_s))
+        context.clock_offsets.append(ClockOffset(address.url.host, ahead_s))
     return ProbeResponse(response.status_code, response.headers, _json(body.content))
 
 

@@ -8,75 +8,81 @@ import os
 import socket
 import ssl
 import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 from ..endpoint import SCHEMES, ServerUrl, parse_server_url
 from ..errors import ConfigurationError
 from ..network import find_proxy, tls_context
 from .context import CheckContext
-from .expiry import check_expiry
-from .finding import Finding, Report
+from .expiry import rate_expiry
+from .finding import Finding
 from .probe import ProbeError, ProbeResponse, probe
 from .timeouts import TIMEOUT_S, run_in_thread
 
 _PUBLIC = ("REALTIME_PUBLIC_URL", "NEXT_PUBLIC_REALTIME_URL")  # read as in jobs/accepted.py
 
 
-async def check(subject: CheckContext, report: Report) -> None:
-    """Run the steps; each reports its result. After a failed step, the later ones are skipped."""
-    address = subject.address
+async def check_server(context: CheckContext) -> AsyncGenerator[Finding]:
+    """Check each step of the path to the room server. After a failed one, the later are skipped."""
+    address = context.address
     if address is None:
-        report(Finding("fail", "address", subject.address_problem, "correct REALTIME_URL (--url)"))
-    elif await _check_way(address, report) and await _check_health(
-        subject, address, "health", "REALTIME_URL (--url)", report
-    ):
-        subject.reachable = True
-        await _check_ready(subject, address, report)
-    await _check_public(subject, report)
+        yield Finding("fail", "address", context.address_problem, "correct REALTIME_URL (--url)")
+        return
+    async with aclosing(_steps(context, address)) as steps:
+        async for finding in steps:
+            yield finding
+            if finding.level == "fail":
+                return
+    context.reachable = True
+    yield await _check_ready(context, address)
 
 
-async def _check_way(address: ServerUrl, report: Report) -> bool:
+async def _steps(context: CheckContext, address: ServerUrl) -> AsyncGenerator[Finding]:
+    """Yield the finding of each step. The caller stops at the first that failed."""
     url = address.url
-    host, is_secure = url.host, url.scheme in ("https", "wss")
-    port = url.port or (443 if is_secure else 80)
     try:
         proxy = find_proxy(url, socks_library="socksio")
-        context = tls_context(url)
+        tls = tls_context(url)
     except ConfigurationError as error:
         found = f"{address.redacted} cannot be requested: {error}"
-        report(Finding("fail", "environment", found, "jobs run without notifications"))
-        return False
+        yield Finding("fail", "environment", found, "jobs run without notifications")
+        return
     if proxy:
-        report(Finding("ok", "network", f"{host}: through the proxy of {proxy.shown}"))
-        return True
+        yield Finding("ok", "network", f"{url.host}: through the proxy of {proxy.shown}")
+    else:
+        is_secure = url.scheme in ("https", "wss")
+        port = url.port or (443 if is_secure else 80)
+        yield await _check_connection(url.host, port)
+        if is_secure:
+            yield await _check_certificate(url.host, port, tls)
+    yield await _check_health(context, address, "health", "REALTIME_URL (--url)")
+
+
+async def _check_connection(host: str, port: int) -> Finding:
     try:
         await run_in_thread(lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
     except (OSError, UnicodeError):  # TimeoutError is an OSError
         advice = "check the name in REALTIME_URL (--url), and this machine's DNS"
-        report(Finding("fail", "DNS", f"no address is known for {host}", advice))
-        return False
+        return Finding("fail", "DNS", f"no address is known for {host}", advice)
     try:
         await _connect(host, port, None)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error) or "no response in time"
+        found = f"{host}:{port} does not accept connections ({reason})"
         advice = (
             "start it (synap-realtime serve), or correct REALTIME_URL (--url); a firewall may be "
             "between"
         )
-        report(
-            Finding(
-                "fail", "network", f"{host}:{port} does not accept connections ({reason})", advice
-            )
-        )
-        return False
-    report(Finding("ok", "network", f"{host}:{port} accepts connections"))
-    return not is_secure or await _check_certificate(address, port, context, report)
+        return Finding("fail", "network", found, advice)
+    return Finding("ok", "network", f"{host}:{port} accepts connections")
 
 
-async def _connect(host: str, port: int, context: ssl.SSLContext | None) -> Any:
+async def _connect(host: str, port: int, tls: ssl.SSLContext | None) -> Any:
     """Connect, and return the peer's certificate if there is TLS."""
     async with asyncio.timeout(TIMEOUT_S):
-        _, writer = await asyncio.open_connection(host, port, ssl=context)
+        _, writer = await asyncio.open_connection(host, port, ssl=tls)
     found = writer.get_extra_info("peercert")
     writer.transport.abort()
     with contextlib.suppress(OSError):
@@ -84,40 +90,32 @@ async def _connect(host: str, port: int, context: ssl.SSLContext | None) -> Any:
     return found
 
 
-async def _check_certificate(
-    address: ServerUrl, port: int, context: ssl.SSLContext, report: Report
-) -> bool:
-    host = address.url.host
+async def _check_certificate(host: str, port: int, tls: ssl.SSLContext) -> Finding:
     try:
-        certificate = await _connect(host, port, context)
+        certificate = await _connect(host, port, tls)
     except ssl.SSLCertVerificationError as error:
         found = f"{host}: {error.verify_message}"
         advice = "renew it, or install the whole chain; SSL_CERT_FILE= adds your own authority"
-        report(Finding("fail", "certificate", found, advice))
-        return False
+        return Finding("fail", "certificate", found, advice)
     except OSError as error:
         reason = getattr(error, "reason", None) or error.strerror or "no response in time"
         advice = "check that the server uses TLS there; otherwise use http://"
-        report(Finding("fail", "TLS", f"{host}:{port}: {reason}", advice))
-        return False
+        return Finding("fail", "TLS", f"{host}:{port}: {reason}", advice)
     left_s = ssl.cert_time_to_seconds(certificate["notAfter"]) - time.time()
-    report(check_expiry("certificate", f"of {host}", left_s))
-    return True
+    return rate_expiry("certificate", f"of {host}", left_s)
 
 
 async def _check_health(
-    subject: CheckContext, address: ServerUrl, check: str, source: str, report: Report
-) -> bool:
+    context: CheckContext, address: ServerUrl, check: str, source: str
+) -> Finding:
     try:
-        answer = await probe(subject, address, "/health")
+        answer = await probe(context, address, "/health")
     except ProbeError as error:
         advice = f"check {source}, and which server runs there"
-        report(Finding("fail", check, f"{address.redacted} {error}", advice))
-        return False
+        return Finding("fail", check, f"{address.redacted} {error}", advice)
     match answer:
         case ProbeResponse(200, _, {"status": "ok"}):
-            report(Finding("ok", check, f"a room server answers at {address.redacted}"))
-            return True
+            return Finding("ok", check, f"a room server answers at {address.redacted}")
         case ProbeResponse(status=status) if 300 <= status < 400:
             to = answer.headers.get("location", "nowhere").partition("?")[0]
             found = f"{address.redacted} redirects to {to}; clients do not follow redirects"
@@ -130,32 +128,34 @@ async def _check_health(
                 f"{address.redacted} is not a room server: it answered {answer.status} to /health"
             )
             advice = f"correct {source}; a server mounted at a path has that path in it"
-    report(Finding("fail", check, found, advice))
-    return False
+    return Finding("fail", check, found, advice)
 
 
-async def _check_ready(subject: CheckContext, address: ServerUrl, report: Report) -> None:
+async def _check_ready(context: CheckContext, address: ServerUrl) -> Finding:
     try:
-        answer = await probe(subject, address, "/ready")
+        answer = await probe(context, address, "/ready")
     except ProbeError as error:
-        report(Finding("fail", "ready", f"/ready {error}", "check the server's log"))
-        return
+        return Finding("fail", "ready", f"/ready {error}", "check the server's log")
     if answer.status == 200:
-        report(Finding("ok", "ready", "it accepts notifications"))
-        return
+        return Finding("ok", "ready", "it accepts notifications")
     details = answer.body.get("details", "") if isinstance(answer.body, dict) else ""
     found = f"it answered {answer.status}: it is draining, or its store is unavailable"
     advice = "wait if it restarts; otherwise check its log, its disk and its store"
-    report(Finding("fail", "ready", f"{found} ({details})" if details else found, advice))
+    return Finding("fail", "ready", f"{found} ({details})" if details else found, advice)
 
 
-async def _check_public(subject: CheckContext, report: Report) -> None:
+async def check_public_url(context: CheckContext) -> AsyncGenerator[Finding]:
+    """Check the address that browsers connect to, if it is another."""
     name = next((name for name in _PUBLIC if os.environ.get(name)), None)
     if name is None:
         return
     try:
         address = parse_server_url(None, SCHEMES, (name,))
     except ConfigurationError as error:
-        report(Finding("fail", "public URL", str(error), "correct it: browsers connect there"))
+        advice = "correct it: browsers connect there"
+        yield Finding("fail", "public URL", str(error), advice)
         return
-    await _check_health(subject, address, "public URL", name, report)
+    yield await _check_health(context, address, "public URL", name)
+
+
+CHECKS = (check_server, check_public_url)

@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,7 @@ from ..protocol.rooms import Room, request_room
 from ..subscriber import subscribe
 from ..tokens import mint_token
 from .context import CheckContext
-from .finding import Finding, Report
+from .finding import Finding
 from .timeouts import TIMEOUT_S
 
 _SECRET, _KEY = "REALTIME_TOKEN_SECRET", "REALTIME_API_KEY"
@@ -62,18 +62,18 @@ _Receive = Callable[[_Target, asyncio.Event], Coroutine[Any, Any, None]]
 """Sets the event when it is subscribed, and returns when the notification was received."""
 
 
-async def check(subject: CheckContext, report: Report) -> None:
+async def check_round_trip(context: CheckContext) -> AsyncGenerator[Finding]:
     """Run the round trip in a new room, which the server removes after its retention time."""
-    if subject.address is None or not subject.reachable:
-        report(Finding("warn", "round trip", "not tried: no room server was reached"))
+    if context.address is None or not context.reachable:
+        yield Finding("warn", "round trip", "not tried: no room server was reached")
         return
     room = request_room(f"doctor-{secrets.token_hex(8)}")
     try:
-        token = _mint(subject, room)
+        token = _mint(context, room)
     except ConfigurationError as error:
-        report(Finding("fail", "round trip", str(error), f"correct {_SECRET}"))
+        yield Finding("fail", "round trip", str(error), f"correct {_SECRET}")
         token = ""
-    target = _Target(subject.address, room, token, secrets.token_hex(8))
+    target = _Target(context.address, room, token, secrets.token_hex(8))
     probes = [
         _Probe("WebSocket", target, _receive_websocket, _UPGRADE),
         _Probe("event stream", target, _receive_sse, _BUFFERS),
@@ -82,22 +82,20 @@ async def check(subject: CheckContext, report: Report) -> None:
         for each in probes:
             await each.until_open()
         begun = time.perf_counter()
-        if await _publish(target, report):
-            for each in probes:
-                report(await each.wait_received(begun))
-        else:
-            for each in probes:
-                report(each.opened())
+        published = await _publish(target)
+        yield published
+        for each in probes:
+            yield await each.wait_received(begun) if published.level == "ok" else each.opened()
     finally:
         for each in probes:
             await each.close()
 
 
-def _mint(subject: CheckContext, room: Room) -> str:
+def _mint(context: CheckContext, room: Room) -> str:
     """Mint a token for the room."""
     if not os.environ.get(_SECRET):
         return ""
-    settings = subject.settings
+    settings = context.settings
     return mint_token(
         rooms=[room],
         expires_in_s=60,
@@ -179,7 +177,7 @@ def _rejected(check: str, variable: str, reason: str, was_given: bool) -> Findin
     return Finding("fail", check, f"rejected {variable}: {reason}", advice)
 
 
-async def _publish(target: _Target, report: Report) -> bool:
+async def _publish(target: _Target) -> Finding:
     message = {"type": "synap-realtime.doctor", "data": {}, "id": target.id}
     try:
         async with AsyncBroadcaster(
@@ -187,17 +185,13 @@ async def _publish(target: _Target, report: Report) -> bool:
         ) as broadcaster:
             result = await broadcaster.broadcast(target.room, message)
     except ConfigurationError as error:
-        report(Finding("fail", "publish", str(error), f"correct {_KEY}"))
-        return False
+        return Finding("fail", "publish", str(error), f"correct {_KEY}")
     if result.success:
-        report(Finding("ok", "publish", f"the server accepted a notification for {target.room}"))
-        return True
+        return Finding("ok", "publish", f"the server accepted a notification for {target.room}")
     reason = result.error or ""
     if "answered 401" in reason or "answered 403" in reason:
-        report(_rejected("publish", _KEY, reason, bool(os.environ.get(_KEY))))
-    else:
-        report(Finding("fail", "publish", reason, "check the server's log, and /ready"))
-    return False
+        return _rejected("publish", _KEY, reason, bool(os.environ.get(_KEY)))
+    return Finding("fail", "publish", reason, "check the server's log, and /ready")
 
 
 async def _receive_websocket(target: _Target, is_open: asyncio.Event) -> None:
@@ -273,3 +267,6 @@ def _id_of(text: str) -> object:
     except (ValueError, RecursionError):
         return None
     return value.get("id") if isinstance(value, dict) else None
+
+
+CHECKS = (check_round_trip,)

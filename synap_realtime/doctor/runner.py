@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
 from importlib import import_module
 from typing import Any
 
@@ -15,44 +16,64 @@ from .timeouts import TIMEOUT_S, run_in_thread
 LIMIT_S = 30.0
 """Maximum seconds of a check. The checks' own timeouts are shorter; this is a safeguard."""
 
-_CHECKS = ("configuration", "keys", "certificate", "store", "reachability", "round_trip", "clock")
-_OF_A_SERVER = ("keys", "certificate", "store")
+_MODULES = (
+    "installation", "settings", "keys", "certificate", "store", "reachability", "round_trip",
+    "clock",
+)  # fmt: skip
+"""The modules whose ``CHECKS`` run, in this order."""
+
+_OF_A_SERVER = ("settings", "keys", "certificate", "store")
+"""The modules that need the settings of a server."""
+
+Check = Callable[[CheckContext], AsyncGenerator[Finding]]
 
 
 async def run_checks(url: str | None, given: Mapping[str, Any]) -> AsyncGenerator[Finding]:
-    """Run all checks; report the findings of each when it has ended.
+    """Run all checks; yield the findings of each when it has ended.
 
     Args:
         url: the room server. None: ``REALTIME_URL``, then the default.
         given: settings of the server by name, which override the environment. None: not given.
     """
-    subject = load_client_config(url)
+    context = load_client_config(url)
     try:
-        await run_in_thread(lambda: load_server_config(subject, given))
+        await run_in_thread(lambda: load_server_config(context, given))
     except TimeoutError:
-        subject.keys_problem = f"--keys-file: the file could not be read within {TIMEOUT_S:g} s"
-    for name in _CHECKS:
-        if name not in _OF_A_SERVER or (subject.has_server and not subject.missing):
-            for finding in await _run(name, subject):
-                yield redact(finding, subject.secrets)
+        context.keys_problem = f"--keys-file: the file could not be read within {TIMEOUT_S:g} s"
+    for name in _MODULES:
+        is_of_server = name in _OF_A_SERVER
+        if is_of_server and (not context.has_server or context.import_problem):
+            continue
+        async with aclosing(_run_module(name, context)) as findings:
+            async for finding in findings:
+                labelled = of_server(finding) if is_of_server else finding
+                yield redact(labelled, context.secrets)
 
 
-async def _run(name: str, subject: CheckContext) -> list[Finding]:
-    """Return the findings of a check, also those before it failed."""
-    found: list[Finding] = []
-    shown = name.replace("_", " ")
+async def _run_module(name: str, context: CheckContext) -> AsyncGenerator[Finding]:
     try:
         # Imported here because some need packages that may be missing.
-        check = import_module(f".{name}", __package__).check
-        async with asyncio.timeout(LIMIT_S):
-            report = of_server(found.append) if name in _OF_A_SERVER else found.append
-            await check(subject, report)
-    except TimeoutError:
-        found.append(Finding("fail", shown, f"not finished after {LIMIT_S:g} s", "report it"))
+        checks = import_module(f".{name}", __package__).CHECKS
     except ImportError as error:
         advice = install("server", "cli")
-        found.append(Finding("warn", shown, f"not checked: {error}", advice))
+        yield Finding("warn", name.replace("_", " "), f"not checked: {error}", advice)
+        return
+    for check in checks:
+        for finding in await _run(check, context):
+            yield finding
+
+
+async def _run(check: Check, context: CheckContext) -> list[Finding]:
+    """Return the findings of a check, also those before it failed."""
+    found: list[Finding] = []
+    name = check.__name__.removeprefix("check_").replace("_", " ")
+    try:
+        async with asyncio.timeout(LIMIT_S), aclosing(check(context)) as findings:
+            async for finding in findings:
+                found.append(finding)  # noqa: PERF401 - a comprehension loses those before an error
+    except TimeoutError:
+        found.append(Finding("fail", name, f"not finished after {LIMIT_S:g} s", "report it"))
     except Exception as error:  # noqa: BLE001 - the other checks must run
-        broke = f"this check failed unexpectedly ({type(error).__name__})"
-        found.append(Finding("fail", shown, broke, "report it"))
+        failed = f"this check failed unexpectedly ({type(error).__name__})"
+        found.append(Finding("fail", name, failed, "report it"))
     return found

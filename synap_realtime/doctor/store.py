@@ -7,6 +7,7 @@ import os
 import shutil
 import sqlite3
 import time
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -17,7 +18,7 @@ from ..server.stores.sqlite.errors import UNUSABLE
 from ..server.stores.sqlite.file_guard import find_lock_holder
 from ..server.stores.sqlite.schema import has_tables
 from .context import CheckContext
-from .finding import Finding, Report
+from .finding import Finding
 from .timeouts import TIMEOUT_S, run_in_thread
 
 FEW_BYTES = 1024**3
@@ -29,31 +30,33 @@ TOO_FEW_BYTES = 64 * 1024**2
 _ELSEWHERE = "choose another path with --store (SYNAP_REALTIME_STORE)"
 
 
-async def check(subject: CheckContext, report: Report) -> None:
+async def check_store(context: CheckContext) -> AsyncGenerator[Finding]:
     """Check what a server would find if it started now."""
-    if subject.settings is None:
+    settings = context.settings
+    if settings is None:
         return
-    if is_own(subject.settings.store):
+    if is_own(settings.store):
         own = "a custom store is not checked; the round trip tests it"
-        report(Finding("ok", "store", f"{subject.settings.store}: {own}"))
+        yield Finding("ok", "store", f"{settings.store}: {own}")
         return
     try:
-        if subject.settings.workers > 1:
-            check_shared(subject.settings.store)
-        path = _file_of(subject.settings.store)
+        if settings.workers > 1:
+            check_shared(settings.store)
+        path = _file_of(settings.store)
     except (ConfigurationError, ValueError) as error:
-        report(Finding("fail", "store", str(error), "correct it, then run doctor again"))
+        yield Finding("fail", "store", str(error), "correct it, then run doctor again")
         return
     if path is None:
-        report(
-            Finding("ok", "store", "memory: a restart of the server loses the rooms' notifications")
-        )
+        memory = "memory: a restart of the server loses the rooms' notifications"
+        yield Finding("ok", "store", memory)
         return
     try:
-        for finding in await run_in_thread(lambda: _inspect(path)):
-            report(finding)
+        findings = await run_in_thread(lambda: _inspect(path))
     except TimeoutError:
-        report(Finding("fail", "store", f"the disk of {path} does not respond", _ELSEWHERE))
+        yield Finding("fail", "store", f"the disk of {path} does not respond", _ELSEWHERE)
+    else:
+        for finding in findings:
+            yield finding
 
 
 def _file_of(url: str) -> Path | None:
@@ -85,14 +88,14 @@ def _inspect(path: Path) -> list[Finding]:
     if not _may(folder, os.W_OK | os.X_OK):
         found = f"this user may not write in {folder}, where the log is beside the file"
         return [Finding("fail", "store", found, f"{_ELSEWHERE}, or chown the directory")]
-    return [_inspect_file(path), space(shutil.disk_usage(folder).free, folder)]
+    return [_inspect_file(path), rate_space(shutil.disk_usage(folder).free, folder)]
 
 
 def _may(path: Path, mode: int) -> bool:
     return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
 
-def space(free_bytes: int, folder: Path) -> Finding:
+def rate_space(free_bytes: int, folder: Path) -> Finding:
     """Rate the free space."""
     found = f"{free_bytes / 1024**3:.1f} GiB free in {folder}"
     if free_bytes >= FEW_BYTES:
@@ -149,3 +152,6 @@ def _inspect_contents(path: Path) -> Finding:
         shown = f"{path} is damaged, or not a room store ({found})"
         return Finding("fail", "store", shown, f"restore a backup, or {_ELSEWHERE}")
     return Finding("ok", "store", f"{path} opens, and its quick check found no errors")
+
+
+CHECKS = (check_store,)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 
 import pytest
 
-from synap_realtime.doctor import configuration, runner
+from synap_realtime.doctor import installation, runner
 from synap_realtime.doctor.context import CheckContext
-from synap_realtime.doctor.finding import Finding, Report, redact
+from synap_realtime.doctor.finding import Finding, redact
 
 from .conftest import diagnosis
 
@@ -16,25 +17,26 @@ OTHERS = {"store", "health", "WebSocket", "clock"}
 
 
 async def test_check_that_raises_is_a_finding(rooms: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def check(subject: CheckContext, say: Report) -> None:
-        say(Finding("ok", "first", "found before"))
+    async def check_odd(_: CheckContext) -> AsyncGenerator[Finding]:
+        yield Finding("ok", "first", "found before")
         raise ZeroDivisionError
 
-    monkeypatch.setattr(configuration, "check", check)
+    monkeypatch.setattr(installation, "CHECKS", (check_odd,))
     found = await diagnosis(rooms, store="memory://")
     assert found["first"].level == "ok"
-    assert (found["configuration"].level, found["clock"].level) == ("fail", "ok")
+    assert (found["odd"].level, found["clock"].level) == ("fail", "ok")
     assert found.keys() >= OTHERS
 
 
 async def test_check_that_hangs_is_a_finding(rooms: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def check(subject: CheckContext, say: Report) -> None:
+    async def check_odd(_: CheckContext) -> AsyncGenerator[Finding]:
         await asyncio.Event().wait()
+        yield Finding("ok", "never", "")
 
-    monkeypatch.setattr(configuration, "check", check)
+    monkeypatch.setattr(installation, "CHECKS", (check_odd,))
     monkeypatch.setattr(runner, "LIMIT_S", 3.0)
     found = await diagnosis(rooms, store="memory://")
-    assert found["configuration"].level == "fail"
+    assert found["odd"].level == "fail"
     assert found.keys() >= OTHERS
 
 

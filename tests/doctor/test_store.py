@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from synap_realtime.doctor.finding import Finding
-from synap_realtime.doctor.store import FEW_BYTES, TOO_FEW_BYTES, space
+from synap_realtime.doctor.store import FEW_BYTES, TOO_FEW_BYTES, rate_space
 from synap_realtime.server.stores.sqlite.store import SqliteStore
 from tests.support.program import Program
 from tests.support.stores import ids, publish
@@ -153,9 +153,9 @@ async def test_a_directory_that_may_not_be_written(foreign_folder: Path) -> None
 
 def test_how_much_space_will_do() -> None:
     folder = Path("/var")
-    assert space(FEW_BYTES, folder).level == "ok"
-    assert space(FEW_BYTES - 1, folder).level == "warn"
-    assert space(TOO_FEW_BYTES - 1, folder).level == "fail"
+    assert rate_space(FEW_BYTES, folder).level == "ok"
+    assert rate_space(FEW_BYTES - 1, folder).level == "warn"
+    assert rate_space(TOO_FEW_BYTES - 1, folder).level == "fail"
 
 
 async def test_skips_a_custom_store(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from synap_realtime.doctor.configuration import open_files
+from synap_realtime.doctor.settings import open_files
 from synap_realtime.server.serve import running_server
 from tests.support.credentials import API_KEY, ORIGIN, SECRET
 from tests.support.servers import serving
