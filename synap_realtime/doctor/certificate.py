@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncGenerator
 
 from ..errors import ConfigurationError
-from ..server.protocols.certificate import open_certificate
+from ..server.protocols.tls import open_certificate
 from .context import CheckContext
 from .expiry import rate_expiry
 from .finding import Finding

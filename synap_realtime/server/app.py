@@ -299,6 +299,13 @@ class Node:
         """Remove a session whose connection has ended. A second call does nothing."""
         self._sessions.close(session)
 
+    def close_session_soon(self, session: Session) -> None:
+        """Remove a session without waiting for the peer to close the connection.
+
+        Not immediately, as a broadcast to the room may be in progress.
+        """
+        asyncio.get_running_loop().call_soon(self.close_session, session)
+
     def record_error(self, request: Request, response: Response) -> None:
         """Count and log an error."""
         if response.error is not None:

@@ -1,6 +1,8 @@
-"""Schedule many deadlines with one timer.
+"""Deadlines of connections: expiring tokens, pending and idle peers, stalled writes.
 
-A timer for each connection would take a tenth of the connection's memory.
+Each of :class:`TimerQueue`, :class:`PendingConnections` and :class:`IdleTimeouts` watches all
+connections with one timer. A timer for each connection would take a tenth of the connection's
+memory, so a connection has one (:class:`WriteStallGuard`) only while its peer does not read.
 """
 
 from __future__ import annotations
@@ -8,7 +10,25 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+from collections import OrderedDict
+from collections.abc import Callable
 from typing import Protocol
+
+PENDING_CHECK_INTERVAL_S = 1.0
+"""Time between two checks of the pending connections."""
+
+IDLE_CHECK_INTERVAL_S = 0.05
+"""Shortest time between two checks for idle peers. A check handles all whose time has passed."""
+
+MAX_PINGS_PER_CHECK = 200
+"""Connections that were opened together become idle together. Their pings are spread over several
+checks, so that a publish never waits for thousands of pings."""
+
+READER_TIMEOUT_S = 20.0
+"""Time between two checks of a pending response."""
+
+MIN_READ_BYTES = 64 * 1024
+"""A peer must read at least this much of a pending response in each ``READER_TIMEOUT_S``."""
 
 _MAX_DELAY_S = 86_400.0  # event loops reject timers years ahead; the queue checks again after a day
 
@@ -72,3 +92,207 @@ class TimerQueue:
                 target.on_timer()
         if self._heap:
             self._wait(loop)
+
+
+class Abortable(Protocol):
+    """A connection that can be closed immediately."""
+
+    def abort(self) -> None:
+        """Close immediately, without sending pending data."""
+
+
+class Closable(Abortable, Protocol):
+    """A connection that can be closed gracefully."""
+
+    def shutdown(self) -> None:
+        """Close after the response that is in progress. The server stops."""
+
+
+class PendingConnections:
+    """Connections that wait for their peer, each with a deadline.
+
+    A connection is pending until its peer has completed the TLS handshake, sent a whole request,
+    read the response or answered the server's close. None of these peers is authenticated, so their
+    number is limited: over the limit, the connection that has been pending for longest is aborted.
+    Flooding the server thus displaces the flood first, as a well-behaved client sends its request
+    soon after it has connected.
+
+    Deadlines are checked once a second. A timer per connection would cost more than the rest of a
+    request.
+    """
+
+    def __init__(self, max_connections: int) -> None:
+        """
+        Args:
+            max_connections: the limit; 0 disables it.
+        """
+        self._max_connections = max_connections
+        self._waiting: OrderedDict[Abortable, float] = OrderedDict()
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, connection: Abortable, within_s: float) -> None:
+        """Abort a connection unless it is removed in time.
+
+        Adding it again sets a new deadline, but keeps its position in the order of eviction.
+
+        Args:
+            connection: the connection that waits for its peer.
+            within_s: the time until it is aborted, in seconds.
+        """
+        self._waiting[connection] = self._loop.time() + within_s
+        if self._max_connections and len(self._waiting) > self._max_connections:
+            oldest, _ = self._waiting.popitem(last=False)
+            oldest.abort()
+        if self._timer is None:
+            self._timer = self._loop.call_later(PENDING_CHECK_INTERVAL_S, self._check)
+
+    def touch(self, connection: Abortable, within_s: float) -> None:
+        """Set a new deadline and move a connection to the end of the order of eviction."""
+        if connection in self._waiting:
+            self._waiting.move_to_end(connection)
+        self.add(connection, within_s)
+
+    def remove(self, connection: Abortable) -> None:
+        """Wait for a connection no longer. An unknown one is ignored."""
+        self._waiting.pop(connection, None)
+
+    def close(self) -> None:
+        """Abort all pending connections and stop the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for connection in tuple(self._waiting):
+            connection.abort()
+        self._waiting.clear()
+
+    def _check(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        for connection in [each for each, until in self._waiting.items() if until <= now]:
+            del self._waiting[connection]
+            connection.abort()
+        if self._waiting:
+            self._timer = self._loop.call_later(PENDING_CHECK_INTERVAL_S, self._check)
+
+
+class IdleListener(Protocol):
+    """A connection whose peer has to send a frame from time to time."""
+
+    def ping(self) -> None:
+        """Send a ping."""
+
+    def on_idle(self) -> None:
+        """Close the connection: the peer has sent nothing for the idle timeout."""
+
+
+class IdleTimeouts:
+    """Tracks the time of the last frame of each WebSocket. See PROTOCOL.md, "WebSocket".
+
+    A peer that has sent nothing for the ping interval is pinged once. A compliant peer replies with
+    a pong (RFC 6455, section 5.5.2), which counts as a frame.
+    """
+
+    def __init__(self, idle_timeout_s: float, ping_interval_s: float) -> None:
+        """
+        Args:
+            idle_timeout_s: a peer that has sent nothing for this time is closed.
+            ping_interval_s: a peer that has sent nothing for this time is pinged, and at the latest
+                after a third of the idle timeout. 0 disables pings.
+        """
+        self._idle_timeout_s = idle_timeout_s
+        self._ping_after_s = min(ping_interval_s or idle_timeout_s, idle_timeout_s / 3)
+        self._pings = ping_interval_s > 0
+        # Both hold the time of the last frame of each peer, oldest first.
+        self._quiet: OrderedDict[IdleListener, float] = OrderedDict()  # not pinged since
+        self._pinged: OrderedDict[IdleListener, float] = OrderedDict()  # pinged since
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def touch(self, peer: IdleListener) -> None:
+        """Record a frame of a peer, or add a new peer."""
+        if self._pinged:
+            self._pinged.pop(peer, None)
+        self._quiet[peer] = self._loop.time()
+        self._quiet.move_to_end(peer)
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._ping_after_s, self._check)
+
+    def remove(self, peer: IdleListener) -> None:
+        self._quiet.pop(peer, None)
+        self._pinged.pop(peer, None)
+
+    def close(self) -> None:
+        """Stop the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _check(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        for _ in range(MAX_PINGS_PER_CHECK):
+            if not self._quiet:
+                break
+            peer, received_at = next(iter(self._quiet.items()))
+            if received_at + self._ping_after_s > now:
+                break
+            del self._quiet[peer]
+            self._pinged[peer] = received_at
+            if self._pings:
+                peer.ping()
+        while self._pinged:
+            peer, received_at = next(iter(self._pinged.items()))
+            if received_at + self._idle_timeout_s > now:
+                break
+            del self._pinged[peer]
+            peer.on_idle()
+        self._schedule_check(now)
+
+    def _schedule_check(self, now: float) -> None:
+        due = [
+            next(iter(waiting.values())) + after_s
+            for waiting, after_s in (
+                (self._quiet, self._ping_after_s),
+                (self._pinged, self._idle_timeout_s),
+            )
+            if waiting
+        ]
+        if due and self._timer is None:
+            self._timer = self._loop.call_later(
+                max(IDLE_CHECK_INTERVAL_S, min(due) - now), self._check
+            )
+
+
+class WriteStallGuard:
+    """Watches the progress of one peer while a response is pending.
+
+    A peer that stops reading is aborted, so that it cannot pin memory.
+    """
+
+    __slots__ = ("_left", "_timer")
+
+    def __init__(self) -> None:
+        self._timer: asyncio.TimerHandle | None = None
+        self._left = 0
+
+    def watch(self, transport: asyncio.Transport, on_stall: Callable[[], None]) -> None:
+        """Start watching.
+
+        Args:
+            transport: the connection whose write buffer is watched.
+            on_stall: called once if the peer reads too slowly.
+        """
+        self._left = transport.get_write_buffer_size()
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(READER_TIMEOUT_S, self._check, transport, on_stall)
+
+    def stop(self) -> None:
+        """Stop watching: the response was read, or the connection has ended."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _check(self, transport: asyncio.Transport, on_stall: Callable[[], None]) -> None:
+        if transport.get_write_buffer_size() > self._left - MIN_READ_BYTES:
+            on_stall()
+        else:
+            self.watch(transport, on_stall)

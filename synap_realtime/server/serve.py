@@ -20,8 +20,8 @@ from .asgi.adapter import RoomServer, create_app
 from .config.settings import ServerSettings
 from .listeners import BACKLOG, authority, bind, port_of
 from .logging.setup import configure
-from .protocols.certificate import ReloadingCertificate, open_certificate
 from .protocols.server import ConnectionServer
+from .protocols.tls import ReloadingCertificate, open_certificate
 from .stores.base import ClusterStore
 
 logger = logging.getLogger(__name__)

@@ -17,11 +17,11 @@ from typing import cast
 
 import httptools
 
-from synap_realtime.server.protocols.pending_connections import PendingConnections
+from synap_realtime.server.deadlines import PendingConnections
 from synap_realtime.server.protocols.websocket import WebSocketProtocol
 from synap_realtime.server.protocols.writes import WriteBatch
+from synap_realtime.server.protocols.ws_codec import accept_key, binary_frame, text_frame
 from synap_realtime.server.resources.pacing import Pacer
-from synap_realtime.server.ws_codec import accept_key, binary_frame, text_frame
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 

@@ -14,10 +14,11 @@ import jwt
 import pytest
 
 from synap_realtime.broadcast import responses
-from synap_realtime.server import wire, ws_codec
+from synap_realtime.server import wire
 from synap_realtime.server.app import Node
 from synap_realtime.server.auth import jwks
 from synap_realtime.server.messages import Response
+from synap_realtime.server.protocols import ws_codec
 from synap_realtime.server.protocols.http1 import Http1Protocol
 from synap_realtime.subscriber import core
 

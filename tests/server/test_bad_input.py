@@ -22,10 +22,9 @@ import websockets
 from websockets.typing import Subprotocol
 
 from synap_realtime import ConfigurationError
-from synap_realtime.server import create_app
+from synap_realtime.server import create_app, deadlines
 from synap_realtime.server.config.settings import load_settings
-from synap_realtime.server.protocols import http1, pending_connections, server
-from synap_realtime.server.protocols import write_stalls as readers
+from synap_realtime.server.protocols import http1, server
 from synap_realtime.server.protocols.http1 import Http1Protocol
 from synap_realtime.server.protocols.websocket import MAX_FRAMES_PER_S, WebSocketProtocol
 from synap_realtime.server.serve import running_server
@@ -498,7 +497,7 @@ async def test_each_request_has_its_answer(own: str, cases: Any) -> None:
 
 async def test_incomplete_request_times_out(own: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http1, "HEAD_TIMEOUT_S", 0.05)
-    monkeypatch.setattr(pending_connections, "CHECK_INTERVAL_S", 0.05)
+    monkeypatch.setattr(deadlines, "PENDING_CHECK_INTERVAL_S", 0.05)
     for sent in (b"", b"GET", b"GET /health HTTP/1.1\r\nX: ", http(b"GET /health") + b"GET /he"):
         where = urlsplit(own)
         reader, writer = await asyncio.open_connection(where.hostname, where.port)
@@ -669,7 +668,7 @@ async def test_aborts_connection_that_reads_no_response(
     monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     if way == "the time is over":
-        monkeypatch.setattr(readers, "READER_TIMEOUT_S", 0.2)
+        monkeypatch.setattr(deadlines, "READER_TIMEOUT_S", 0.2)
     monkeypatch.setattr(server, "Http1Protocol", WatchedHttp)
     WatchedHttp.ended = asyncio.Event()
     asked = http(b"GET /rooms/user_1/history") * 100

@@ -27,7 +27,7 @@ from synap_realtime import ConfigurationError
 from synap_realtime.server import create_app
 from synap_realtime.server.config.settings import load_settings
 from synap_realtime.server.listeners import authority, bind, holding, port_of
-from synap_realtime.server.protocols import accepting
+from synap_realtime.server.protocols import server
 from synap_realtime.server.serve import running_server
 from tests.support.certificates import certify
 from tests.support.timeouts import TIMEOUT_S
@@ -213,13 +213,13 @@ async def test_a_machine_without_resources_is_asked_again_after_a_pause(
     number: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Those of all processes may run out before our own."""
-    monkeypatch.setattr(accepting, "RETRY_S", 0.05)
+    monkeypatch.setattr(server, "ACCEPT_RETRY_S", 0.05)
     taken: asyncio.Queue[socket.socket] = asyncio.Queue()
     listener = Failing()
     listener.errors = [OSError(number, os.strerror(number)) for _ in range(2)]
     listener.bind(("127.0.0.1", 0))
     listener.listen()
-    acceptor = accepting.Acceptor([listener], taken.put_nowait)
+    acceptor = server.Acceptor([listener], taken.put_nowait)
     with socket.create_connection(listener.getsockname()[:2]):
         async with asyncio.timeout(20):
             (await taken.get()).close()
@@ -236,7 +236,7 @@ async def test_disconnected_peer_delays_nobody_and_logs_nothing(
     listener.errors = [OSError(errno.ECONNABORTED, "aborted")]
     listener.bind(("127.0.0.1", 0))
     listener.listen()
-    acceptor = accepting.Acceptor([listener], taken.put_nowait)
+    acceptor = server.Acceptor([listener], taken.put_nowait)
     with socket.create_connection(listener.getsockname()[:2]):
         async with asyncio.timeout(20):
             (await taken.get()).close()
@@ -247,18 +247,18 @@ async def test_disconnected_peer_delays_nobody_and_logs_nothing(
 async def test_some_descriptors_are_left_to_the_store_and_the_key_file(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(accepting, "RETRY_S", 60)
+    monkeypatch.setattr(server, "ACCEPT_RETRY_S", 60)
     taken: asyncio.Queue[socket.socket] = asyncio.Queue()
     listener = Failing()
     listener.errors = []
     listener.bind(("127.0.0.1", 0))
     listener.listen()
-    most = listener.fileno() + accepting.RESERVE
-    monkeypatch.setattr(accepting, "_max_descriptors", lambda: most)
+    most = listener.fileno() + server.RESERVED_DESCRIPTORS
+    monkeypatch.setattr(server, "_max_descriptors", lambda: most)
     with contextlib.ExitStack() as stack:
         for _ in range(2):
             stack.enter_context(socket.create_connection(listener.getsockname()[:2]))
-        acceptor = accepting.Acceptor([listener], taken.put_nowait)
+        acceptor = server.Acceptor([listener], taken.put_nowait)
         async with asyncio.timeout(20):
             (await taken.get()).close()
         acceptor.close()
@@ -269,7 +269,7 @@ async def test_some_descriptors_are_left_to_the_store_and_the_key_file(
 async def test_accepting_yields_to_open_connections(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(accepting, "MAX_PER_ITERATION", 2)
+    monkeypatch.setattr(server, "MAX_ACCEPTED_PER_ITERATION", 2)
     loop, iteration, most = asyncio.get_running_loop(), 0, 6
     iterations: list[int] = []
     are_taken = asyncio.Event()
@@ -290,7 +290,7 @@ async def test_accepting_yields_to_open_connections(
         listener = socket.create_server(("127.0.0.1", 0))
         for _ in range(most):
             stack.enter_context(socket.create_connection(listener.getsockname()[:2]))
-        acceptor = accepting.Acceptor([listener], take)
+        acceptor = server.Acceptor([listener], take)
         count()
         async with asyncio.timeout(20):
             await are_taken.wait()

@@ -41,7 +41,7 @@ async def until(lines: AsyncIterator[str], start: str) -> str:
 async def test_a_silent_stream_carries_comment_lines(
     rooms: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("protocols.sinks", "asgi.subscriptions"):
+    for module in ("protocols.sse", "asgi.subscriptions"):
         monkeypatch.setattr(f"synap_realtime.server.{module}.HEARTBEAT_S", 0.05)
     async with stream(rooms, "/rooms/user_1/events") as lines:
         await until(lines, "event: synap.subscribed")

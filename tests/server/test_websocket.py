@@ -183,9 +183,7 @@ async def test_aborts_socket_of_a_slow_consumer(
 ) -> None:
     """Its close frame would wait behind what it does not take, and the socket with it."""
     monkeypatch.setattr("synap_realtime.server.protocols.websocket.CLOSE_HANDSHAKE_S", 0.05)
-    monkeypatch.setattr(
-        "synap_realtime.server.protocols.pending_connections.CHECK_INTERVAL_S", 0.05
-    )
+    monkeypatch.setattr("synap_realtime.server.deadlines.PENDING_CHECK_INTERVAL_S", 0.05)
     cut = asyncio.Event()
 
     class Watched(WebSocketProtocol):

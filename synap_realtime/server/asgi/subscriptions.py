@@ -16,10 +16,10 @@ from ...errors import SynapRealtimeError
 from ...protocol.control import PING, CloseCode, ControlFrame
 from ..app import CLOSE_TIMEOUT_S, AcceptedSubscription
 from ..messages import Request
+from ..protocols.sse import COMMENT, HEARTBEAT_S, encode_event, encode_retry
+from ..protocols.ws_codec import cut_reason
 from ..rooms.subscription import SLOW_CONSUMER_TIMEOUT_S, Subscription, UnbatchedSink
-from ..sse import COMMENT, HEARTBEAT_S, encode_event, encode_retry
 from ..stores.base import Entry, StoreUnavailableError
-from ..ws_codec import cut_reason
 
 logger = logging.getLogger(__name__)
 

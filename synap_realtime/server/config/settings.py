@@ -51,7 +51,7 @@ class ServerSettings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65535)] = 8787
     """The TCP port to listen on. 0 takes a free port."""
 
-    # Both files are reloaded when they change; see protocols.certificate.ReloadingCertificate.
+    # Both files are reloaded when they change; see protocols.tls.ReloadingCertificate.
     tls_cert: Path | None = None
     """A PEM file with the certificate chain. The server then speaks TLS."""
 

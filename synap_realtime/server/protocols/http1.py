@@ -15,6 +15,7 @@ import httptools
 
 from ...protocol.control import MAX_CLIENT_TEXT_BYTES
 from ..app import AcceptedSubscription, CloseHandshakeError, Node
+from ..deadlines import Closable, IdleTimeouts, PendingConnections, WriteStallGuard
 from ..http.routes import MAX_BODY_BYTES
 from ..messages import (
     MAX_TARGET_BYTES,
@@ -28,23 +29,18 @@ from ..messages import (
     target_too_long,
 )
 from ..resources.byte_budget import MIN_UNREAD_BYTES, ByteBudget, Caller, caller_of
-from ..resources.pacing import SHARE_S, TASK_S, Pacer
+from ..resources.pacing import SHARE_S, TASK_S, Pacer, run_eagerly
 from ..stores.base import StoreUnavailableError
-from ..ws_codec import accept_key
-from .descriptors import reset, unsent_bytes
-from .eager import run_eagerly
 from .exchange import HttpRequest, parse_target
 from .fanout import SocketFanoutGroup
-from .keepalive import IdleTimeouts
-from .pending_connections import Closable, PendingConnections
 from .proxies import TrustedProxies
 from .responses import CONTINUE, LAST_CHUNK, encode_chunk, encode_head, encode_switching_protocols
-from .sinks import SseSink, WebSocketSink
+from .sse import SseSink
 from .unread import Unread
 from .upgrade import validate_upgrade
-from .websocket import NullHandler, WebSocketHandler, WebSocketProtocol
-from .write_stalls import WriteStallGuard
-from .writes import WriteBatch
+from .websocket import NullHandler, WebSocketHandler, WebSocketProtocol, WebSocketSink
+from .writes import WriteBatch, reset, unsent_bytes
+from .ws_codec import accept_key
 
 HEAD_TIMEOUT_S = 20.0
 """Time for a client to send a whole request head."""

@@ -1,4 +1,4 @@
-"""The WebSocket protocol of one connection, after the handshake.
+"""WebSockets after the handshake: the protocol of one connection, and the sink of a subscription.
 
 See PROTOCOL.md, "WebSocket", and RFC 6455, sections 5 to 7.
 """
@@ -6,14 +6,29 @@ See PROTOCOL.md, "WebSocket", and RFC 6455, sections 5 to 7.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import ClassVar, Protocol
 
-from ...protocol.control import CloseCode
+from ...protocol.control import CloseCode, ControlFrame
+from ..app import Node
+from ..deadlines import Closable, IdleTimeouts, PendingConnections
 from ..resources.pacing import Pacer
-from ..ws_codec import Close, Decoder, Ping, Pong, ProtocolFailure, close_frame, pong_frame
-from .descriptors import raw_fd, reset, write_direct
-from .pending_connections import PendingConnections
-from .writes import WriteBatch
+from ..rooms.hub import FanoutGroup
+from ..rooms.sessions import Session
+from ..stores.base import Entry
+from .fanout import SocketFanoutGroup, encode_entry_frame
+from .writes import WriteBatch, raw_fd, reset, write_direct
+from .ws_codec import (
+    Close,
+    Decoder,
+    Ping,
+    Pong,
+    ProtocolFailure,
+    close_frame,
+    ping_frame,
+    pong_frame,
+    text_frame,
+)
 
 CLOSE_HANDSHAKE_S = 10.0
 """Time for the peer to read the server's close frame and to answer it."""
@@ -27,6 +42,8 @@ the close frame."""
 
 _IMMEDIATE_READ_BYTES = 256  # smaller reads are handled without waiting for a share of the loop
 _SLICE_BYTES = 1024  # about 170 frames: the frame rate is checked after each slice
+
+_PING = ping_frame()
 
 
 class WebSocketHandler(Protocol):
@@ -52,13 +69,6 @@ class WebSocketHandler(Protocol):
 
     def on_disconnect(self) -> None:
         """The connection has ended. Called once, after every other event."""
-
-
-class WriteGroup(Protocol):
-    """WebSockets that share a batched write, which bypasses their transports."""
-
-    def on_pause(self, socket: WebSocketProtocol) -> None:
-        """Remove a socket, which must not be written to directly any more."""
 
 
 class WebSocketProtocol(asyncio.Protocol):
@@ -120,7 +130,7 @@ class WebSocketProtocol(asyncio.Protocol):
             max_message_bytes: a longer message closes the connection with 1009.
         """
         self.descriptor = raw_fd(transport)
-        self.group: WriteGroup | None = None
+        self.group: SocketFanoutGroup | None = None
         self.index = -1
         # Pause as soon as the transport buffers anything. (With 0, TLS would pause without data.)
         transport.set_write_buffer_limits(high=0 if self.descriptor is not None else 1)
@@ -182,12 +192,7 @@ class WebSocketProtocol(asyncio.Protocol):
         return True
 
     def resume_write(self, frame: bytes, sent: int) -> None:
-        """Write the rest of a frame that the group could not write whole.
-
-        Args:
-            frame: the whole frame.
-            sent: how many of its bytes were written; -1 if the connection is closed.
-        """
+        """See :class:`fanout.GroupSocket`."""
         if sent < 0 or self._transport.is_closing():
             self.abort()
         else:
@@ -372,3 +377,124 @@ class NullHandler:
     def on_close(self) -> None: ...
 
     def on_disconnect(self) -> None: ...
+
+
+class WebSocketSink:
+    """Handles a WebSocket and is the sink of its subscription."""
+
+    __slots__ = (
+        "_connections",
+        "_keepalive",
+        "_node",
+        "_pending_answer",
+        "_session",
+                "_subscription",
+        "_supports_control_frames",
+        "_task",
+        "create_group",
+        "socket",
+    )  # fmt: skip
+
+    socket: WebSocketProtocol
+
+    def __init__(
+        self,
+        session: Session,
+        node: Node,
+        keepalive: IdleTimeouts,
+        connections: set[Closable],
+        create_group: Callable[[], SocketFanoutGroup],
+        *,
+        supports_control_frames: bool,
+    ) -> None:
+        self.create_group = create_group
+        self._session = session
+        self._subscription = session.subscription
+        self._node = node
+        self._keepalive = keepalive
+        self._connections = connections
+        self._supports_control_frames = supports_control_frames
+        self._task: asyncio.Task[None] | None = None
+        self._pending_answer: str | None = None  # to a ping, until the socket is writable
+        connections.add(self)
+        keepalive.touch(self)
+
+    def start(self, after: str | None) -> None:
+        self._task = self._session.start(after, self)
+
+    @property
+    def is_writable(self) -> bool:
+        return self.socket.is_writable
+
+    def send(self, entry: Entry) -> bool:
+        return self.socket.write(encode_entry_frame(entry))
+
+    def send_batched(self, entry: Entry) -> bool:
+        return self.socket.write_batched(encode_entry_frame(entry))
+
+    def send_control(self, frame: ControlFrame) -> None:
+        if self._supports_control_frames:
+            self.socket.write(text_frame(frame.encoded().encode()))
+
+    def close(self, code: CloseCode) -> None:
+        self.socket.close(code, self._subscription.reason)
+        self._node.close_session_soon(self._session)
+
+    def abort(self) -> None:
+        self.socket.abort()
+
+    @property
+    def can_group(self) -> bool:
+        return self.socket.descriptor is not None
+
+    def join_group(self, group: FanoutGroup) -> None:
+        assert isinstance(group, SocketFanoutGroup)  # noqa: S101 - made by create_group
+        group.add(self.socket, self._subscription)
+
+    def leave_group(self) -> None:
+        group = self.socket.group
+        assert isinstance(group, SocketFanoutGroup)  # noqa: S101
+        group.discard(self.socket)
+
+    def on_activity(self) -> None:
+        self._keepalive.touch(self)
+
+    def on_message(self, message: str | bytes) -> None:
+        answer = self._subscription.on_client_message(message)
+        if answer is None:
+            return
+        if self.socket.is_writable:
+            self.socket.write(text_frame(answer.encode()))
+        else:
+            # One answer for all pings, so that a peer that does not read cannot fill memory.
+            self._pending_answer = answer
+
+    def on_pause(self) -> None:
+        self._subscription.on_write_blocked()
+
+    def on_resume(self) -> None:
+        answer, self._pending_answer = self._pending_answer, None
+        if answer is None or self.socket.write(text_frame(answer.encode())):
+            self._subscription.on_writable()
+
+    def on_close(self) -> None:
+        self._node.close_session_soon(self._session)
+
+    def on_disconnect(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+        self._keepalive.remove(self)
+        self._connections.discard(self)
+        self._node.close_session(self._session)
+
+    def ping(self) -> None:
+        # A blocked socket needs no ping: its slow-consumer timer is running.
+        if self.socket.is_writable:
+            self.socket.write(_PING)
+
+    def on_idle(self) -> None:
+        self._subscription.close(CloseCode.IDLE_TIMEOUT)
+
+    def shutdown(self) -> None:
+        """Close with ``DRAINING``. The server stops."""
+        self._subscription.close(CloseCode.DRAINING)

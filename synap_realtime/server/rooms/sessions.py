@@ -25,10 +25,11 @@ from ..logging import events
 from ..messages import RequestError
 from ..metrics import Metrics
 from ..resources.byte_budget import BacklogBudget, caller_of
+from ..resources.pacing import run_eagerly
 from ..stores.base import Store, StoreUnavailableError
 from .hub import Hub
 from .presence import Presence
-from .subscription import Subscription, ignore_token
+from .subscription import Sink, Subscription, ignore_token
 
 EXPIRY_WARNING_S = 30.0
 EXPIRY_WARNING_SHARE = 2 / 3
@@ -104,6 +105,22 @@ class Session:
         self._renewal: asyncio.Task[None] | None = None
         subscription.on_token = self.reauthenticate
         self._schedule()
+
+    def start(self, after: str | None, sink: Sink) -> asyncio.Task[None] | None:
+        """Run the subscription; see :meth:`Subscription.run`.
+
+        If the log cannot be read, the subscription is closed with ``DRAINING``.
+
+        Returns:
+            The task; None if the subscription is live already.
+        """
+        return run_eagerly(asyncio.get_running_loop(), self._run(after, sink))
+
+    async def _run(self, after: str | None, sink: Sink) -> None:
+        try:
+            await self.subscription.run(after, sink)
+        except StoreUnavailableError:
+            self.subscription.close(CloseCode.DRAINING)
 
     def reauthenticate(self, token: str) -> None:
         """Replace the token. An invalid new token closes the connection."""

@@ -9,7 +9,7 @@ from websockets.frames import Close as CloseFrame
 from websockets.frames import Frame, Opcode
 from websockets.protocol import OPEN, SERVER, Protocol
 
-from synap_realtime.server.ws_codec import (
+from synap_realtime.server.protocols.ws_codec import (
     NOT_UTF8,
     PROTOCOL_ERROR,
     TOO_BIG,

@@ -10,9 +10,8 @@ from email.utils import parsedate_to_datetime
 
 import pytest
 
-from synap_realtime.server import RoomServer
-from synap_realtime.server.protocols import http1, pending_connections
-from synap_realtime.server.protocols import write_stalls as reader
+from synap_realtime.server import RoomServer, deadlines
+from synap_realtime.server.protocols import http1
 from synap_realtime.server.serve import running_server
 from synap_realtime.tokens import mint_token
 from tests.support.credentials import API_KEY, SECRET
@@ -51,7 +50,7 @@ async def nothing_is_left(app: RoomServer, tasks: int) -> None:
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HEAD_TIMEOUT_S", "IDLE_TIMEOUT_S", "BODY_TIMEOUT_S", "LINGER_S"):
         monkeypatch.setattr(http1, name, 0.1)
-    monkeypatch.setattr(pending_connections, "CHECK_INTERVAL_S", 0.05)
+    monkeypatch.setattr(deadlines, "PENDING_CHECK_INTERVAL_S", 0.05)
 
 
 # --- what is right ------------------------------------------------------------------------------
@@ -224,7 +223,7 @@ def test_closes_connection_after_the_request_timeout(
 def test_slow_reader_receives_all_and_non_reader_is_closed(
     run: Run, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reader, "READER_TIMEOUT_S", 1 if how == "slowly" else 0.1)
+    monkeypatch.setattr(deadlines, "READER_TIMEOUT_S", 1 if how == "slowly" else 0.1)
 
     async def test() -> None:
         async with running_server(open_app()) as url:

@@ -20,8 +20,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from synap_realtime import tracing
-from synap_realtime.server.protocols import write_stalls
-from synap_realtime.server.protocols.certificate import ReloadingCertificate
+from synap_realtime.server import deadlines
+from synap_realtime.server.protocols.tls import ReloadingCertificate
 from synap_realtime.server.serve import running_server
 from synap_realtime.tokens import mint_token
 from tests.support.certificates import certify
@@ -276,7 +276,7 @@ def test_a_body_that_looks_like_a_request_is_a_body(run: Run) -> None:
 
 
 def test_closes_publisher_that_reads_no_response(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(write_stalls, "READER_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(deadlines, "READER_TIMEOUT_S", 0.2)
 
     async def test() -> None:
         async with running_server(keyed_app()) as url, peer(url, buffer=4096) as client:

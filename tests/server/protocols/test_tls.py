@@ -18,11 +18,10 @@ import websockets
 from websockets.asyncio.client import ClientConnection
 from websockets.typing import Subprotocol
 
-from synap_realtime.server import create_app
+from synap_realtime.server import create_app, deadlines
 from synap_realtime.server.config.settings import load_settings
 from synap_realtime.server.protocols import tls as handshake
-from synap_realtime.server.protocols import write_stalls as reader
-from synap_realtime.server.protocols.certificate import ReloadingCertificate
+from synap_realtime.server.protocols.tls import ReloadingCertificate
 from synap_realtime.server.serve import running_server
 from tests.support.certificates import Certified, certify
 
@@ -122,7 +121,7 @@ def test_idle_websocket_stays_open_over_tls(
     run: Run, certified: Certified, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A TLS transport with a limit of 0 pauses its writer at nothing."""
-    monkeypatch.setattr(reader, "READER_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(deadlines, "READER_TIMEOUT_S", 0.05)
 
     async def test() -> None:
         async with serving(certified) as url, client(url, certified) as http:

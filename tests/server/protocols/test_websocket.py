@@ -15,16 +15,16 @@ from typing import cast
 
 import pytest
 
+from synap_realtime.server.deadlines import PendingConnections
 from synap_realtime.server.protocols import websocket as front
-from synap_realtime.server.protocols.pending_connections import PendingConnections
 from synap_realtime.server.protocols.websocket import (
     MAX_DROPPED_BYTES,
     MAX_FRAMES_PER_S,
     WebSocketProtocol,
 )
 from synap_realtime.server.protocols.writes import WriteBatch
+from synap_realtime.server.protocols.ws_codec import text_frame
 from synap_realtime.server.resources.pacing import Pacer
-from synap_realtime.server.ws_codec import text_frame
 from tests.support.certificates import certify
 from tests.support.websocket_frames import CLOSE, CONT, PING, PONG, TEXT, frame
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from synap_realtime import ConfigurationError
-from synap_realtime.server.protocols.certificate import ReloadingCertificate, open_certificate
+from synap_realtime.server.protocols.tls import ReloadingCertificate, open_certificate
 from tests.support.certificates import certify
 
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from synap_realtime.server.protocols import batch_writer as fans
-from synap_realtime.server.protocols.batch_writer import IO_URING_MIN_SOCKETS, BatchWriter
+from synap_realtime.server.protocols import fanout
+from synap_realtime.server.protocols.fanout import IO_URING_MIN_SOCKETS, BatchWriter
 from synap_realtime.server.protocols.io_uring import MAX_FRAME_BYTES, IoUring
 
 from .conftest import WAYS, drained, pairs, received
@@ -135,7 +135,7 @@ def test_entries_that_the_kernel_did_not_accept_are_written(
 
 
 def test_few_are_written_to_without_the_ring(ring: IoUring | None) -> None:
-    assert fans.IO_URING_MIN_SOCKETS > 4, "hub._FEW: rooms with fewer have none of this"
+    assert fanout.IO_URING_MIN_SOCKETS > 4, "hub._FEW: rooms with fewer have none of this"
     with pairs(IO_URING_MIN_SOCKETS - 1) as (ours, peers):
         fan: BatchWriter[Member] = BatchWriter(ring)
         for each in ours:

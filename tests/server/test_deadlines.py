@@ -1,4 +1,4 @@
-"""Keepalive: when a peer is pinged, and when it is closed."""
+"""Idle timeouts: when a peer is pinged, and when it is closed."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from synap_realtime.server import create_app
+from synap_realtime.server import create_app, deadlines
 from synap_realtime.server.config.settings import load_settings
-from synap_realtime.server.protocols import keepalive
-from synap_realtime.server.protocols.keepalive import IdleTimeouts
+from synap_realtime.server.deadlines import IdleTimeouts
 from synap_realtime.server.serve import running_server
 from tests.support.timeouts import TIMEOUT_S
 
@@ -88,7 +87,7 @@ async def test_without_an_interval_closes_but_does_not_ping() -> None:
 async def test_spreads_the_pings_of_connections_that_were_opened_together(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(keepalive, "MAX_PINGS_PER_CHECK", 10)
+    monkeypatch.setattr(deadlines, "MAX_PINGS_PER_CHECK", 10)
     watch, peers = IdleTimeouts(60, 0.1), [Peer() for _ in range(100)]
     for peer in peers:
         watch.touch(peer)
@@ -96,7 +95,7 @@ async def test_spreads_the_pings_of_connections_that_were_opened_together(
         for peer in peers:
             await peer.is_pinged.wait()
     first, last = peers[0].pings[0], peers[-1].pings[0]
-    assert last - first >= 9 * keepalive.CHECK_INTERVAL_S
+    assert last - first >= 9 * deadlines.IDLE_CHECK_INTERVAL_S
     watch.close()
 
 

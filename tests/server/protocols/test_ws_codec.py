@@ -18,7 +18,7 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import State
 from websockets.uri import parse_uri
 
-from synap_realtime.server.ws_codec import (
+from synap_realtime.server.protocols.ws_codec import (
     Close,
     Decoder,
     Event,
