@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 from ..errors import ConfigurationError
 from ..server.stores import check_shared, is_own, open_store
 from ..server.stores.base import Retention
-from ..server.stores.sqlite.errors import UNUSABLE
+from ..server.stores.sqlite.errors import DATABASE_ERRORS
 from ..server.stores.sqlite.file_guard import find_lock_holder
 from ..server.stores.sqlite.schema import has_tables
 from .context import CheckContext
@@ -140,7 +140,7 @@ def _inspect_contents(path: Path) -> Finding:
             (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
     except ConfigurationError as error:
         return Finding("fail", "store", str(error), "correct it, then run doctor again")
-    except UNUSABLE as error:
+    except DATABASE_ERRORS as error:
         # A server that has started since writes while we read.
         if find_lock_holder(path) is not None:
             return Finding("ok", "store", f"{path} is in use by a server that has just started")

@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from ....errors import ConfigurationError
 from ..base import OPTION
-from .errors import UNUSABLE, describe_problem
+from .errors import DATABASE_ERRORS, describe_problem
 from .file_guard import (
     OPEN_FILES,
     Change,
@@ -87,7 +87,7 @@ class Database:
             raise self.to_config_error(error) from error
         try:
             self._connect_first()
-        except (*UNUSABLE, OSError) as error:
+        except (*DATABASE_ERRORS, OSError) as error:
             self.close()
             raise self.to_config_error(error) from error
         except BaseException:

@@ -7,7 +7,7 @@ import sqlite3
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
-UNUSABLE = (sqlite3.Error, TypeError)
+DATABASE_ERRORS = (sqlite3.Error, TypeError)
 """Raised for a file that SQLite cannot read. TypeError: a required row is missing."""
 
 

@@ -29,7 +29,7 @@ from ..base import (
 )
 from ..clock import RunningClock
 from .database import Database
-from .errors import UNUSABLE
+from .errors import DATABASE_ERRORS
 from .health import Health
 from .pending import PendingValues
 from .reader import DatabaseReader
@@ -76,7 +76,7 @@ class SqliteStore:
         try:
             self._writer = DatabaseWriter(self._file, retention or Retention())
             self._reader = DatabaseReader(self._file)
-        except UNUSABLE as error:
+        except DATABASE_ERRORS as error:
             self._file.close()
             raise self._file.to_config_error(error) from error
         self._epoch = self._writer.epoch
@@ -87,7 +87,7 @@ class SqliteStore:
         self._handler: DeliveryHandler = deliver_to_nobody
         self._loop: asyncio.AbstractEventLoop | None = None
         self._completing: asyncio.Task[None] | None = None
-        self._reading = ThreadPoolExecutor(1, "synap-read")
+        self._executor = ThreadPoolExecutor(1, "synap-read")
 
     @property
     def description(self) -> str:
@@ -108,11 +108,11 @@ class SqliteStore:
         return Cursor(self._epoch, await self._read(self._reader.head, room, idle_head))
 
     async def publish(self, publications: Sequence[Publication]) -> Sequence[PublishResult]:
-        loop = self._started()
+        loop = self._ensure_started()
         size = sum(len(publication.text) for publication in publications)
         request = WriteRequest(publications, loop.create_future(), size)
         self._queue.put(request)
-        return await request.answer
+        return await request.result
 
     async def check(self) -> None:
         try:
@@ -150,7 +150,7 @@ class SqliteStore:
 
     def register_device(self, room: Room, device: str, position: Cursor) -> None:
         if position.epoch == self._epoch:
-            self._started()
+            self._ensure_started()
             # Even if unchanged: the devices that connected first are the first to be removed.
             acked = self._acks.get((room, device)) or 0
             self._acks.set((room, device), max(position.offset, acked))
@@ -170,15 +170,15 @@ class SqliteStore:
             self._queue.stop()
             await self._completing
             await self._queue.wait_stopped()
-        self._reading.shutdown()
+        self._executor.shutdown()
         self._reader.close()
         self._writer.close()
         self._file.close()
 
     async def _read(self, query: Callable[P, T], *arguments: P.args, **_: P.kwargs) -> T:
         try:
-            result = await self._started().run_in_executor(
-                self._reading, lambda: self._reader.run(query, *arguments, **_)
+            result = await self._ensure_started().run_in_executor(
+                self._executor, lambda: self._reader.run(query, *arguments, **_)
             )
         except sqlite3.Error as error:
             self._reads.report(str(error))
@@ -186,7 +186,7 @@ class SqliteStore:
         self._reads.report(None)
         return result
 
-    def _started(self) -> asyncio.AbstractEventLoop:
+    def _ensure_started(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
             self._completing = self._loop.create_task(self._completion_loop())
@@ -201,26 +201,26 @@ class SqliteStore:
             self._acks.discard(result.acks)
             for number, request in enumerate(result.requests):
                 if isinstance(result.outcome, StoreUnavailableError):
-                    if not request.answer.done():
-                        request.answer.set_exception(result.outcome)
+                    if not request.result.done():
+                        request.result.set_exception(result.outcome)
                 else:
-                    receipts = await self._deliver(request, result.outcome[number])
-                    if not request.answer.done():
-                        request.answer.set_result(receipts)
+                    results = await self._deliver(request, result.outcome[number])
+                    if not request.result.done():
+                        request.result.set_result(results)
             # Only now: a duplicate in these requests was read before its count was written.
             self._counts.discard(result.counts)
             stopping = result.stopping
 
     async def _deliver(
-        self, request: WriteRequest, kept: Sequence[InsertResult]
+        self, request: WriteRequest, stored: Sequence[InsertResult]
     ) -> Sequence[PublishResult]:
-        receipts = []
-        unread = 0
-        for publication, place in zip(request.publications, kept, strict=True):
-            cursor = Cursor(self._epoch, place.offset)
-            if place.duplicate:
-                pending = self._counts.get(place.offset)
-                count = place.count if pending is None else pending
+        results = []
+        bytes_since_yield = 0
+        for publication, row in zip(request.publications, stored, strict=True):
+            cursor = Cursor(self._epoch, row.offset)
+            if row.duplicate:
+                pending = self._counts.get(row.offset)
+                count = row.count if pending is None else pending
             else:
                 entry = make_entry(publication.room, cursor, publication.text)
                 try:
@@ -229,10 +229,10 @@ class SqliteStore:
                     logger.exception("delivery to room %s failed; continuing", publication.room)
                     count = 0
                 if count:
-                    self._counts.set(place.offset, count)
-                unread += entry.size
-                if unread > _YIELD_BYTES:
-                    unread = 0
+                    self._counts.set(row.offset, count)
+                bytes_since_yield += entry.size
+                if bytes_since_yield > _YIELD_BYTES:
+                    bytes_since_yield = 0
                     await asyncio.sleep(0)
-            receipts.append(PublishResult(publication.id, cursor, count, place.duplicate))
-        return receipts
+            results.append(PublishResult(publication.id, cursor, count, row.duplicate))
+        return results

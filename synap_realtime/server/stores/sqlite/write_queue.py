@@ -46,7 +46,7 @@ class WriteRequest:
     """The publications of one call. Without publications, it asks for a trial write."""
 
     publications: Sequence[Publication]
-    answer: asyncio.Future[Sequence[PublishResult]]
+    result: asyncio.Future[Sequence[PublishResult]]
     size: int
 
 

@@ -1,29 +1,20 @@
-"""Rules of the SQLite store alone: restarts, crashes, locks, full and foreign files."""
+"""Rules of the SQLite store alone: restarts, crashes, times and the write queue."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import logging
-import os
-import socket
 import sqlite3
-import stat
-import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from synap_realtime import ConfigurationError
 from synap_realtime.protocol.cursor import Cursor
 from synap_realtime.protocol.rooms import Room
-from synap_realtime.server.stores import open_store
 from synap_realtime.server.stores.base import (
     Entry,
     Publication,
@@ -32,17 +23,11 @@ from synap_realtime.server.stores.base import (
     StoreUnavailableError,
 )
 from synap_realtime.server.stores.sqlite import write_queue, writer
-from synap_realtime.server.stores.sqlite.file_guard import find_network_file_system
 from synap_realtime.server.stores.sqlite.store import SqliteStore
 from tests.support.stores import ids, publish
 from tests.support.timeouts import TIMEOUT_S
 
 USER = Room("user_1")
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "rooms.db"
 
 
 async def test_everything_survives_a_restart(path: Path) -> None:
@@ -336,254 +321,3 @@ async def test_full_write_queue_is_refused_immediately(
     await publish(store, "n1", size=900)
     assert await ids(store) == ["n0", "n1"]
     await store.close()
-
-
-async def test_one_server_for_one_file(path: Path) -> None:
-    store = SqliteStore(path)
-    with pytest.raises(ConfigurationError, match="in use by another server"):
-        SqliteStore(path)
-    await store.close()
-    await SqliteStore(path).close()
-
-
-async def test_a_file_is_one_file_under_all_its_names(path: Path) -> None:
-    folder = path.with_name("other")
-    folder.mkdir()
-    link = folder / "link.db"
-    link.symlink_to(path)
-    store = SqliteStore(link)
-    with pytest.raises(ConfigurationError, match="in use by another server"):
-        SqliteStore(path)
-    await store.close()
-    store = SqliteStore(path)
-    with pytest.raises(ConfigurationError, match="in use by another server"):
-        SqliteStore(link)
-    await store.close()
-    (folder / "hard.db").hardlink_to(path)
-    for name in (path, folder / "hard.db"):
-        with pytest.raises(ConfigurationError, match="another name \\(a hard link\\)"):
-            SqliteStore(name)
-    (folder / "hard.db").unlink()
-    await SqliteStore(path).close()
-    circle = folder / "circle.db"
-    circle.symlink_to(circle)
-    with pytest.raises(ConfigurationError, match="choose another path"):
-        SqliteStore(circle)
-
-
-@pytest.mark.parametrize("was_there", [False, True])
-async def test_only_its_owner_may_read_it(path: Path, was_there: bool) -> None:
-    if was_there:
-        path.touch()
-        path.chmod(0o644)
-    store = SqliteStore(path)
-    await publish(store, "n0")
-    for file in path.parent.iterdir():
-        assert stat.S_IMODE(file.stat().st_mode) & 0o077 == 0, file.name
-    await store.close()
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b"this is a text, and no database, " * 100, "not a SQLite database"),
-        ("CREATE TABLE theirs (x)", "another program's database"),
-        (
-            "PRAGMA application_id=1398361680; PRAGMA user_version=99; CREATE TABLE x (y)",
-            r"--store .*rooms\.db was written by a newer version .* 99, .* upgrade this program",
-        ),
-        (
-            "PRAGMA application_id=1398361680; PRAGMA user_version=1; CREATE TABLE x (y)",
-            r"--store .*rooms\.db was written by an older version .* 1, .* move the file away",
-        ),
-    ],
-)
-def test_foreign_file_is_left_unchanged(path: Path, content: bytes | str, said: str) -> None:
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        with closing(sqlite3.connect(path)) as db:
-            db.executescript(content)
-    before = path.read_bytes()
-    with pytest.raises(ConfigurationError, match=said):
-        SqliteStore(path)
-    assert path.read_bytes() == before
-
-
-def test_invalid_path_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="there is no directory"):
-        SqliteStore(tmp_path / "none" / "rooms.db")
-    with pytest.raises(ConfigurationError, match="is a directory; choose another path"):
-        SqliteStore(tmp_path)
-    with pytest.raises(ConfigurationError, match="choose another path") as wrong:
-        SqliteStore(tmp_path / ("x" * 300))
-    assert str(wrong.value).count(str(tmp_path)) == 1
-
-
-@pytest.mark.parametrize("kind", ["a named pipe", "a socket", "a device"])
-def test_a_path_that_is_no_regular_file_is_refused(path: Path, kind: str) -> None:
-    with socket.socket(socket.AF_UNIX) as listener:
-        if kind == "a named pipe":
-            os.mkfifo(path)
-        elif kind == "a socket":
-            listener.bind(str(path))
-        else:
-            path.symlink_to("/dev/null")
-        with pytest.raises(ConfigurationError, match=rf"--store .* is {kind}; choose another"):
-            SqliteStore(path)
-
-
-@contextlib.contextmanager
-def small_disk(folder: Path) -> Iterator[Path]:
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("a file system cannot be mounted here")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def fill(folder: Path) -> Path:
-    ballast = folder / "ballast"
-    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
-        while True:
-            file.write(b"x" * 4096)
-    return ballast
-
-
-def test_full_disk_at_start_is_reported_with_a_remedy(tmp_path: Path) -> None:
-    with small_disk(tmp_path / "disk") as disk:
-        fill(disk)
-        with pytest.raises(ConfigurationError, match=r"--store .*rooms\.db .* full; free space"):
-            SqliteStore(disk / "rooms.db")
-
-
-async def test_full_disk_loses_and_duplicates_nothing(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Calls are kept whole or not at all, and kept again when there is space again."""
-    with small_disk(tmp_path / "disk") as disk:
-        store = SqliteStore(disk / "rooms.db")
-        kept = ["n0"]
-        await publish(store, "n0")
-        ballast = fill(disk)
-        refused = []
-        for number in range(1, 200):
-            batch = [
-                Publication(USER, f"n{number}.{part}", json.dumps({"id": f"n{number}.{part}"}))
-                for part in range(20)
-            ]
-            try:
-                await store.publish(batch)
-            except StoreUnavailableError:
-                refused.append(batch)
-            else:
-                kept += [each.id for each in batch]
-            if len(refused) == 5:
-                break
-        assert len(refused) == 5
-        with pytest.raises(StoreUnavailableError):
-            await store.check()
-        assert await ids(store) == kept
-        ballast.unlink()
-        for batch in refused:
-            receipts = await store.publish(batch)
-            assert not any(receipt.duplicate for receipt in receipts)
-            kept += [each.id for each in batch]
-        assert await ids(store) == kept
-        said = [r.levelname for r in caplog.records if r.message.startswith("store ")]
-        assert said in (["ERROR", "WARNING"], ["ERROR"]), "once each"
-        await store.close()
-        store = SqliteStore(disk / "rooms.db")
-        assert await ids(store) == kept
-        await store.close()
-
-
-async def test_damaged_file_is_reported_with_a_remedy(path: Path) -> None:
-    await SqliteStore(path).close()
-    whole = path.read_bytes()
-    damages = {
-        "half": whole[: len(whole) // 2],
-        "no pages": whole[:4096] + b"\xff" * (len(whole) - 4096),
-    }
-    for content in damages.values():
-        path.write_bytes(content)
-        with pytest.raises(ConfigurationError, match=r"is damaged .*; restore a copy") as wrong:
-            SqliteStore(path)
-        assert str(wrong.value).count(str(path)) == 1
-    for statement in ("DELETE FROM meta", "DROP TABLE meta", "DELETE FROM sqlite_sequence"):
-        path.write_bytes(whole)
-        with closing(sqlite3.connect(path)) as db:
-            db.executescript(statement)
-        with pytest.raises(ConfigurationError, match=r"is damaged .*; restore a copy"):
-            SqliteStore(path)
-    path.write_bytes(whole)
-    await SqliteStore(path).close()
-
-
-@pytest.mark.parametrize(
-    ("url", "said"),
-    [
-        ("memory", "has no scheme"),
-        ("rooms.db", "has no scheme"),
-        ("", "is empty"),
-        ("sqlite://rooms.db", "three slashes"),
-        ("sqlite://host/path", "three slashes"),
-        ("sqlite:///a?b=1", "options after .* not supported"),
-        ("sqlite:///a?", "options after .* not supported"),
-        ("sqlite:///:memory:", "use memory://"),
-        ("postgres://x", "got postgres://"),
-    ],
-)
-def test_invalid_url_is_reported_with_a_remedy(url: str, said: str) -> None:
-    with pytest.raises(ConfigurationError, match=said) as wrong:
-        open_store(url, Retention())
-    assert "no://" not in str(wrong.value)
-
-
-@pytest.mark.parametrize(
-    "url",
-    ["sqlite://", "sqlite:///", "sqlite://host/path", "redis://:secret@host", "memory:///x",
-     "rooms.db", "", "sqlite:///a?b=1"],
-)  # fmt: skip
-def test_error_of_an_invalid_url_holds_no_secret(url: str) -> None:
-    with pytest.raises(ConfigurationError) as wrong:
-        open_store(url, Retention())
-    assert "--store" in str(wrong.value)
-    assert "secret" not in str(wrong.value)
-
-
-async def test_a_url_chooses_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for url, promised in (
-        ("memory://", "lost when it ends"),
-        ("sqlite:///here.db", str(tmp_path / "here.db")),
-        (f"sqlite:///{tmp_path}/with%20space.db", "with space.db"),
-    ):
-        store = open_store(url, Retention())
-        assert promised in store.description
-        await store.close()
-
-
-MOUNTS = """\
-/dev/sda1 / ext4 rw,relatime 0 0
-server:/export /mnt/my\\040share nfs4 rw,vers=4.2 0 0
-/dev/sdb1 /mnt/my\\040share/local ext4 rw 0 0
-//host/share /srv cifs rw 0 0
-"""
-
-
-@pytest.mark.parametrize(
-    ("where", "kind"),
-    [
-        ("/var/lib/rooms.db", None),
-        ("/mnt/my share/rooms.db", "nfs4"),
-        ("/mnt/my share/local/rooms.db", None),
-        ("/srv/rooms.db", "cifs"),
-        ("/srvother/rooms.db", None),
-    ],
-)
-def test_finds_a_network_file_system(where: str, kind: str | None) -> None:
-    assert find_network_file_system(Path(where), MOUNTS) == kind

@@ -1,0 +1,57 @@
+"""Stores by their URLs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from synap_realtime import ConfigurationError
+from synap_realtime.server.stores import open_store
+from synap_realtime.server.stores.base import (
+    Retention,
+)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("memory", "has no scheme"),
+        ("rooms.db", "has no scheme"),
+        ("", "is empty"),
+        ("sqlite://rooms.db", "three slashes"),
+        ("sqlite://host/path", "three slashes"),
+        ("sqlite:///a?b=1", "options after .* not supported"),
+        ("sqlite:///a?", "options after .* not supported"),
+        ("sqlite:///:memory:", "use memory://"),
+        ("postgres://x", "got postgres://"),
+    ],
+)
+def test_invalid_url_is_reported_with_a_remedy(url: str, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said) as wrong:
+        open_store(url, Retention())
+    assert "no://" not in str(wrong.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["sqlite://", "sqlite:///", "sqlite://host/path", "redis://:secret@host", "memory:///x",
+     "rooms.db", "", "sqlite:///a?b=1"],
+)  # fmt: skip
+def test_error_of_an_invalid_url_holds_no_secret(url: str) -> None:
+    with pytest.raises(ConfigurationError) as wrong:
+        open_store(url, Retention())
+    assert "--store" in str(wrong.value)
+    assert "secret" not in str(wrong.value)
+
+
+async def test_a_url_chooses_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for url, promised in (
+        ("memory://", "lost when it ends"),
+        ("sqlite:///here.db", str(tmp_path / "here.db")),
+        (f"sqlite:///{tmp_path}/with%20space.db", "with space.db"),
+    ):
+        store = open_store(url, Retention())
+        assert promised in store.description
+        await store.close()
