@@ -209,7 +209,7 @@ async def test_unreachable_server_is_reported_quickly() -> None:
     begun = time.monotonic()
     code, _, errors = await run("publish", "user_1", "a", "--url", "http://127.0.0.1:1")
     assert (code, errors.count("\n")) == (1, 1)
-    assert time.monotonic() - begun < scaled(6)
+    assert time.monotonic() - begun < scaled(20)
 
 
 async def test_duplicate_publish_is_reported(rooms: str) -> None:

@@ -202,9 +202,9 @@ class IdleTimeouts:
         self._idle_timeout_s = idle_timeout_s
         self._ping_after_s = min(ping_interval_s or idle_timeout_s, idle_timeout_s / 3)
         self._pings = ping_interval_s > 0
-        # Both hold the time of the last frame of each peer, oldest first.
-        self._quiet: OrderedDict[IdleListener, float] = OrderedDict()  # not pinged since
-        self._pinged: OrderedDict[IdleListener, float] = OrderedDict()  # pinged since
+        # Both hold the time at which something happens to each peer, earliest first.
+        self._quiet: OrderedDict[IdleListener, float] = OrderedDict()  # it is pinged
+        self._pinged: OrderedDict[IdleListener, float] = OrderedDict()  # it is closed
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -212,7 +212,7 @@ class IdleTimeouts:
         """Record a frame of a peer, or add a new peer."""
         if self._pinged:
             self._pinged.pop(peer, None)
-        self._quiet[peer] = self._loop.time()
+        self._quiet[peer] = self._loop.time() + self._ping_after_s
         self._quiet.move_to_end(peer)
         if self._timer is None:
             self._timer = self._loop.call_later(self._ping_after_s, self._check)
@@ -232,30 +232,24 @@ class IdleTimeouts:
         for _ in range(MAX_PINGS_PER_CHECK):
             if not self._quiet:
                 break
-            peer, received_at = next(iter(self._quiet.items()))
-            if received_at + self._ping_after_s > now:
+            peer, ping_at = next(iter(self._quiet.items()))
+            if ping_at > now:
                 break
             del self._quiet[peer]
-            self._pinged[peer] = received_at
+            # Count from now: a stalled event loop pings late, and the peer still has time to reply.
+            self._pinged[peer] = now + self._idle_timeout_s - self._ping_after_s
             if self._pings:
                 peer.ping()
         while self._pinged:
-            peer, received_at = next(iter(self._pinged.items()))
-            if received_at + self._idle_timeout_s > now:
+            peer, close_at = next(iter(self._pinged.items()))
+            if close_at > now:
                 break
             del self._pinged[peer]
             peer.on_idle()
         self._schedule_check(now)
 
     def _schedule_check(self, now: float) -> None:
-        due = [
-            next(iter(waiting.values())) + after_s
-            for waiting, after_s in (
-                (self._quiet, self._ping_after_s),
-                (self._pinged, self._idle_timeout_s),
-            )
-            if waiting
-        ]
+        due = [next(iter(peers.values())) for peers in (self._quiet, self._pinged) if peers]
         if due and self._timer is None:
             self._timer = self._loop.call_later(
                 max(IDLE_CHECK_INTERVAL_S, min(due) - now), self._check

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+import time
 from dataclasses import dataclass, field
 
 import pytest
@@ -61,6 +62,19 @@ async def test_keeps_a_peer_that_answers_each_ping() -> None:
             peer.is_pinged.clear()
             watch.touch(peer)
     assert peer.ended_at is None
+    watch.close()
+
+
+async def test_a_stalled_event_loop_closes_no_peer_before_it_can_answer_a_ping() -> None:
+    watch, peer = IdleTimeouts(0.6, 0.1), Peer()
+    watch.touch(peer)
+    time.sleep(0.8)  # noqa: ASYNC251 - longer than the idle timeout
+    async with asyncio.timeout(TIMEOUT_S):
+        await peer.is_pinged.wait()
+        assert peer.ended_at is None
+        await peer.is_silent.wait()
+    assert peer.ended_at is not None
+    assert peer.ended_at - peer.pings[0] >= 0.5
     watch.close()
 
 
