@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import shlex
 import signal
-import subprocess
-import sys
 import time
 from asyncio.subprocess import PIPE
-from importlib import metadata
 from pathlib import Path
 
 import httpx
@@ -332,35 +328,3 @@ async def test_a_refusal_names_the_option_or_the_variable_that_was_given() -> No
             assert (code, errors.count("\n")) == (1, 1)
             assert f"{url} (--url)" in errors
             assert said in errors
-
-
-@pytest.mark.parametrize("module", ["typer", "synap_realtime.server.serve"])
-def test_ctrl_c_while_the_program_is_loaded_is_quiet(tmp_path: Path, module: str) -> None:
-    """A module that takes long to import is interrupted in the middle."""
-    (tmp_path / "sitecustomize.py").write_text(
-        f"""
-import importlib.abc, os, signal, sys
-
-class Interrupt(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path, target=None):
-        if name == {module!r}:
-            os.kill(os.getpid(), signal.SIGINT)
-
-sys.meta_path.insert(0, Interrupt())
-"""
-    )
-    done = subprocess.run(
-        [sys.executable, "-m", "synap_realtime", "serve", "--port", "0"],
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        cwd=Path(__file__).parent.parent,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        capture_output=True,
-        timeout=30,
-        check=False,
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
-
-
-def test_the_command_begins_where_ctrl_c_is_safe() -> None:
-    entries = metadata.entry_points(group="console_scripts", name="synap-realtime")
-    assert [entry.value for entry in entries] == ["synap_realtime.__main__:main"]

@@ -1,0 +1,1 @@
+"""The command ``synap-realtime``, as users run it."""
