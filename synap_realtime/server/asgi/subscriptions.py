@@ -18,7 +18,8 @@ from ..app import CLOSE_TIMEOUT_S, AcceptedSubscription
 from ..messages import Request
 from ..protocols.sse import COMMENT, HEARTBEAT_S, encode_event, encode_retry
 from ..protocols.ws_codec import cut_reason
-from ..rooms.subscription import SLOW_CONSUMER_TIMEOUT_S, Subscription, UnbatchedSink
+from ..rooms.backlog import SLOW_CONSUMER_TIMEOUT_S, UnbatchedSink
+from ..rooms.subscription import Subscription
 from ..stores.base import Entry, StoreUnavailableError
 
 logger = logging.getLogger(__name__)

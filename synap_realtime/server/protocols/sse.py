@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 from ...protocol.control import CloseCode, ControlFrame
 from ..app import SSE_RETRY_MS, Node
+from ..rooms.backlog import UnbatchedSink
 from ..rooms.sessions import Session
-from ..rooms.subscription import UnbatchedSink
 from ..stores.base import Entry
 from .responses import LAST_CHUNK, encode_chunk
 from .writes import reset

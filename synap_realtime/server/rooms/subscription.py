@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 from ...errors import InvalidArgumentError
 from ...protocol.control import (
@@ -33,19 +31,16 @@ from ..metrics import Metrics
 from ..resources.byte_budget import NO_CALLER, BacklogBudget, Caller
 from ..stores.base import Entry, Store
 from ..tracing import start_delivery_span
+from .backlog import (
+    CHARGE_BYTES,
+    MAX_BACKLOG_BYTES,
+    MAX_BACKLOG_FRAMES,
+    NULL_SINK,
+    SLOW_CONSUMER_TIMEOUT_S,
+    Backlog,
+    Sink,
+)
 from .hub import FanoutGroup, Hub
-
-MAX_BACKLOG_BYTES = 1024 * 1024
-"""A subscriber with a larger backlog is closed as a slow consumer."""
-
-SLOW_CONSUMER_TIMEOUT_S = 20.0
-"""A subscriber whose socket stays blocked for this time is closed as a slow consumer, however
-small its backlog is."""
-
-MAX_BACKLOG_FRAMES = 1000
-"""A subscriber with more unsent control frames is closed as a slow consumer."""
-
-_CHARGE_BYTES = 16 * 1024
 
 _REPLAY_BYTES = 1024  # charged per replayed notification beside its size: the cost of a write
 
@@ -62,105 +57,6 @@ _PAGE, _FIRST_PAGE, _PAGE_BYTES = 16, 4, 128 * 1024
 
 def ignore_token(_: str) -> None:
     """Ignore a token that a client sends. The default of :attr:`Subscription.on_token`."""
-
-
-class Sink(Protocol):
-    """The writing side of one connection. Its methods never block and never raise."""
-
-    @property
-    def is_writable(self) -> bool:
-        """Whether the socket accepts more now.
-
-        When it becomes writable again, the sink calls :meth:`Subscription.on_writable`.
-        """
-        ...
-
-    def send(self, entry: Entry) -> bool:
-        """Write a notification. Return :attr:`is_writable` afterwards."""
-        ...
-
-    def send_batched(self, entry: Entry) -> bool:
-        """Write a notification in the write batch of this event-loop iteration.
-
-        Returns:
-            :attr:`is_writable`, as far as it is known before the flush. If the flush blocks, the
-            sink calls :meth:`Subscription.on_write_blocked`.
-        """
-        ...
-
-    def send_control(self, frame: ControlFrame) -> None:
-        """Write a control frame, if the client asked for control frames."""
-        ...
-
-    def close(self, code: CloseCode) -> None:
-        """Close the connection after the pending writes."""
-        ...
-
-    @property
-    def can_group(self) -> bool:
-        """Whether the sink can join a fan-out group."""
-        ...
-
-    def create_group(self) -> FanoutGroup:
-        """Return a new fan-out group for sinks of this kind. Requires :attr:`can_group`."""
-        ...
-
-    def join_group(self, group: FanoutGroup) -> None:
-        """Share the writes of a group while :attr:`is_writable`.
-
-        Before the sink blocks, it calls :meth:`Subscription.on_write_blocked`.
-        """
-        ...
-
-    def leave_group(self) -> None:
-        """Stop sharing the writes of the group."""
-        ...
-
-
-class UnbatchedSink:
-    """Base of sinks that never join a fan-out group."""
-
-    can_group = False
-
-    def create_group(self) -> FanoutGroup:
-        raise NotImplementedError
-
-    def join_group(self, group: FanoutGroup) -> None:
-        raise NotImplementedError
-
-    def leave_group(self) -> None:
-        raise NotImplementedError
-
-
-class _NullSink(UnbatchedSink):
-    """The sink of a subscription that has not started or has ended."""
-
-    is_writable = False
-
-    def send(self, entry: Entry) -> bool:
-        raise NotImplementedError
-
-    send_batched = send
-
-    def send_control(self, frame: ControlFrame) -> None: ...
-
-    def close(self, code: CloseCode) -> None: ...
-
-
-_NULL_SINK = _NullSink()
-
-
-class _Backlog:
-    """What is not written to one subscriber yet. Created on demand: most subscribers have none."""
-
-    __slots__ = ("bytes", "charged", "closing_frame", "entries", "frames")
-
-    def __init__(self) -> None:
-        self.charged = 0  # bytes that are charged to the budget
-        self.entries: deque[tuple[Entry, float]] = deque()
-        self.bytes = 0
-        self.frames: deque[ControlFrame] = deque()
-        self.closing_frame: ControlFrame | None = None
 
 
 class Subscription:
@@ -250,8 +146,8 @@ class Subscription:
         # Every subscriber of a request's room starts at the beginning, so no position is stored.
         self._device = None if is_request_room(room) else device
         self.acknowledges = acknowledges
-        self._sink: Sink = _NULL_SINK
-        self._backlog: _Backlog | None = None
+        self._sink: Sink = NULL_SINK
+        self._backlog: Backlog | None = None
         self._last_seen = 0
         self._sent_offset = 0  # the highest offset that was written outside of a fan-out group
         self._unacked: Cursor | None = None  # written, but still in a send buffer
@@ -303,7 +199,7 @@ class Subscription:
                 return False
             if backlog.bytes > backlog.charged:
                 # Charge in steps: most backlogs are written within one or two loop iterations.
-                backlog.charged = backlog.bytes + _CHARGE_BYTES
+                backlog.charged = backlog.bytes + CHARGE_BYTES
                 self._budget.charge(self, self._caller, backlog.charged)
                 return self._closing is None
         return True
@@ -474,7 +370,7 @@ class Subscription:
         self._cancel_slow_timer()
         self._drop_backlog()
         self._hub.unsubscribe(self._room, self)
-        self._sink = _NULL_SINK
+        self._sink = NULL_SINK
 
     def _resume(self) -> None:
         if self._writable_event is not None:
@@ -633,9 +529,9 @@ class Subscription:
             self.ack(self._unacked)
             self._unacked = None
 
-    def _ensure_backlog(self) -> _Backlog:
+    def _ensure_backlog(self) -> Backlog:
         if self._backlog is None:
-            self._backlog = _Backlog()
+            self._backlog = Backlog()
         return self._backlog
 
     def _drop_backlog(self) -> None:

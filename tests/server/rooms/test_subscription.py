@@ -16,12 +16,9 @@ from synap_realtime.protocol.cursor import Cursor
 from synap_realtime.protocol.rooms import Room
 from synap_realtime.server.asgi.subscriptions import run_subscription
 from synap_realtime.server.metrics import Metrics
+from synap_realtime.server.rooms.backlog import MAX_BACKLOG_BYTES
 from synap_realtime.server.rooms.hub import Hub
-from synap_realtime.server.rooms.subscription import (
-    MAX_BACKLOG_BYTES,
-    UNKNOWN_POSITION,
-    Subscription,
-)
+from synap_realtime.server.rooms.subscription import UNKNOWN_POSITION, Subscription
 from synap_realtime.server.stores.base import (
     Entry,
     Page,
