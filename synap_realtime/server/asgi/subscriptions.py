@@ -137,7 +137,7 @@ async def run_websocket(
     send: Send,
 ) -> None:
     """Accept a WebSocket and serve it until one side ends it."""
-    subscription = opened.session.subscription
+    session, subscription = opened.session, opened.session.subscription
     await send({"type": "websocket.accept", "subprotocol": request.chosen_subprotocol})
 
     async def write(message: Entry | ControlFrame) -> None:
@@ -161,7 +161,7 @@ async def run_websocket(
             received = message["bytes"] if message.get("text") is None else message["text"]
             if received == PING:
                 limit_s = idle_timeout_s
-            if (answer := subscription.on_client_message(received)) is not None:
+            if (answer := session.on_client_message(received)) is not None:
                 try:
                     async with asyncio.timeout(SLOW_CONSUMER_TIMEOUT_S):
                         await send({"type": "websocket.send", "text": answer})

@@ -162,7 +162,7 @@ class SocketFanoutGroup:
             subscription: its subscription. One that does not acknowledge must have no device, so
                 that it shares the room's acknowledged position.
         """
-        assert socket.descriptor is not None  # noqa: S101 - see WebSocketSink.can_group
+        assert socket.descriptor is not None  # noqa: S101 - see WebSocketSink.join_group
         self._highest_offset = max(self._highest_offset, subscription.last_offset)
         self._subscriptions[socket] = subscription
         if not subscription.acknowledges:
@@ -200,7 +200,7 @@ class SocketFanoutGroup:
             socket.resume_write(frame, written)
             subscription.on_partial_write(entry)
         for subscription in self._unacknowledging:
-            subscription.ack(entry.cursor)
+            subscription.store_ack(entry.cursor)
             break  # they share the room's acknowledged position: one of them is enough
         return True
 

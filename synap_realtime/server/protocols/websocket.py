@@ -384,6 +384,7 @@ class WebSocketSink:
 
     __slots__ = (
         "_connections",
+        "_create_group",
         "_keepalive",
         "_node",
         "_pending_answer",
@@ -391,7 +392,6 @@ class WebSocketSink:
                 "_subscription",
         "_supports_control_frames",
         "_task",
-        "create_group",
         "socket",
     )  # fmt: skip
 
@@ -407,7 +407,7 @@ class WebSocketSink:
         *,
         supports_control_frames: bool,
     ) -> None:
-        self.create_group = create_group
+        self._create_group = create_group
         self._session = session
         self._subscription = session.subscription
         self._node = node
@@ -443,13 +443,14 @@ class WebSocketSink:
     def abort(self) -> None:
         self.socket.abort()
 
-    @property
-    def can_group(self) -> bool:
-        return self.socket.descriptor is not None
-
-    def join_group(self, group: FanoutGroup) -> None:
-        assert isinstance(group, SocketFanoutGroup)  # noqa: S101 - made by create_group
+    def join_group(self, group: FanoutGroup | None) -> FanoutGroup | None:
+        if self.socket.descriptor is None:
+            return None
+        if group is None:
+            group = self._create_group()
+        assert isinstance(group, SocketFanoutGroup)  # noqa: S101 - the sinks of a server create it
         group.add(self.socket, self._subscription)
+        return group
 
     def leave_group(self) -> None:
         group = self.socket.group
@@ -460,7 +461,7 @@ class WebSocketSink:
         self._keepalive.touch(self)
 
     def on_message(self, message: str | bytes) -> None:
-        answer = self._subscription.on_client_message(message)
+        answer = self._session.on_client_message(message)
         if answer is None:
             return
         if self.socket.is_writable:

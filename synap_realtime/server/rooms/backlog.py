@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from ...protocol.control import CloseCode, ControlFrame
+from ..resources.byte_budget import BacklogBudget, Caller, Holder
 from ..stores.base import Entry
 from .hub import FanoutGroup
 
@@ -19,7 +23,7 @@ small its backlog is."""
 MAX_BACKLOG_FRAMES = 1000
 """A subscriber with more unsent control frames is closed as a slow consumer."""
 
-CHARGE_BYTES = 16 * 1024
+_CHARGE_BYTES = 16 * 1024
 
 
 class Sink(Protocol):
@@ -54,19 +58,16 @@ class Sink(Protocol):
         """Close the connection after the pending writes."""
         ...
 
-    @property
-    def can_group(self) -> bool:
-        """Whether the sink can join a fan-out group."""
-        ...
-
-    def create_group(self) -> FanoutGroup:
-        """Return a new fan-out group for sinks of this kind. Requires :attr:`can_group`."""
-        ...
-
-    def join_group(self, group: FanoutGroup) -> None:
-        """Share the writes of a group while :attr:`is_writable`.
+    def join_group(self, group: FanoutGroup | None) -> FanoutGroup | None:
+        """Share the writes of a room's fan-out group while :attr:`is_writable`.
 
         Before the sink blocks, it calls :meth:`Subscription.on_write_blocked`.
+
+        Args:
+            group: the group of the room; None: the sink creates one.
+
+        Returns:
+            The group that was joined; None if this connection cannot share writes.
         """
         ...
 
@@ -78,13 +79,8 @@ class Sink(Protocol):
 class UnbatchedSink:
     """Base of sinks that never join a fan-out group."""
 
-    can_group = False
-
-    def create_group(self) -> FanoutGroup:
-        raise NotImplementedError
-
-    def join_group(self, group: FanoutGroup) -> None:
-        raise NotImplementedError
+    def join_group(self, group: FanoutGroup | None) -> FanoutGroup | None:  # noqa: ARG002 - see above
+        return None
 
     def leave_group(self) -> None:
         raise NotImplementedError
@@ -109,13 +105,123 @@ NULL_SINK = NullSink()
 
 
 class Backlog:
-    """What is not written to one subscriber yet. Created on demand: most subscribers have none."""
+    """What is not written to one subscriber yet, within bounds of bytes, frames and time.
 
-    __slots__ = ("bytes", "charged", "closing_frame", "entries", "frames")
+    At a bound it calls :meth:`Holder.over_budget`, which closes a slow consumer. It is created on
+    demand: most subscribers have none.
 
-    def __init__(self) -> None:
-        self.charged = 0  # bytes that are charged to the budget
-        self.entries: deque[tuple[Entry, float]] = deque()
-        self.bytes = 0
-        self.frames: deque[ControlFrame] = deque()
+    Attributes:
+        closing_frame: the last control frame, sent after all others.
+    """
+
+    __slots__ = (
+        "_budget",
+        "_bytes",
+        "_caller",
+        "_charged",
+        "_entries",
+        "_frames",
+        "_held_bytes",
+        "_holder",
+        "_timer",
+        "closing_frame",
+    )  # fmt: skip
+
+    def __init__(self, holder: Holder, budget: BacklogBudget, caller: Caller) -> None:
+        """
+        Args:
+            holder: the subscriber.
+            budget: bounds the backlogs of all subscribers.
+            caller: charged for this one.
+        """
+        self._holder = holder
+        self._budget = budget
+        self._caller = caller
+        self._entries: deque[tuple[Entry, float]] = deque()
+        self._bytes = 0
+        self._charged = 0  # bytes of the entries that are charged to the budget
+        self._held_bytes = 0  # the same for a page that is being replayed
+        self._frames: deque[ControlFrame] = deque()
+        self._timer: asyncio.TimerHandle | None = None  # while the socket is blocked
         self.closing_frame: ControlFrame | None = None
+
+    def add(self, entry: Entry, published_at: float) -> None:
+        """Queue an entry."""
+        self._entries.append((entry, published_at))
+        self._bytes += entry.size
+        self._budget.add(entry)
+        if self._bytes > MAX_BACKLOG_BYTES:
+            self._holder.over_budget()
+        elif self._bytes > self._charged:
+            # Charge in steps: most backlogs are written within one or two loop iterations.
+            self._charged = self._bytes + _CHARGE_BYTES
+            self._charge()
+
+    def pop(self) -> tuple[Entry, float] | None:
+        """Remove the oldest entry. Return it and the time of its publish; None if there is none."""
+        if not self._entries:
+            return None
+        entry, published_at = self._entries.popleft()
+        self._bytes -= entry.size
+        self._budget.remove(entry)
+        return entry, published_at
+
+    def add_frame(self, frame: ControlFrame) -> None:
+        """Queue a control frame. Frames are sent before entries."""
+        self._frames.append(frame)
+        if len(self._frames) > MAX_BACKLOG_FRAMES:
+            self._holder.over_budget()
+
+    def write_frames(self, sink: Sink) -> None:
+        """Write control frames until all are written or the socket blocks."""
+        while sink.is_writable:
+            if self._frames:
+                sink.send_control(self._frames.popleft())
+            elif self.closing_frame is not None:
+                frame, self.closing_frame = self.closing_frame, None
+                sink.send_control(frame)
+            else:
+                break
+
+    @contextlib.contextmanager
+    def holding(self, entries: Sequence[Entry]) -> Iterator[None]:
+        """Charge entries of a page that is being replayed while its reader waits."""
+        for entry in entries:
+            self._budget.add(entry)
+        self._held_bytes = sum(entry.size for entry in entries)
+        try:
+            self._charge()
+            yield
+        finally:
+            for entry in entries:
+                self._budget.remove(entry)
+            self._held_bytes = 0
+            self._charge()
+
+    def start_timer(self) -> None:
+        """Limit the time for which the socket stays blocked from now on."""
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(
+                SLOW_CONSUMER_TIMEOUT_S, self._holder.over_budget
+            )
+
+    def stop_timer(self) -> None:
+        """Stop the timer: the peer has read something."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def clear(self) -> None:
+        """Drop everything, and stop the timer."""
+        self.stop_timer()
+        for entry, _ in self._entries:
+            self._budget.remove(entry)
+        self._entries.clear()
+        self._frames.clear()
+        self.closing_frame = None
+        if self._charged:
+            self._charged = 0
+            self._charge()
+
+    def _charge(self) -> None:
+        self._budget.charge(self._holder, self._caller, self._charged + self._held_bytes)

@@ -125,23 +125,27 @@ class Hub:
         del self._rooms[room]
 
     def join_group(
-        self, room: Room, subscriber: Subscriber, create_group: Callable[[], FanoutGroup]
+        self,
+        room: Room,
+        subscriber: Subscriber,
+        join: Callable[[FanoutGroup | None], FanoutGroup | None],
     ) -> FanoutGroup | None:
-        """Move a subscriber to its room's fan-out group, which the caller then adds it to.
+        """Move a subscriber to its room's fan-out group.
 
         Args:
-            create_group: called if the room has no group yet.
+            join: :meth:`Sink.join_group` of the subscriber's connection.
 
         Returns:
-            The group; None if the room is too small for one.
+            The group; None if the room is too small for one, or the connection shares no writes.
         """
         subscribers = self._rooms.get(room)
         if not isinstance(subscribers, _LargeRoom):
             return None
-        if subscribers.group is None:
-            subscribers.group = create_group()
-        subscribers.ungrouped.discard(subscriber)
-        return subscribers.group
+        group = join(subscribers.group)
+        if group is not None:
+            subscribers.group = group
+            subscribers.ungrouped.discard(subscriber)
+        return group
 
     def leave_group(self, room: Room, subscriber: Subscriber) -> None:
         """Deliver to a subscriber alone from now on. It has left its fan-out group."""

@@ -1,4 +1,4 @@
-"""Sessions: the identity and the token lifetime of each connection of this node.
+"""Sessions: the identity, the token lifetime and the commands of each connection of this node.
 
 See PROTOCOL.md, "Subscribing".
 """
@@ -7,13 +7,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import math
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 
-from ...protocol.control import TOKEN_EXPIRING, CloseCode, ControlFrame
+from ...errors import InvalidArgumentError
+from ...protocol.control import (
+    MAX_CLIENT_TEXT_BYTES,
+    PING,
+    PONG,
+    TOKEN_EXPIRING,
+    Ack,
+    Authenticate,
+    CloseCode,
+    ControlFrame,
+    parse_action,
+)
+from ...protocol.cursor import parse_cursor
 from ...protocol.notification import format_timestamp
 from ...protocol.rooms import Room, room_owner
 from ..auth import UNRESTRICTED, Claims
@@ -27,9 +40,10 @@ from ..metrics import Metrics
 from ..resources.byte_budget import BacklogBudget, caller_of
 from ..resources.pacing import run_eagerly
 from ..stores.base import Store, StoreUnavailableError
+from .backlog import Sink
 from .hub import Hub
 from .presence import Presence
-from .subscription import Sink, Subscription, ignore_token
+from .subscription import Subscription
 
 EXPIRY_WARNING_S = 30.0
 EXPIRY_WARNING_SHARE = 2 / 3
@@ -37,15 +51,26 @@ EXPIRY_WARNING_SHARE = 2 / 3
 lifetime that the token had left on arrival remains, whichever is later. Without the share, a client
 would renew a token that is valid for 30 s, or a cached one that arrives late, over and over."""
 
+# Rate limits identify a session by a number. Its id() is reused after it has ended, and the next
+# client would be closed for messages of the previous one.
+_numbers = itertools.count()
+
 
 class Session:
-    """One connection: its subscription, its claims and the expiry of its token."""
+    """One connection: its subscription, its claims, the expiry of its token, and its commands.
+
+    Attributes:
+        ignored: the number of client messages that were neither valid nor an error.
+        is_over: whether the connection has ended.
+    """
 
     __slots__ = (
         "_access",
+        "_allow_message",
         "_clock",
         "_expiry_announced",
         "_next_timer_at",
+        "_number",
         "_renewal",
         "_timers",
         "_warns_at",
@@ -53,6 +78,7 @@ class Session:
         "began_at",
         "claims",
         "device",
+        "ignored",
         "is_over",
         "room",
         "slot",
@@ -76,6 +102,7 @@ class Session:
         device: str | None = None,
         transport: str = "",
         wants_presence: bool = False,
+        allow_message: Callable[[int], bool] = lambda _: True,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """
@@ -83,6 +110,8 @@ class Session:
             slot: the connection's share of the limits; None if no limit applies.
             user: the user that the connection makes present; None if it makes none present.
             wants_presence: the client asked for presence frames.
+            allow_message: called with the number of the session; returns whether its client is
+                within its rate limit.
             clock: seconds since 1970, as the claims' expiry is.
         """
         self.slot = slot
@@ -94,7 +123,10 @@ class Session:
         self.device = device
         self.transport = transport
         self.began_at = clock()
+        self.ignored = 0
         self.is_over = False
+        self._allow_message = allow_message
+        self._number = next(_numbers)
         self._access = access
         self._timers = timers
         self.wants_presence = wants_presence
@@ -103,7 +135,6 @@ class Session:
         self._expiry_announced = False
         self._warns_at = math.inf  # by the clock, when the client is warned of the expiry
         self._renewal: asyncio.Task[None] | None = None
-        subscription.on_token = self.reauthenticate
         self._schedule()
 
     def start(self, after: str | None, sink: Sink) -> asyncio.Task[None] | None:
@@ -122,16 +153,48 @@ class Session:
         except StoreUnavailableError:
             self.subscription.close(CloseCode.DRAINING)
 
+    def on_client_message(self, message: str | bytes) -> str | None:
+        """Handle a message from the client. Return the reply, if there is one.
+
+        Valid messages are ``ping`` and the actions; other texts are ignored. A binary message, one
+        over 4 KiB or one over the rate limit closes the subscription.
+        """
+        if isinstance(message, bytes) or len(message.encode()) > MAX_CLIENT_TEXT_BYTES:
+            self.subscription.close(CloseCode.PROTOCOL_VIOLATION)
+        elif not self._allow_message(self._number):
+            self.subscription.close(CloseCode.RATE_LIMITED)
+        elif message == PING:
+            return PONG
+        elif not (self.subscription.acknowledges and self._act(message)):
+            self.ignored += 1
+        return None
+
+    def _act(self, text: str) -> bool:
+        match parse_action(text):
+            case Ack(cursor):
+                return self._acknowledge(cursor)
+            case Authenticate(token):
+                self.reauthenticate(token)
+                return True
+        return False
+
+    def _acknowledge(self, text: str) -> bool:
+        try:
+            cursor = parse_cursor(text)
+        except InvalidArgumentError:
+            return False
+        return self.subscription.acknowledge(cursor)
+
     def reauthenticate(self, token: str) -> None:
         """Replace the token. An invalid new token closes the connection."""
+        if self.is_over:
+            return
         if self._renewal is not None:
             self._renewal.cancel()
         self._renewal = asyncio.create_task(self._reauthenticate(token))
 
     def end(self) -> None:
         """Cancel the timers and the renewal. The connection has ended."""
-        # Break the reference cycle, so that memory is freed without the garbage collector.
-        self.subscription.on_token = ignore_token
         self.is_over = True
         if self._next_timer_at != math.inf:
             self._timers.discard()
@@ -267,7 +330,6 @@ class SessionRegistry:
             self._metrics,
             device=device,
             acknowledges=acknowledges,
-            allow_message=self._limits.allow_message,
             budget=self._backlogs,
             caller=caller_of(claims, address),
             count_read=partial(self._limits.count_read, claims, address),
@@ -277,6 +339,7 @@ class SessionRegistry:
             # Without keys there are no identities: a user's room stands for its user.
             user=room_owner(room) if claims is UNRESTRICTED else claims.user,
             address=address, device=device, transport=transport, wants_presence=wants_presence,
+            allow_message=self._limits.allow_message,
         )  # fmt: skip
         self._open.add(session)
         events.log_opened(room, claims, address, device, transport)
@@ -305,7 +368,7 @@ class SessionRegistry:
         self._metrics.disconnected(session.transport)
         if session.slot is not None:
             self._limits.release(session.slot)
-        if (code := subscription.closing) is not None:
+        if (code := subscription.close_code) is not None:
             self._metrics.disconnected_by_server(code.name.lower())
         lasted_s = time.time() - session.began_at
         events.log_closed(

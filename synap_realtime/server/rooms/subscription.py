@@ -8,22 +8,10 @@ See PROTOCOL.md, "Subscribing".
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import Callable, Sequence
+from enum import IntEnum, auto
 
-from ...errors import InvalidArgumentError
-from ...protocol.control import (
-    CLOSING,
-    MAX_CLIENT_TEXT_BYTES,
-    PING,
-    PONG,
-    SUBSCRIBED,
-    Ack,
-    Authenticate,
-    CloseCode,
-    ControlFrame,
-    parse_action,
-)
+from ...protocol.control import CLOSING, SUBSCRIBED, CloseCode, ControlFrame
 from ...protocol.cursor import Cursor, parse_cursor
 from ...protocol.rooms import Room, is_request_room
 from ...tracing import is_enabled
@@ -31,32 +19,54 @@ from ..metrics import Metrics
 from ..resources.byte_budget import NO_CALLER, BacklogBudget, Caller
 from ..stores.base import Entry, Store
 from ..tracing import start_delivery_span
-from .backlog import (
-    CHARGE_BYTES,
-    MAX_BACKLOG_BYTES,
-    MAX_BACKLOG_FRAMES,
-    NULL_SINK,
-    SLOW_CONSUMER_TIMEOUT_S,
-    Backlog,
-    Sink,
-)
+from .backlog import NULL_SINK, Backlog, Sink
 from .hub import FanoutGroup, Hub
-
-_REPLAY_BYTES = 1024  # charged per replayed notification beside its size: the cost of a write
 
 UNKNOWN_POSITION = "lost"
 """A position that is in no log: replays everything that is retained, with ``recovered: false``."""
 
-# Rate limits identify a subscription by a number. Its id() is reused after it has ended, and the
-# next client would be closed for messages of the previous one.
-_numbers = itertools.count()
+_REPLAY_BYTES = 1024  # charged per replayed notification beside its size: the cost of a write
 
 # Entries read in one page. A stalled peer keeps a page in memory, so a page is bounded in bytes.
 _PAGE, _FIRST_PAGE, _PAGE_BYTES = 16, 4, 128 * 1024
 
 
-def ignore_token(_: str) -> None:
-    """Ignore a token that a client sends. The default of :attr:`Subscription.on_token`."""
+class State(IntEnum):
+    """The states of a subscription. Live entries are those that arrive from the hub."""
+
+    JOINING = auto()
+    """It was opened. It is not in the hub yet, and has no sink."""
+
+    REPLAYING = auto()
+    """It reads the log. Live entries are not buffered: they are in the log."""
+
+    CATCHING_UP = auto()
+    """It reads the last page of the log. Live entries go to the backlog."""
+
+    LIVE = auto()
+    """It has no backlog. Live entries are written directly, perhaps by a fan-out group."""
+
+    BLOCKED = auto()
+    """Its socket is blocked. Live entries go to the backlog."""
+
+    DRAINING = auto()
+    """It accepts no new entries, and is closed when the replay and the backlog are written."""
+
+    CLOSED = auto()
+    """It writes nothing more."""
+
+
+_NEXT_STATES = {
+    State.JOINING: {State.REPLAYING, State.DRAINING, State.CLOSED},
+    State.REPLAYING: {State.CATCHING_UP, State.DRAINING, State.CLOSED},
+    State.CATCHING_UP: {State.LIVE, State.BLOCKED, State.DRAINING, State.CLOSED},
+    State.LIVE: {State.BLOCKED, State.DRAINING, State.CLOSED},
+    State.BLOCKED: {State.LIVE, State.DRAINING, State.CLOSED},
+    State.DRAINING: {State.CLOSED},
+    State.CLOSED: set[State](),
+}
+
+_LIVE = State.LIVE  # a global name is faster than an attribute, at each delivery
 
 
 class Subscription:
@@ -70,40 +80,32 @@ class Subscription:
 
     Attributes:
         acknowledges: the client acknowledges what it has received.
-        reason: why it was closed, as readable text; empty while it is open.
-        ignored: the number of client messages that were neither valid nor an error.
-        on_token: called with each token that the client sends.
+        state: changed by the methods of this class only.
+        close_code: why it was closed; None while it is open, and if the client has ended it.
+        reason: the same as readable text; else empty.
     """
 
     __slots__ = (
-        "_allow_message",
         "_backlog",
         "_budget",
         "_caller",
-        "_can_write",
-        "_closing",
         "_count_read",
         "_device",
-        "_draining",
         "_ended",
         "_group",
         "_hub",
-        "_is_following",
         "_last_seen",
-        "_live",
         "_metrics",
-        "_number",
+        "_replay_wakeup",
         "_room",
         "_sent_offset",
         "_sink",
-        "_slow_timer",
         "_store",
         "_unacked",
-        "_writable_event",
         "acknowledges",
-        "ignored",
-        "on_token",
+        "close_code",
         "reason",
+        "state",
     )  # fmt: skip
 
     def __init__(
@@ -115,7 +117,6 @@ class Subscription:
         *,
         device: str | None = None,
         acknowledges: bool = False,
-        allow_message: Callable[[int], bool] = lambda _: True,
         budget: BacklogBudget | None = None,
         caller: Caller = NO_CALLER,
         count_read: Callable[[int], None] = lambda _: None,
@@ -125,17 +126,13 @@ class Subscription:
             device: the user's device that subscribes: each device has its own position.
             acknowledges: the client acknowledges what it has received (``synap.v1``). Otherwise
                 a notification is acknowledged when it is written.
-            allow_message: called with the number of the subscription; returns whether its client
-                is within its rate limit.
             budget: bounds the backlogs of all subscribers; default: unbounded.
             caller: charged for the backlog of this subscription.
             count_read: called with the bytes of each page that is replayed.
         """
-        self.ignored = 0
+        self.state = State.JOINING
+        self.close_code: CloseCode | None = None
         self.reason = ""
-        self.on_token: Callable[[str], None] = ignore_token
-        self._allow_message = allow_message
-        self._number = next(_numbers)
         self._budget = budget or BacklogBudget(0, 0)
         self._caller = caller
         self._count_read = count_read
@@ -151,20 +148,9 @@ class Subscription:
         self._last_seen = 0
         self._sent_offset = 0  # the highest offset that was written outside of a fan-out group
         self._unacked: Cursor | None = None  # written, but still in a send buffer
-        self._live = False  # live entries go to the backlog
-        self._is_following = False  # the replay is complete: the backlog is written
-        self._can_write = False  # a live entry can be written immediately
         self._group: FanoutGroup | None = None
-        self._draining = False
-        self._closing: CloseCode | None = None
-        self._writable_event: asyncio.Event | None = None  # during the replay
+        self._replay_wakeup: asyncio.Event | None = asyncio.Event()  # until the replay is complete
         self._ended: asyncio.Event | None = None  # during wait_closed()
-        self._slow_timer: asyncio.TimerHandle | None = None  # while the socket is blocked
-
-    @property
-    def closing(self) -> CloseCode | None:
-        """The code that it was closed with; None while it is open."""
-        return self._closing
 
     @property
     def last_offset(self) -> int:
@@ -174,7 +160,7 @@ class Subscription:
 
     def deliver(self, entry: Entry, published_at: float) -> bool:
         """See :class:`hub.Subscriber`."""
-        if self._can_write:
+        if self.state is _LIVE:
             offset = entry.cursor.offset
             if offset <= self._sent_offset:
                 return True
@@ -186,22 +172,12 @@ class Subscription:
             if not is_writable:
                 self._flush_backlog()
             return True
-        if self._closing is not None or self._draining:
+        if self._is_in(State.DRAINING, State.CLOSED):
             return False
         self._last_seen = entry.cursor.offset
-        if self._live:
-            backlog = self._ensure_backlog()
-            backlog.entries.append((entry, published_at))
-            backlog.bytes += entry.size
-            self._budget.add(entry)
-            if backlog.bytes > MAX_BACKLOG_BYTES:
-                self.close(CloseCode.SLOW_CONSUMER)
-                return False
-            if backlog.bytes > backlog.charged:
-                # Charge in steps: most backlogs are written within one or two loop iterations.
-                backlog.charged = backlog.bytes + CHARGE_BYTES
-                self._budget.charge(self, self._caller, backlog.charged)
-                return self._closing is None
+        if self._is_in(State.CATCHING_UP, State.BLOCKED):
+            self._ensure_backlog().add(entry, published_at)
+            return not self._is_in(State.CLOSED)  # its backlog may be too large
         return True
 
     def join_group(self) -> None:
@@ -211,16 +187,12 @@ class Subscription:
         has to be stored for each entry.
         """
         if (
-            self._can_write
+            self.state is _LIVE
             and self._group is None
-            and self._sink.can_group
             and (self.acknowledges or self._device is None)
             and not is_enabled()
         ):
-            group = self._hub.join_group(self._room, self, self._sink.create_group)
-            if group is not None:
-                self._sink.join_group(group)
-                self._group = group
+            self._group = self._hub.join_group(self._room, self, self._sink.join_group)
 
     def leave_group(self) -> None:
         """Leave the fan-out group, if the subscription is in one."""
@@ -232,51 +204,40 @@ class Subscription:
 
     def on_write_blocked(self) -> None:
         """Stop writing: the socket is blocked or closed."""
-        if self._can_write:
-            self._can_write = False
-            self.leave_group()
-            self._arm_slow_timer()
+        if self.state is _LIVE:
+            self._block()
 
     def on_partial_write(self, entry: Entry) -> None:
         """Note that the fan-out group wrote only a part of an entry; the rest is buffered."""
         if not self.acknowledges:
             self._unacked = entry.cursor
-            if self._can_write:
-                self._ack_pending()
+            if self.state is _LIVE:
+                self._store_pending_ack()
 
     def over_budget(self) -> None:
-        """See :class:`~.byte_budget.Holder`."""
+        """See :class:`byte_budget.Holder`. A bound of the backlog is exceeded."""
         self.close(CloseCode.SLOW_CONSUMER)
 
-    def ack(self, position: Cursor) -> None:
+    def store_ack(self, position: Cursor) -> None:
         """Store that the client has received everything up to a position."""
         self._store.ack(self._room, position, self._device)
 
-    def on_client_message(self, message: str | bytes) -> str | None:
-        """Handle a message from the client. Return the reply, if there is one.
+    def acknowledge(self, cursor: Cursor) -> bool:
+        """Store a cursor that the client has acknowledged.
 
-        Valid messages are ``ping`` and the actions; other texts are ignored. A binary message, one
-        over 4 KiB or one over the rate limit closes the subscription.
+        Returns:
+            False, if nothing up to this cursor was written to the client.
         """
-        if isinstance(message, bytes) or len(message.encode()) > MAX_CLIENT_TEXT_BYTES:
-            self.close(CloseCode.PROTOCOL_VIOLATION)
-        elif not self._allow_message(self._number):
-            self.close(CloseCode.RATE_LIMITED)
-        elif message == PING:
-            return PONG
-        elif not (self.acknowledges and self._act(message)):
-            self.ignored += 1
-        return None
+        if cursor.epoch != self._store.earliest().epoch or cursor.offset > self.last_offset:
+            return False
+        self.store_ack(cursor)
+        return True
 
     def send_control(self, frame: ControlFrame) -> None:
         """Send a control frame as soon as the socket is writable, between notifications."""
-        if self._closing is None:
-            frames = self._ensure_backlog().frames
-            frames.append(frame)
-            if len(frames) > MAX_BACKLOG_FRAMES:
-                self.close(CloseCode.SLOW_CONSUMER)
-            else:
-                self._resume()
+        if self.state is not State.CLOSED:
+            self._ensure_backlog().add_frame(frame)
+            self._resume()
 
     def drain(self, reconnect_after_ms: int) -> None:
         """Accept no new entries, send a closing frame and the backlog, then close.
@@ -284,10 +245,8 @@ class Subscription:
         Args:
             reconnect_after_ms: when the client should reconnect, in milliseconds.
         """
-        if self._closing is None and not self._draining:
-            self._draining = True
-            self._can_write = False
-            self.leave_group()
+        if not self._is_in(State.DRAINING, State.CLOSED):
+            self._enter(State.DRAINING)
             self._ensure_backlog().closing_frame = ControlFrame(
                 CLOSING,
                 {"code": int(CloseCode.DRAINING), "reconnectAfterMs": reconnect_after_ms},
@@ -302,15 +261,13 @@ class Subscription:
             reason: sent to the client and logged; default: the code's own. It must not contain a
                 secret.
         """
-        if self._closing is None:
-            self._closing = code
+        if self.state is not State.CLOSED:
+            self._enter(State.CLOSED)
+            self.close_code = code
             self.reason = reason or code.reason
-            self._can_write = False
-            self.leave_group()
             self._drop_backlog()
-            self._cancel_slow_timer()
-            if self._writable_event is not None:
-                self._writable_event.set()
+            if self._replay_wakeup is not None:
+                self._replay_wakeup.set()
             if self._ended is not None:
                 self._ended.set()
             self._sink.close(code)
@@ -319,9 +276,9 @@ class Subscription:
         """Wait until the subscription is closed. Return its close code."""
         if self._ended is None:
             self._ended = asyncio.Event()
-        while self._closing is None:
+        while self.close_code is None:
             await self._ended.wait()
-        return self._closing
+        return self.close_code
 
     async def run(self, after: str | None, sink: Sink) -> None:
         """Replay the log after a position, then deliver live.
@@ -339,12 +296,14 @@ class Subscription:
             InvalidArgumentError: ``after`` is not a position.
             StoreUnavailableError: the log cannot be read now.
         """
-        if self._closing is not None:  # revoked while the authorizer ran
-            sink.close(self._closing)
+        if self.state is State.CLOSED:  # revoked while the authorizer ran
+            if self.close_code is not None:
+                sink.close(self.close_code)
             return
         self._sink = sink
         self._hub.subscribe(self._room, self)
-        self._writable_event = asyncio.Event()
+        if self.state is State.JOINING:  # else it drains already
+            self._enter(State.REPLAYING)
         position = await self._start(after)
         if self._device is not None:
             head = await self._store.head(self._room)
@@ -352,30 +311,43 @@ class Subscription:
             known = position if position.offset <= head.offset else self._store.earliest()
             self._store.register_device(self._room, self._device, known)
         await self._replay(position, after == UNKNOWN_POSITION)
-        self._writable_event = None
-        if self._closing is None:
-            self._is_following = True
-            self._flush_backlog()
+        self._replay_wakeup = None
+        self._flush_backlog()
 
     def on_writable(self) -> None:
         """Continue writing: the peer has read what was written."""
-        self._ack_pending()
-        self._cancel_slow_timer()
+        self._store_pending_ack()
+        if self._backlog is not None:
+            self._backlog.stop_timer()
         self._resume()
 
     def detach(self) -> None:
         """Unsubscribe and write nothing more. The connection has ended."""
-        self._can_write = self._is_following = self._live = False
-        self.leave_group()
-        self._cancel_slow_timer()
+        if self.state is not State.CLOSED:
+            self._enter(State.CLOSED)
         self._drop_backlog()
         self._hub.unsubscribe(self._room, self)
         self._sink = NULL_SINK
 
+    def _enter(self, state: State) -> None:
+        """Change the state. A subscription that is not live is in no fan-out group.
+
+        Raises:
+            RuntimeError: the state cannot follow the present one.
+        """
+        if state not in _NEXT_STATES[self.state]:
+            raise RuntimeError(f"a subscription cannot become {state.name} from {self.state.name}")
+        self.state = state
+        if state is not _LIVE:
+            self.leave_group()
+
+    def _is_in(self, *states: State) -> bool:
+        return self.state in states
+
     def _resume(self) -> None:
-        if self._writable_event is not None:
-            self._writable_event.set()
-        elif self._is_following:
+        if self._replay_wakeup is not None:
+            self._replay_wakeup.set()
+        else:
             self._flush_backlog()
 
     async def _start(self, after: str | None) -> Cursor:
@@ -391,9 +363,11 @@ class Subscription:
         return acked or self._store.earliest()
 
     async def _replay(self, position: Cursor, lost: bool) -> None:
+        """Write the log from a position until live entries can follow it, or until closed."""
         replayed = 0
         page_size = _FIRST_PAGE
-        while self._closing is None:
+        is_catching_up = False
+        while not self._is_in(State.CLOSED):
             newest = self._last_seen
             head = await self._store.head(self._room)
             page = await self._store.read(self._room, position, page_size)
@@ -419,9 +393,12 @@ class Subscription:
                 continue
             # From here on live entries go to the backlog. Entries that were published since the
             # page was read are in the log: one more page suffices, however busy the room is.
-            was_live, self._live = self._live, True
-            if not was_live and newest != self._last_seen:
-                continue
+            if not is_catching_up:
+                is_catching_up = True
+                if self._is_in(State.REPLAYING):
+                    self._enter(State.CATCHING_UP)
+                if newest != self._last_seen:
+                    continue
             # Everything up to the head was read. The head is also the position of an empty room.
             position = max(position, head, key=lambda cursor: cursor.offset)
             self._sent_offset = position.offset
@@ -450,64 +427,47 @@ class Subscription:
         Returns:
             False if the subscription was closed.
         """
-        assert self._writable_event is not None  # noqa: S101 - set during the replay
-        while self._closing is None:
-            self._flush_control()
+        assert self._replay_wakeup is not None  # noqa: S101 - set during the replay
+        while not self._is_in(State.CLOSED):
+            if self._backlog is not None:
+                self._backlog.write_frames(self._sink)
             if self._sink.is_writable:
                 return True
-            self._writable_event.clear()
-            self._arm_slow_timer()
-            held = page[first:]
-            for entry in held:
-                self._budget.add(entry)
-            try:
-                self._charge(sum(entry.size for entry in held))
-                await self._writable_event.wait()
-            finally:
-                for entry in held:
-                    self._budget.remove(entry)
-                self._charge(0)
+            self._replay_wakeup.clear()
+            backlog = self._ensure_backlog()
+            backlog.start_timer()
+            with backlog.holding(page[first:]):
+                await self._replay_wakeup.wait()
         return False
 
     def _flush_backlog(self) -> None:
         """Write the backlog until it is empty or the socket blocks."""
-        while self._closing is None:
-            self._flush_control()
+        while not self._is_in(State.CLOSED):
+            if self._backlog is not None:
+                self._backlog.write_frames(self._sink)
             if not self._sink.is_writable:
-                break
-            backlog = self._backlog
-            if backlog is not None and backlog.entries:
-                entry, published_at = backlog.entries.popleft()
-                backlog.bytes -= entry.size
-                self._budget.remove(entry)
+                self._block()
+                return
+            queued = None if self._backlog is None else self._backlog.pop()
+            if queued is not None:
+                entry, published_at = queued
                 if entry.cursor.offset > self._sent_offset:
                     self._send(entry)
                     self._metrics.delivered_from_backlog(published_at)
-            elif self._draining:
+            elif self._is_in(State.DRAINING):
                 self.close(CloseCode.DRAINING)
             else:
                 self._drop_backlog()
-                break
-        self._can_write = is_clear = (
-            self._sink.is_writable and self._closing is None and not self._draining
-        )
-        if is_clear:
-            self.join_group()
-        else:
-            self.leave_group()
-            if self._closing is None:
-                self._arm_slow_timer()
+                if self.state is not _LIVE:
+                    self._enter(_LIVE)
+                self.join_group()
+                return
 
-    def _flush_control(self) -> None:
-        backlog = self._backlog
-        while backlog is not None and self._sink.is_writable:
-            if backlog.frames:
-                self._sink.send_control(backlog.frames.popleft())
-            elif backlog.closing_frame is not None:
-                frame, backlog.closing_frame = backlog.closing_frame, None
-                self._sink.send_control(frame)
-            else:
-                break
+    def _block(self) -> None:
+        """Wait until the peer reads, for a limited time."""
+        if not self._is_in(State.BLOCKED, State.DRAINING):
+            self._enter(State.BLOCKED)
+        self._ensure_backlog().start_timer()
 
     def _send(self, entry: Entry) -> bool:
         """Write an entry. Return whether the socket is still writable."""
@@ -521,59 +481,20 @@ class Subscription:
         if not self.acknowledges:
             self._unacked = entry.cursor
             if is_writable:
-                self._ack_pending()
+                self._store_pending_ack()
         return is_writable
 
-    def _ack_pending(self) -> None:
+    def _store_pending_ack(self) -> None:
         if self._unacked is not None:
-            self.ack(self._unacked)
+            self.store_ack(self._unacked)
             self._unacked = None
 
     def _ensure_backlog(self) -> Backlog:
         if self._backlog is None:
-            self._backlog = Backlog()
+            self._backlog = Backlog(self, self._budget, self._caller)
         return self._backlog
 
     def _drop_backlog(self) -> None:
         backlog, self._backlog = self._backlog, None
         if backlog is not None:
-            for entry, _ in backlog.entries:
-                self._budget.remove(entry)
-            if backlog.charged:
-                self._budget.charge(self, self._caller, 0)
-
-    def _charge(self, held_bytes: int) -> None:
-        """Charge the bytes that are held besides the backlog."""
-        charged = 0 if self._backlog is None else self._backlog.charged
-        self._budget.charge(self, self._caller, held_bytes + charged)
-
-    def _arm_slow_timer(self) -> None:
-        if self._slow_timer is None:
-            loop = asyncio.get_running_loop()
-            self._slow_timer = loop.call_later(
-                SLOW_CONSUMER_TIMEOUT_S, self.close, CloseCode.SLOW_CONSUMER
-            )
-
-    def _cancel_slow_timer(self) -> None:
-        if self._slow_timer is not None:
-            self._slow_timer.cancel()
-            self._slow_timer = None
-
-    def _act(self, text: str) -> bool:
-        match parse_action(text):
-            case Ack(cursor):
-                return self._acknowledge(cursor)
-            case Authenticate(token):
-                self.on_token(token)
-                return True
-        return False
-
-    def _acknowledge(self, text: str) -> bool:
-        try:
-            cursor = parse_cursor(text)
-        except InvalidArgumentError:
-            return False
-        if cursor.epoch != self._store.earliest().epoch or cursor.offset > self.last_offset:
-            return False
-        self.ack(cursor)
-        return True
+            backlog.clear()

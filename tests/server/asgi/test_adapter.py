@@ -37,7 +37,7 @@ def _a_quiet_log(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("asgi.subscriptions", "rooms.subscription"):
+    for module in ("asgi.subscriptions", "rooms.backlog"):
         monkeypatch.setattr(f"synap_realtime.server.{module}.SLOW_CONSUMER_TIMEOUT_S", 0.2)
     monkeypatch.setattr("synap_realtime.server.asgi.subscriptions.CLOSE_TIMEOUT_S", 0.2)
 

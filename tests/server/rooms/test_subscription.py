@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,9 +16,12 @@ from synap_realtime.protocol.control import CloseCode, ControlFrame
 from synap_realtime.protocol.cursor import Cursor
 from synap_realtime.protocol.rooms import Room
 from synap_realtime.server.asgi.subscriptions import run_subscription
+from synap_realtime.server.auth import UNRESTRICTED
+from synap_realtime.server.deadlines import TimerQueue
 from synap_realtime.server.metrics import Metrics
 from synap_realtime.server.rooms.backlog import MAX_BACKLOG_BYTES
 from synap_realtime.server.rooms.hub import Hub
+from synap_realtime.server.rooms.sessions import Session
 from synap_realtime.server.rooms.subscription import UNKNOWN_POSITION, Subscription
 from synap_realtime.server.stores.base import (
     Entry,
@@ -222,7 +226,7 @@ async def test_slow_consumer_is_closed_and_can_resume() -> None:
 async def test_slow_consumer_in_the_replay_is_closed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("synap_realtime.server.rooms.subscription.SLOW_CONSUMER_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("synap_realtime.server.rooms.backlog.SLOW_CONSUMER_TIMEOUT_S", 0.05)
     node, reader = Node(), Reader()
     for _ in range(3):
         await node.publish(USER)
@@ -344,23 +348,30 @@ async def test_without_acks_delivery_advances_the_cursor() -> None:
         assert await reader.until(1) == ["n2"]
 
 
+def session_of(subscription: Subscription) -> Session:
+    """A session without a token, of the commands that need no access control."""
+    nothing: Any = None
+    return Session(subscription, USER, UNRESTRICTED, nothing, TimerQueue())
+
+
 async def test_with_acks_only_acks_advance_the_cursor() -> None:
     node, reader = Node(), Reader()
     cursors = [await node.publish(USER) for _ in range(3)]
     subscription = Subscription(node.store, node.hub, USER, node.metrics, acknowledges=True)
+    session = session_of(subscription)
     task = asyncio.create_task(run_subscription(subscription, None, reader.send))
     await reader.until(3)
     assert await node.store.get_ack(USER) is None
     epoch = cursors[0].partition("-")[0]
     wrong = (f'"{epoch}-99999999999999999"', '"elsewhere-1"', '"nonsense"', "7", "null", "{}")
     for cursor in wrong:
-        assert subscription.on_client_message(f'{{"action":"ack","cursor":{cursor}}}') is None
+        assert session.on_client_message(f'{{"action":"ack","cursor":{cursor}}}') is None
     for text in ('{"action":"dance"}', "{", "[]", "hello", ""):
-        assert subscription.on_client_message(text) is None
+        assert session.on_client_message(text) is None
     assert await node.store.get_ack(USER) is None
-    assert subscription.ignored == len(wrong) + 5
-    subscription.on_client_message(json.dumps({"action": "ack", "cursor": cursors[1]}))
-    subscription.on_client_message(json.dumps({"action": "ack", "cursor": cursors[0]}))
+    assert session.ignored == len(wrong) + 5
+    session.on_client_message(json.dumps({"action": "ack", "cursor": cursors[1]}))
+    session.on_client_message(json.dumps({"action": "ack", "cursor": cursors[0]}))
     assert str(await node.store.get_ack(USER)) == cursors[1]
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
@@ -389,19 +400,20 @@ async def test_unreached_position_does_not_become_a_devices_cursor() -> None:
 async def test_a_client_without_the_subprotocol_cannot_acknowledge() -> None:
     node = Node()
     cursor = await node.publish(USER)
-    subscription = Subscription(node.store, node.hub, USER, node.metrics)
-    subscription.on_client_message(json.dumps({"action": "ack", "cursor": cursor}))
+    session = session_of(Subscription(node.store, node.hub, USER, node.metrics))
+    session.on_client_message(json.dumps({"action": "ack", "cursor": cursor}))
     assert await node.store.get_ack(USER) is None
-    assert subscription.ignored == 1
+    assert session.ignored == 1
 
 
 def test_ping_is_answered_and_a_protocol_violation_closes() -> None:
     node = Node()
     subscription = Subscription(node.store, node.hub, USER, node.metrics)
-    assert subscription.on_client_message("ping") == "pong"
-    assert subscription.on_client_message("x" * 4096) is None
+    session = session_of(subscription)
+    assert session.on_client_message("ping") == "pong"
+    assert session.on_client_message("x" * 4096) is None
     assert subscription.deliver(Entry(node.store.earliest(), "{}", 2), 0.0)
-    subscription.on_client_message(b"ping")
+    session.on_client_message(b"ping")
     assert not subscription.deliver(Entry(node.store.earliest(), "{}", 2), 0.0)
 
 
