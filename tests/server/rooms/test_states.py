@@ -1,0 +1,307 @@
+"""The states of a subscription, with a sink that the test blocks and frees."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from synap_realtime.protocol.control import PRESENCE, CloseCode, ControlFrame
+from synap_realtime.protocol.cursor import Cursor
+from synap_realtime.protocol.rooms import Room
+from synap_realtime.server.metrics import Metrics
+from synap_realtime.server.rooms import backlog
+from synap_realtime.server.rooms.backlog import MAX_BACKLOG_FRAMES, UnbatchedSink
+from synap_realtime.server.rooms.hub import Hub
+from synap_realtime.server.rooms.subscription import State, Subscription
+from synap_realtime.server.stores.base import Entry, Page, Publication
+from synap_realtime.server.stores.memory import MemoryStore
+from tests.support.timeouts import TIMEOUT_S
+
+USER = Room("user_1")
+FRAME = ControlFrame(PRESENCE, {"event": "state", "users": []})
+
+
+class ManualSink(UnbatchedSink):
+    """Writes while the test lets it.
+
+    Attributes:
+        written: ids of notifications and types of control frames, in order.
+    """
+
+    def __init__(self) -> None:
+        self.is_writable = True
+        self.written: list[str] = []
+        self.code: CloseCode | None = None
+
+    def send(self, entry: Entry) -> bool:
+        assert self.is_writable, "written to a blocked socket"
+        self.written.append(json.loads(entry.text)["id"])
+        return self.is_writable
+
+    send_batched = send
+
+    def send_control(self, frame: ControlFrame) -> None:
+        assert self.is_writable, "written to a blocked socket"
+        self.written.append(frame.type)
+
+    def close(self, code: CloseCode) -> None:
+        assert self.code is None, "closed twice"
+        self.code = code
+
+
+class Room1:
+    """A room with one subscription."""
+
+    def __init__(self) -> None:
+        self.store = MemoryStore()
+        self.hub = Hub()
+        self.store.subscribe(self.hub.broadcast)
+        self.sink = ManualSink()
+        self.subscription = Subscription(
+            self.store, self.hub, USER, Metrics("test", 0), acknowledges=True
+        )
+        self.published: list[str] = []
+        self.running: asyncio.Task[None] | None = None
+
+    @property
+    def state(self) -> State:
+        return self.subscription.state
+
+    async def publish(self) -> int:
+        """Publish one notification. Return how many subscribers accepted it."""
+        id = f"n{len(self.published) + 1}"
+        self.published.append(id)
+        (result,) = await self.store.publish([Publication(USER, id, json.dumps({"id": id}))])
+        return result.broadcast_count
+
+    def block(self) -> None:
+        self.sink.is_writable = False
+        self.subscription.on_write_blocked()
+
+    def free(self) -> None:
+        self.sink.is_writable = True
+        self.subscription.on_writable()
+
+    async def start(self) -> None:
+        """Run the subscription until it is live or waits."""
+        self.running = asyncio.create_task(self.subscription.run("earliest", self.sink))
+        await asyncio.sleep(0)
+
+    async def enter(self, state: State) -> None:
+        """Bring the subscription into a state by what causes it."""
+        if state is State.JOINING:
+            return
+        if state in (State.REPLAYING, State.CATCHING_UP):
+            await self.publish()
+            self.sink.is_writable = False
+            await self.start()
+            if state is State.CATCHING_UP:
+                self.sink.is_writable = True
+                self.store.read = self._blocking_read  # type: ignore[method-assign]
+                self.subscription.on_writable()
+                await self.publish()  # since the page was read, so that there is one more
+                await asyncio.sleep(0)
+            return
+        await self.start()
+        if state is State.BLOCKED:
+            self.block()
+        elif state is State.DRAINING:
+            self.block()
+            self.subscription.drain(100)
+        elif state is State.CLOSED:
+            self.subscription.close(CloseCode.REVOKED)
+
+    async def _blocking_read(self, room: Room, after: Cursor, limit: int) -> Page:
+        self.sink.is_writable = False
+        return await MemoryStore.read(self.store, room, after, limit)
+
+    async def finish(self) -> None:
+        self.sink.is_writable = True
+        for _ in range(20):
+            self.subscription.on_writable()
+            await asyncio.sleep(0)
+        self.subscription.detach()
+        if self.running is not None:
+            async with asyncio.timeout(TIMEOUT_S):
+                await self.running
+        await self.store.close()
+
+
+EVERY_STATE = list(State)
+OPEN_STATES = [each for each in State if each not in (State.DRAINING, State.CLOSED)]
+
+
+@pytest.mark.parametrize("state", EVERY_STATE, ids=lambda state: state.name)
+async def test_reaches_every_state_by_its_cause(state: State) -> None:
+    room = Room1()
+    await room.enter(state)
+    assert room.state is state
+    await room.finish()
+    assert room.state is State.CLOSED
+
+
+@pytest.mark.parametrize("state", OPEN_STATES, ids=lambda state: state.name)
+async def test_everything_published_is_written_once_whatever_the_state(state: State) -> None:
+    room = Room1()
+    await room.enter(state)
+    for _ in range(3):
+        await room.publish()
+    if state is State.JOINING:
+        await room.start()
+    for _ in range(20):
+        room.free()
+        await asyncio.sleep(0)
+    assert room.state is State.LIVE
+    await room.publish()
+    assert [each for each in room.sink.written if each in room.published] == room.published
+    assert room.sink.written.count("synap.subscribed") == 1
+    await room.finish()
+
+
+@pytest.mark.parametrize("state", OPEN_STATES, ids=lambda state: state.name)
+async def test_drains_what_was_accepted_and_nothing_later(state: State) -> None:
+    room = Room1()
+    await room.enter(state)
+    await room.publish()
+    room.block()
+    room.subscription.drain(100)
+    assert room.state is State.DRAINING
+    accepted = list(room.published)
+    if state is not State.JOINING:  # else the hub does not know it yet
+        assert await room.publish() == 0, "accepted while draining"
+        accepted = room.published[:-1]
+    if state is State.JOINING:
+        await room.start()
+    for _ in range(20):
+        room.free()
+        await asyncio.sleep(0)
+    assert (room.state, room.sink.code) == (State.CLOSED, CloseCode.DRAINING)
+    written = [each for each in room.sink.written if each in room.published]
+    # A replay also has what was published while it drains: it is in the log.
+    assert written[: len(accepted)] == accepted
+    assert written in (accepted, room.published)
+    assert room.sink.written.count("synap.closing") == 1
+    await room.finish()
+
+
+@pytest.mark.parametrize("state", EVERY_STATE[:-1], ids=lambda state: state.name)
+async def test_closes_from_every_state_and_writes_nothing_more(state: State) -> None:
+    room = Room1()
+    await room.enter(state)
+    room.subscription.close(CloseCode.REVOKED)
+    room.subscription.close(CloseCode.DRAINING)
+    assert (room.state, room.subscription.close_code) == (State.CLOSED, CloseCode.REVOKED)
+    written = list(room.sink.written)
+    room.subscription.drain(100)
+    room.subscription.send_control(FRAME)
+    room.subscription.on_write_blocked()
+    assert await room.publish() == 0
+    if state is State.JOINING:
+        await room.start()
+    for _ in range(5):
+        room.free()
+        await asyncio.sleep(0)
+    assert room.sink.code is CloseCode.REVOKED
+    assert room.sink.written == written
+    assert room.state is State.CLOSED
+    assert await room.subscription.wait_closed() is CloseCode.REVOKED
+    await room.finish()
+
+
+@pytest.mark.parametrize("state", OPEN_STATES, ids=lambda state: state.name)
+async def test_control_frame_precedes_later_notifications(state: State) -> None:
+    room = Room1()
+    await room.enter(state)
+    room.subscription.send_control(FRAME)
+    if state is State.JOINING:
+        await room.start()
+    await room.publish()
+    for _ in range(20):
+        room.free()
+        await asyncio.sleep(0)
+    assert room.sink.written.count(PRESENCE) == 1
+    assert room.sink.written.index(PRESENCE) < room.sink.written.index(room.published[-1])
+    await room.finish()
+
+
+@pytest.mark.parametrize(
+    "state", [State.REPLAYING, State.CATCHING_UP, State.BLOCKED, State.DRAINING],
+    ids=lambda state: state.name,
+)  # fmt: skip
+async def test_blocked_socket_is_closed_after_the_timeout(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backlog, "SLOW_CONSUMER_TIMEOUT_S", 0.01)
+    room = Room1()
+    await room.enter(state)
+    async with asyncio.timeout(TIMEOUT_S):
+        assert await room.subscription.wait_closed() is CloseCode.SLOW_CONSUMER
+    await room.finish()
+
+
+async def test_reading_ends_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backlog, "SLOW_CONSUMER_TIMEOUT_S", 0.01)
+    room = Room1()
+    await room.enter(State.BLOCKED)
+    room.free()
+    await asyncio.sleep(0.05)
+    assert room.state is State.LIVE
+    await room.finish()
+
+
+async def test_control_frames_of_a_blocked_socket_are_bounded() -> None:
+    room = Room1()
+    await room.enter(State.BLOCKED)
+    for _ in range(MAX_BACKLOG_FRAMES):
+        room.subscription.send_control(FRAME)
+    assert room.state is State.BLOCKED
+    room.subscription.send_control(FRAME)
+    assert room.subscription.close_code is CloseCode.SLOW_CONSUMER
+    await room.finish()
+
+
+ACTIONS = ["publish", "publish", "block", "free", "free", "control", "start", "wait", "drain"]
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.lists(st.sampled_from([*ACTIONS, "close", "detach"]), max_size=40))
+def test_any_sequence_of_events_is_valid(actions: list[str]) -> None:
+    """No event raises in any state, and what is written is a prefix of what was published."""
+
+    async def run() -> None:
+        room = Room1()
+        subscription = room.subscription
+        events: dict[str, Callable[[], Awaitable[object] | None]] = {
+            "publish": room.publish,
+            "block": room.block,
+            "free": room.free,
+            "control": lambda: subscription.send_control(FRAME),
+            "wait": lambda: asyncio.sleep(0),
+            "drain": lambda: subscription.drain(100),
+            "close": lambda: subscription.close(CloseCode.REVOKED),
+        }
+        for action in actions:
+            if action == "detach":  # only when the connection has ended
+                break
+            if action == "start":
+                if room.running is None:
+                    await room.start()
+            elif (waiting := events[action]()) is not None:
+                await waiting
+        if subscription.state is not State.CLOSED and room.running is not None:
+            for _ in range(20):
+                room.free()
+                await asyncio.sleep(0)
+            assert subscription.state in (State.LIVE, State.CLOSED)
+        await room.finish()
+        written = [each for each in room.sink.written if each in room.published]
+        assert written == room.published[: len(written)]
+        if room.running is not None and room.sink.code is None and actions.count("detach") == 0:
+            assert written == room.published
+
+    asyncio.run(run())
