@@ -9,11 +9,8 @@ import logging
 import threading
 import time
 import weakref
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, wait
-from dataclasses import dataclass, field
-from itertools import zip_longest
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,9 +19,12 @@ import httpx
 from ..forks import renew_in_child
 from ..protocol.notification import Notification
 from ..protocol.rooms import Room, UserId
-from . import encoding, per_room, responses, retry
+from . import encoding, retry
+from .batch_queue import BatchQueue, QueuedNotification, QueueLimits
+from .encoding import ApiRequest
 from .endpoint import Endpoint, check_seconds
 from .http_client import HttpClient
+from .responses import failure_result
 from .result import BroadcastResult
 
 logger = logging.getLogger(__name__)
@@ -44,24 +44,11 @@ FLUSH_S = 5.0
 MAX_PAUSE_S = 15.0
 """Maximum retry interval while the server is unavailable; the first are 0.1, 0.2, 0.4 s, …."""
 
+_POLICY = retry.RetryPolicy(MAX_PAUSE_S, MAX_PAUSE_S, retries_misconfigured=True, pauses_queue=True)
+
+_CLOSED = "the broadcaster is closed"
 
 _THREAD = "synap-realtime"
-
-
-@dataclass(eq=False, slots=True)
-class PendingNotification:
-    """A queued notification.
-
-    Attributes:
-        due: the earliest time to send it, by the monotonic clock.
-        result: None until the server has responded.
-    """
-
-    encoded: encoding.EncodedNotification
-    due: float = 0.0
-    in_flight: bool = False
-    result: BroadcastResult | None = None
-    waiting: list[Future[None]] = field(default_factory=list)
 
 
 class BackgroundBroadcaster:
@@ -108,11 +95,10 @@ class BackgroundBroadcaster:
         self._reset()
 
     def _reset(self) -> None:
+        limits = QueueLimits(self._max_pending, MAX_WAITING_BYTES, BATCH, concurrent_singles=1)
         self._changed = threading.Condition()
-        self._queue: deque[PendingNotification] = deque()
-        self._delayed: dict[PendingNotification, None] = {}  # not due yet
-        self._in_flight: list[PendingNotification] = []
-        self._bytes = 0
+        self._queue = BatchQueue(self._endpoint, limits, _POLICY)
+        self._waiters: dict[QueuedNotification, list[Future[None]]] = {}
         self._thread: threading.Thread | None = None
         self._closing = False
         self._away = False
@@ -128,7 +114,7 @@ class BackgroundBroadcaster:
     @property
     def pending(self) -> int:
         """Number of notifications to which the server has not responded yet."""
-        return len(self._queue) + len(self._delayed) + len(self._in_flight)
+        return len(self._queue)
 
     def broadcast_notification(
         self,
@@ -151,8 +137,8 @@ class BackgroundBroadcaster:
         notification: Notification,
         *,
         due: float = 0.0,
-        after: PendingNotification | None = None,
-    ) -> PendingNotification:
+        after: QueuedNotification | None = None,
+    ) -> QueuedNotification:
         """Queue a notification. Never blocks.
 
         Args:
@@ -162,39 +148,35 @@ class BackgroundBroadcaster:
         Raises:
             InvalidArgumentError: the notification is too large or not JSON-serializable.
         """
-        parcel = encoding.encode(rooms, notification)
+        posted = QueuedNotification(encoding.encode(rooms, notification), due=due)
         with self._changed:
-            if after is not None and after in self._delayed:
-                del self._delayed[after]
-                self._queue.append(after)
-            posted = PendingNotification(parcel, due)
+            if after is not None:
+                self._queue.expedite([after])
             if self._closing:
-                posted.in_flight = True
-                self._drop(1, "the broadcaster is closed")
+                posted.resolve(failure_result(posted.encoded, 0, _CLOSED))
+                self._drop(1, _CLOSED)
                 return posted
             if due > time.monotonic():
-                self._delayed[posted] = None
+                self._queue.add_delayed(posted)
             else:
-                self._queue.append(posted)
-            self._bytes += len(parcel.body)
-            self._evict_oldest()
+                self._queue.add(posted)
+            why = f"more than {self._max_pending} notifications are pending"
+            if evicted := self._queue.evict_oldest(why):
+                self._drop(len(evicted), why)
+                self._wake(evicted)
             self._start()
             self._changed.notify_all()
         return posted
 
-    def replace(self, posted: PendingNotification, notification: Notification) -> bool:
+    def replace(self, posted: QueuedNotification, notification: Notification) -> bool:
         """Replace a queued notification. Return False if it was sent already.
 
         Raises:
             InvalidArgumentError: the notification is too large or not JSON-serializable.
         """
-        parcel = encoding.encode(posted.encoded.rooms, notification)
+        encoded = encoding.encode(posted.encoded.rooms, notification)
         with self._changed:
-            if posted.in_flight:
-                return False
-            self._bytes += len(parcel.body) - len(posted.encoded.body)
-            posted.encoded = parcel
-            return True
+            return self._queue.replace(posted, encoded)
 
     def flush(self, timeout_s: float = FLUSH_S) -> bool:
         """Wait until the server has responded to all queued notifications.
@@ -216,12 +198,12 @@ class BackgroundBroadcaster:
             await self.await_sent(last, timeout_s)
         return not self.pending
 
-    def wait_sent(self, posted: PendingNotification, timeout_s: float = FLUSH_S) -> None:
+    def wait_sent(self, posted: QueuedNotification, timeout_s: float = FLUSH_S) -> None:
         """Send this notification now, and wait until the server has responded or is unavailable."""
         if (future := self._future(posted)) is not None:
             wait([future], timeout_s)
 
-    async def await_sent(self, posted: PendingNotification, timeout_s: float = FLUSH_S) -> None:
+    async def await_sent(self, posted: QueuedNotification, timeout_s: float = FLUSH_S) -> None:
         """Asynchronous variant of :meth:`wait_sent`."""
         if (future := self._future(posted)) is not None:
             await asyncio.wait([asyncio.wrap_future(future)], timeout=timeout_s)
@@ -229,8 +211,7 @@ class BackgroundBroadcaster:
     def close(self, timeout_s: float = FLUSH_S) -> None:
         """Send the queue, then stop. A server that has just failed may recover in time."""
         with self._changed:
-            self._queue.extend(self._delayed)
-            self._delayed.clear()
+            self._queue.expedite()
             self._changed.notify_all()
             if self._away:
                 timeout_s -= time.monotonic() - self._away_since
@@ -238,11 +219,12 @@ class BackgroundBroadcaster:
         if not is_running:
             self._send_here()
         with self._changed:
-            self._changed.wait_for(lambda: not self.pending, max(0, timeout_s))
+            if is_running:
+                self._changed.wait_for(lambda: self._queue.is_idle, max(0, timeout_s))
             self._closing = True
-            lost = self.pending
-            self._queue.clear()
-            self._delayed.clear()
+            lost = len(self._queue)
+            self._queue.end(_CLOSED)
+            self._wake(tuple(self._waiters))
             if lost:
                 logger.error("lost %d notifications for %s", lost, self._endpoint.redacted)
             self._changed.notify_all()
@@ -276,36 +258,31 @@ class BackgroundBroadcaster:
     ) -> None:
         await self.aclose()
 
-    def _make_all_due(self) -> PendingNotification | None:
+    def _make_all_due(self) -> QueuedNotification | None:
         """Mark all queued notifications as due; return the last one."""
         with self._changed:
-            self._queue.extend(self._delayed)
-            self._delayed.clear()
+            self._queue.expedite()
             self._changed.notify_all()
-            left = self._queue or self._in_flight
-            return left[-1] if left else None
+            return self._queue.last
 
-    def _future(self, posted: PendingNotification) -> Future[None] | None:
+    def _future(self, posted: QueuedNotification) -> Future[None] | None:
+        """Return a future that ends when the server has responded or is unavailable, and make the
+        notification due; None if there is nothing to wait for.
+        """
         with self._changed:
-            if posted in self._delayed:  # a caller waits for it, so ignore its due time
-                del self._delayed[posted]
-                self._queue.append(posted)
-                self._changed.notify_all()
-            if posted.result is not None or self._away or self._closing:
+            self._queue.expedite([posted])
+            self._changed.notify_all()
+            if posted.is_settled or self._away or self._closing:
                 return None
             future: Future[None] = Future()
-            posted.waiting.append(future)
+            self._waiters.setdefault(posted, []).append(future)
             return future
 
-    def _evict_oldest(self) -> None:
-        while len(self._queue) > self._max_pending or self._bytes > MAX_WAITING_BYTES:
-            if not self._queue:
-                return
-            oldest = self._queue.popleft()
-            oldest.in_flight = True
-            self._bytes -= len(oldest.encoded.body)
-            _release(oldest)
-            self._drop(1, f"more than {self._max_pending} notifications are pending")
+    def _wake(self, items: Iterable[QueuedNotification]) -> None:
+        for item in items:
+            for future in self._waiters.pop(item, ()):
+                if future.set_running_or_notify_cancel():
+                    future.set_result(None)
 
     def _drop(self, count: int, why: str) -> None:
         if not self._dropped:
@@ -331,112 +308,66 @@ class BackgroundBroadcaster:
     def _send_here(self) -> None:
         """Send the queue once from the calling thread, because no other thread can be started."""
         with self._changed:
-            batch = self._next_batch() if self._queue else []
             self._closing = True
-        while batch:
-            self._deliver(batch)
-            with self._changed:
-                batch = self._next_batch() if self._queue else []
+        while batch := self._next_batch():
+            self._send_batch(batch)
 
     def _run(self) -> None:
-        while (batch := self._take()) is not None:
-            self._deliver(batch)
+        while batch := self._take():
+            self._send_batch(batch)
         self._poster.close()
 
-    def _take(self) -> list[PendingNotification] | None:
-        """Wait for due notifications and return them; None when the broadcaster is closed."""
+    def _take(self) -> list[QueuedNotification]:
+        """Wait for due notifications and return them; none when the broadcaster is closed."""
         with self._changed:
-            while True:
+            while not self._closing:
+                if batch := self._next_batch():
+                    return batch
                 now = time.monotonic()
-                for posted in [posted for posted in self._delayed if posted.due <= now]:
-                    del self._delayed[posted]
-                    self._queue.append(posted)
-                if self._queue:
-                    break
-                if self._closing:
-                    return None
-                due = min((posted.due for posted in self._delayed), default=None)
-                self._changed.wait(None if due is None else due - now)
-            return self._next_batch()
+                due = self._queue.next_due(now)
+                self._changed.wait(None if due is None else max(0.0, due - now))
+            return []
 
-    def _next_batch(self) -> list[PendingNotification]:
-        load = encoding.BatchBudget(BATCH)
-        while self._queue and load.add(self._queue[0].encoded):
-            posted = self._queue.popleft()
-            posted.in_flight = True
-            self._bytes -= len(posted.encoded.body)
-            self._in_flight.append(posted)
-        return self._in_flight
-
-    def _deliver(self, batch: list[PendingNotification]) -> None:
-        steps = per_room.delivery(self._endpoint, [posted.encoded for posted in batch])
-        try:
-            results = self._answered(steps)
-        except Exception:  # the thread must survive any error of a custom transport
-            logger.exception("lost notifications for %s", self._endpoint.redacted)
-            results = []
+    def _next_batch(self) -> list[QueuedNotification]:
         with self._changed:
-            self._in_flight = []  # before waiters wake and check whether the queue is empty
-            for posted, result in zip_longest(batch, results):
-                posted.result = result
-                _release(posted)
-                if result is not None and not self._closing:
-                    self._log_refusal(posted.encoded.rooms, result)
-            self._changed.notify_all()
+            return self._queue.next_batch(time.monotonic())
 
-    def _answered(self, steps: per_room.Delivery) -> list[BroadcastResult]:
-        call = next(steps)
-        while True:
-            answer = self._call(call)
-            try:
-                call = steps.send(answer)
-            except StopIteration as done:
-                results: list[BroadcastResult] = done.value
-                return results
-
-    def _call(self, call: encoding.ApiRequest) -> responses.ApiResponse:
-        """Send until the response is final or the broadcaster is closed."""
-        from tenacity import Retrying, retry_if_result, stop_never
-
-        answer = responses.ApiResponse()
-
-        def may_come_back(answer: responses.ApiResponse) -> bool:
-            # No caller waits here, so retry a misconfigured server, too, until its operator has
-            # fixed it.
-            return retry.is_retriable(answer) or answer.is_misconfigured
-
-        def attempt() -> responses.ApiResponse:
-            nonlocal answer
-            answer = self._poster.post(call, self._timeout_s)
-            if may_come_back(answer):
-                self._on_unavailable(answer)
-            else:
-                self._on_recovered()
-            return answer
-
-        def pause(pause_s: float) -> None:
+    def _send_batch(self, batch: list[QueuedNotification]) -> None:
+        """Make one attempt for a batch."""
+        try:
+            call: ApiRequest | None = self._queue.begin(batch)
+            while call is not None:
+                answer = self._poster.post(call, self._timeout_s)
+                with self._changed:
+                    now = time.monotonic()
+                    call = self._queue.apply_response(batch, answer, now)
+                    is_paused = self._queue.is_paused(now)
+                if is_paused:
+                    self._on_unavailable(batch)
+                else:
+                    self._on_recovered()
+        except Exception as error:  # the thread must survive any error of a custom transport
+            logger.exception("lost notifications for %s", self._endpoint.redacted)
             with self._changed:
-                if self._changed.wait_for(lambda: self._closing, pause_s):
-                    raise _ClosingError
+                self._queue.fail(batch, error, is_own=False)
+        finally:
+            with self._changed:
+                self._queue.release(batch)
+                settled = [item for item in batch if item.is_settled]
+                self._wake(settled)  # after the release: they check whether the queue is empty
+                for item in settled:
+                    if item.result is not None and not self._closing:
+                        self._log_refusal(item.encoded.rooms, item.result)
+                self._changed.notify_all()
 
-        retrying = Retrying(
-            retry=retry_if_result(may_come_back),
-            wait=retry.wait_at_most_s(MAX_PAUSE_S),
-            stop=stop_never,
-            sleep=pause,
-        )
-        with contextlib.suppress(_ClosingError):
-            retrying(attempt)
-        return retry.with_attempts(answer, retrying.statistics["attempt_number"])
-
-    def _on_unavailable(self, answer: responses.ApiResponse) -> None:
+    def _on_unavailable(self, batch: Sequence[QueuedNotification]) -> None:
         with self._changed:
             if self._away:
                 return
             self._away, self._away_since = True, time.monotonic()
-            for posted in (*self._in_flight, *self._queue, *self._delayed):
-                _release(posted)
-        logger.warning("%s; buffering up to %d notifications", answer.error, self._max_pending)
+            self._wake(tuple(self._waiters))
+        error = next((item.failure for item in batch if item.failure and not item.is_settled), None)
+        logger.warning("%s; buffering up to %d notifications", error, self._max_pending)
 
     def _on_recovered(self) -> None:
         with self._changed:
@@ -458,17 +389,6 @@ class BackgroundBroadcaster:
                 "notification %s for %s was rejected: %s", result.id, ", ".join(rooms), result.error
             )
         self._refusal = result.error
-
-
-class _ClosingError(Exception):
-    """The broadcaster is closing and has no time for another attempt."""
-
-
-def _release(posted: PendingNotification) -> None:
-    for future in posted.waiting:
-        if future.set_running_or_notify_cancel():
-            future.set_result(None)
-    posted.waiting.clear()
 
 
 _instances: weakref.WeakSet[BackgroundBroadcaster] = weakref.WeakSet()

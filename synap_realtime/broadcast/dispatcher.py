@@ -6,20 +6,14 @@ import asyncio
 import contextlib
 import contextvars
 import time
-from typing import TYPE_CHECKING
 
 import httpx
 
-from ..errors import ConfigurationError
-from ..forks import importing
-from ..network import BoundedBody
-from . import encoding, http_client, per_room, responses, retry
 from .batch_queue import BatchQueue, QueuedNotification
+from .encoding import ApiRequest
 from .endpoint import Endpoint
+from .http_client import AsyncHttpClient, budget_s
 from .result import BroadcastResult
-
-if TYPE_CHECKING:
-    from .transport import AsyncTransport
 
 
 class Sender:
@@ -38,8 +32,7 @@ class Sender:
     ) -> None:
         """Create a sender; it connects and reads the environment at the first request."""
         self._endpoint = endpoint
-        self._given = transport
-        self._own: AsyncTransport | None = None
+        self._client = AsyncHttpClient(endpoint, transport)
         self._timeout_s = timeout_s
         self._batch_queue = BatchQueue(endpoint)
         self._admission = asyncio.Lock()  # a fair lock for callers that wait for free space
@@ -126,95 +119,23 @@ class Sender:
             self._flush_task = None
 
     async def _send_batch(self, items: list[QueuedNotification]) -> None:
-        """Make one attempt for a batch, or all for a server without ``POST /broadcast``."""
+        """Make one attempt for a batch."""
+        deadline = max(item.deadline for item in items)
         try:
-            if self._endpoint.has_batch_route:
-                call = encoding.batch_request([item.encoded for item in items])
-                answer = await self._post(call, max(item.deadline for item in items))
-                self._batch_queue.apply_response(items, answer, time.monotonic())
-            else:
-                for item in items:
-                    item.resolve(await self._one_by_one(item))
+            call: ApiRequest | None = self._batch_queue.begin(items)
+            while call is not None:
+                answer = await self._client.post(call, budget_s(self._timeout_s, deadline))
+                call = self._batch_queue.apply_response(items, answer, time.monotonic())
         except Exception as error:  # noqa: BLE001 - re-raised to its callers
-            for item in items:
-                if self._given is None:
-                    item.resolve(responses.unsent(self._endpoint, item.encoded, error))
-                else:
-                    item.fail(error)
+            self._batch_queue.fail(items, error, is_own=self._client.is_own)
         finally:
             self._batch_queue.release(items)
             self._ensure_flushing()
 
-    async def _one_by_one(self, item: QueuedNotification) -> BroadcastResult:
-        steps = per_room.publish_per_room(self._endpoint, item.encoded, item.attempts)
-        call = next(steps)
-        while True:
-            answer = await self._send_with_retry(call, item.deadline)
-            try:
-                call = steps.send(answer)
-            except StopIteration as done:
-                result: BroadcastResult = done.value
-                return result
-
-    async def _send_with_retry(
-        self, call: encoding.ApiRequest, deadline: float
-    ) -> responses.ApiResponse:
-        """Send until the response is final."""
-        from tenacity import AsyncRetrying
-
-        retrying = AsyncRetrying(**retry.arguments(deadline - time.monotonic()))
-        answer: responses.ApiResponse = await retrying(self._post, call, deadline)
-        return retry.with_attempts(answer, retrying.statistics["attempt_number"])
-
-    async def _post(self, call: encoding.ApiRequest, deadline: float) -> responses.ApiResponse:
-        """Make one attempt. Never raises for a failure of the network, the server or the
-        environment.
-        """
-        budget = min(self._timeout_s, max(0.001, deadline - time.monotonic()))
-        try:
-            async with asyncio.timeout(budget):
-                return await self._exchange(call)
-        except (TimeoutError, ConfigurationError, *http_client.TRANSPORT_ERRORS) as error:
-            return responses.response_from_error(self._endpoint, error)
-        except Exception as error:
-            if self._given is not None:
-                raise
-            return responses.response_from_error(self._endpoint, error)
-
-    async def _exchange(self, call: encoding.ApiRequest) -> responses.ApiResponse:
-        transport = self._open()
-        request = http_client.build_request(self._endpoint, call)
-        response = await transport.handle_async_request(request)
-        assert isinstance(response.stream, httpx.AsyncByteStream)  # noqa: S101 - as in httpx
-        body = BoundedBody(response, http_client.MAX_ANSWER_BYTES)
-        try:
-            if not body.encoding:
-                async for chunk in response.stream:
-                    if not body.add(chunk):
-                        break
-        finally:
-            await response.stream.aclose()
-        return responses.read_body(self._endpoint, response, body)
-
-    def _open(self) -> httpx.AsyncBaseTransport:
-        if self._given is not None:
-            return self._given
-        if self._own is None:
-            with importing():
-                from .transport import AsyncTransport  # imported with httpcore, only by publishers
-
-                retry.load()
-                self._own = AsyncTransport(self._endpoint.address)
-        return self._own
-
     async def aclose(self) -> None:
         """Close the connections."""
-        for transport in (self._given, self._own):
-            if transport is not None:
-                await transport.aclose()
-        self._own = None
+        await self._client.aclose()
 
     def abandon(self) -> None:
         """Close the sockets of a closed event loop, which cannot close them itself."""
-        if self._own is not None:
-            self._own.abandon()
+        self._client.abandon()

@@ -1,54 +1,31 @@
-"""Publish notifications to a server without ``POST /broadcast``: one request for each room.
+"""Publish to a server without ``POST /broadcast``: one request for each room of a notification.
 
 See PROTOCOL.md, "HTTP".
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from dataclasses import replace
+from collections.abc import Generator
 from urllib.parse import quote
 
-from .encoding import ApiRequest, EncodedNotification, batch_request
+from .encoding import ApiRequest, EncodedNotification
 from .endpoint import Endpoint
 from .responses import (
     ApiResponse,
     delivery_count,
     failure_result,
     is_duplicate,
-    lacks_batch_route,
-    read_batch,
     read_single,
     unexpected_response,
 )
 from .result import BroadcastResult
 
-Delivery = Generator[ApiRequest, ApiResponse, list[BroadcastResult]]
-Single = Generator[ApiRequest, ApiResponse, BroadcastResult]
+PerRoom = Generator[ApiRequest, ApiResponse, BroadcastResult]
 
 
-def delivery(endpoint: Endpoint, parcels: Sequence[EncodedNotification]) -> Delivery:
-    """Publish notifications to their rooms; see PROTOCOL.md, "HTTP"."""
-    attempts = 0
-    if endpoint.has_batch_route:
-        answer = yield batch_request(parcels)
-        attempts += answer.attempts
-        if not lacks_batch_route(answer):
-            return [
-                replace(result, attempts=attempts)
-                for result in read_batch(endpoint, answer, parcels)
-            ]
-        endpoint.has_batch_route = False
-    results = []
-    for parcel in parcels:
-        results.append((yield from publish_per_room(endpoint, parcel, attempts)))
-        attempts = 0
-    return results
-
-
-def publish_per_room(endpoint: Endpoint, parcel: EncodedNotification, attempts: int) -> Single:
-    """Send one ``POST /rooms/{room}/broadcast`` for each room; ``attempts`` counts earlier
-    attempts.
+def publish_per_room(endpoint: Endpoint, parcel: EncodedNotification) -> PerRoom:
+    """Yield one ``POST /rooms/{room}/broadcast`` for each room, receive its final response, and
+    return the result without its number of attempts.
     """
     count = 0
     duplicates = 0
@@ -56,10 +33,9 @@ def publish_per_room(endpoint: Endpoint, parcel: EncodedNotification, attempts: 
     errors: list[str] = []
     for room in parcel.rooms:
         answer = yield ApiRequest(f"/rooms/{quote(room, safe='')}/broadcast", parcel.body)
-        attempts += answer.attempts
         if answer.status in (404, 405):
             endpoint.has_batch_route = True  # a later server at this address may have the route
-            return failure_result(parcel, attempts, unexpected_response(endpoint, answer))
+            return failure_result(parcel, 0, unexpected_response(endpoint, answer))
         error = read_single(endpoint, answer)
         if error is None:
             reached.append(room)
@@ -72,7 +48,7 @@ def publish_per_room(endpoint: Endpoint, parcel: EncodedNotification, attempts: 
         broadcast_count=count,
         id=parcel.id,
         rooms=tuple(reached),
-        attempts=attempts,
+        attempts=0,
         error="; ".join(errors) or None,
         duplicate=duplicates == len(parcel.rooms),
     )

@@ -31,7 +31,6 @@ class ApiResponse:
     ``retry_after_s`` is the delay that the server asked for, or 0.
     """
 
-    attempts: int = 1
     status: int | None = None
     body: object = None
     error: str | None = None
@@ -45,16 +44,9 @@ class ApiResponse:
         Retriable are connection errors, timeouts, 429, and 5xx except 501 and 505. Other 4xx are
         not, and neither are failures that need a configuration change (``is_permanent``,
         ``is_misconfigured``).
-
-        A batch that the server stored partially or not at all is retriable, too: recipients that
-        have a notification drop the duplicate by its id.
         """
         if self.is_permanent or self.is_misconfigured:
             return False
-        match self.body:
-            case {"results": list(results)}:
-                if any(_is_unavailable(result) for result in results):
-                    return True
         if self.status in _NOT_IMPLEMENTED:
             return False
         return self.status is None or self.status == 429 or self.status >= 500
@@ -124,29 +116,12 @@ def lacks_batch_route(answer: ApiResponse) -> bool:
     return answer.status in (404, 405)
 
 
-def read_batch(
-    endpoint: Endpoint, answer: ApiResponse, parcels: Sequence[EncodedNotification]
-) -> list[BroadcastResult]:
-    """Return the result of each notification, in order, from the response to a batch."""
+def batch_results(answer: ApiResponse, count: int) -> list[object]:
+    """Return the result of each notification of a batch, in order; None where there is none."""
     match answer.body:
-        case {"results": list(results)} if len(results) == len(parcels):
-            pass
-        case _:
-            results = [None] * len(parcels)
-    return [
-        _read_result(endpoint, answer, result, parcel)
-        for result, parcel in zip(results, parcels, strict=True)
-    ]
-
-
-def is_item_retryable(answer: ApiResponse, n: int) -> bool:
-    """Whether a retry may succeed for the nth member of a batch."""
-    if answer.error is not None:
-        return answer.retriable
-    match answer.body:
-        case {"results": list(results)} if n < len(results):
-            return _is_unavailable(results[n])
-    return False
+        case {"results": list(results)} if len(results) == count:
+            return results
+    return [None] * count
 
 
 def failure_result(
@@ -162,13 +137,19 @@ def unsent(endpoint: Endpoint, parcel: EncodedNotification, error: Exception) ->
     return failure_result(parcel, 1, f"nothing could be sent to {endpoint.redacted}: {reason}")
 
 
-def _is_unavailable(result: object) -> bool:
+def is_unavailable(result: object) -> bool:
+    """Whether the store could not keep this notification of a batch, so that a retry may help."""
     return isinstance(result, dict) and result.get("code") == "unavailable"
 
 
-def _read_result(
-    endpoint: Endpoint, answer: ApiResponse, result: object, parcel: EncodedNotification
+def read_result(
+    endpoint: Endpoint,
+    answer: ApiResponse,
+    result: object,
+    parcel: EncodedNotification,
+    attempts: int,
 ) -> BroadcastResult:
+    """Convert one of :func:`batch_results`; ``attempts`` counts the notification's requests."""
     error = answer.error
     if error is None:
         match result:
@@ -178,14 +159,14 @@ def _read_result(
                     broadcast_count=delivery_count(result),
                     id=parcel.id,
                     rooms=parcel.rooms,
-                    attempts=answer.attempts,
+                    attempts=attempts,
                     duplicate=_are_duplicates(result, parcel.rooms),
                 )
             case {"error": str()}:
                 error = f"{endpoint.named} rejected the notification{_reason(endpoint, result)}"
             case _:
                 error = unexpected_response(endpoint, answer)
-    return failure_result(parcel, answer.attempts, error)
+    return failure_result(parcel, attempts, error)
 
 
 def read_single(endpoint: Endpoint, answer: ApiResponse) -> str | None:

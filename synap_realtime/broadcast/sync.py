@@ -14,10 +14,11 @@ from pydantic import BaseModel
 from ..forks import renew_in_child
 from ..protocol.notification import Notification
 from ..protocol.rooms import Room, UserId, parse_room
-from . import encoding, per_room, responses, retry
+from . import encoding, retry
 from .batch_queue import BatchQueue, QueuedNotification
+from .encoding import ApiRequest
 from .endpoint import Endpoint, check_seconds
-from .http_client import HttpClient
+from .http_client import HttpClient, budget_s
 from .result import BroadcastResult
 
 
@@ -168,45 +169,16 @@ class Broadcaster:
         self._changed.notify_all()
 
     def _send_batch(self, item: QueuedNotification) -> None:
-        """Make one attempt for a batch, or all for a server without ``POST /broadcast``."""
+        """Make one attempt for the batch that this caller leads."""
         try:
-            if self._endpoint.has_batch_route:
-                call = encoding.batch_request([each.encoded for each in item.batch])
-                answer = self._post(call, item.deadline)
+            call: ApiRequest | None = self._batch_queue.begin(item.batch)
+            while call is not None:
+                answer = self._poster.post(call, budget_s(self._timeout_s, item.deadline))
                 with self._changed:
-                    self._batch_queue.apply_response(item.batch, answer, time.monotonic())
-            else:
-                item.resolve(self._one_by_one(item))
+                    call = self._batch_queue.apply_response(item.batch, answer, time.monotonic())
         except Exception as error:  # noqa: BLE001 - re-raised to their callers
             with self._changed:
-                for each in item.batch:
-                    if self._poster.is_own:
-                        each.resolve(responses.unsent(self._endpoint, each.encoded, error))
-                    else:
-                        each.fail(error)
+                self._batch_queue.fail(item.batch, error, is_own=self._poster.is_own)
         finally:
             with self._changed:
                 self._leave(item)
-
-    def _one_by_one(self, item: QueuedNotification) -> BroadcastResult:
-        steps = per_room.publish_per_room(self._endpoint, item.encoded, item.attempts)
-        call = next(steps)
-        while True:
-            answer = self._send_with_retry(call, item.deadline)
-            try:
-                call = steps.send(answer)
-            except StopIteration as done:
-                result: BroadcastResult = done.value
-                return result
-
-    def _send_with_retry(self, call: encoding.ApiRequest, deadline: float) -> responses.ApiResponse:
-        """Send until the response is final."""
-        from tenacity import Retrying
-
-        retrying = Retrying(**retry.arguments(deadline - time.monotonic()))
-        answer: responses.ApiResponse = retrying(self._post, call, deadline)
-        return retry.with_attempts(answer, retrying.statistics["attempt_number"])
-
-    def _post(self, call: encoding.ApiRequest, deadline: float) -> responses.ApiResponse:
-        budget_s = min(self._timeout_s, max(0.001, deadline - time.monotonic()))
-        return self._poster.post(call, budget_s)

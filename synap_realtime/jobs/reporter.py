@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import SupportsFloat
 
 from ..broadcast import BackgroundBroadcaster, background_broadcaster
-from ..broadcast.background import PendingNotification
+from ..broadcast.batch_queue import QueuedNotification
 from ..errors import InvalidInputError, deciding_error
 from ..protocol.notification import Notification, format_timestamp
 from ..protocol.rooms import Room
@@ -51,7 +51,7 @@ class _RecipientStream:
 
     recipient: Recipient
     rooms: tuple[Room, ...]
-    last: PendingNotification | None = None
+    last: QueuedNotification | None = None
     kind: str = ""  # of the last notification; a queued one of the same kind is replaced
     progress_due: float = 0.0  # earliest time of the next progress update
     index: int = -1  # of the last delta
@@ -251,7 +251,7 @@ class Reporter:
         for posted in self._unflushed():
             await self._broadcaster.await_sent(posted)
 
-    def _unflushed(self) -> list[PendingNotification]:
+    def _unflushed(self) -> list[QueuedNotification]:
         if self._is_foreign:
             return []  # the parent of a forked child sends them; waiting here would never end
         self.span.end(self._problem)

@@ -36,4 +36,4 @@ def publish(request: pytest.FixtureRequest) -> Publish:
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries wait, but not for long: the policy's shape is tested, not its patience."""
-    monkeypatch.setattr("synap_realtime.broadcast.retry.backoff_s", lambda state: 0.001)
+    monkeypatch.setattr("synap_realtime.broadcast.retry.backoff_s", lambda *_: 0.001)

@@ -25,6 +25,12 @@ from tests.support.timeouts import TIMEOUT_S
 ROOT = Path(__file__).parent.parent.parent
 
 
+@pytest.fixture(autouse=True)
+def _real_waits(monkeypatch: pytest.MonkeyPatch, _short_waits: None) -> None:
+    """An outage must last long enough to be seen."""
+    monkeypatch.undo()
+
+
 def post(broadcaster: BackgroundBroadcaster, n: int, **data: Any) -> None:
     broadcaster.broadcast_notification(user_id="1", message={"type": "a", "data": {"n": n, **data}})
 

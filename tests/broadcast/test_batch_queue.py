@@ -15,7 +15,7 @@ from synap_realtime.broadcast.batch_queue import (
 )
 from synap_realtime.broadcast.encoding import EncodedNotification
 from synap_realtime.broadcast.endpoint import Endpoint
-from synap_realtime.broadcast.responses import ApiResponse, read_batch
+from synap_realtime.broadcast.responses import ApiResponse
 from synap_realtime.protocol.notification import MAX_BATCH_BYTES
 from synap_realtime.protocol.rooms import Room
 
@@ -79,6 +79,7 @@ class OutboxMachine(RuleBasedStateMachine):
             if len(items) > 1:
                 assert sum(len(item.encoded.as_batch_item) + 1 for item in items) <= MAX_BATCH_BYTES
             assert self.endpoint.has_batch_route or len(items) == 1
+            self.outbox.begin(items)
             self.requests.append(items)
         max_concurrent = 1 if self.endpoint.has_batch_route else MAX_CONCURRENT_SINGLES
         assert len(self.requests) <= max_concurrent
@@ -91,25 +92,32 @@ class OutboxMachine(RuleBasedStateMachine):
         self.end(self.requests.pop(data.draw(st.integers(0, len(self.requests) - 1))), kind)
 
     def end(self, items: list[QueuedNotification], kind: str) -> None:
-        parcels = [item.encoded for item in items]
         if kind == "cancelled":  # the caller's own task sent it, and is gone
             if len(items) == 1:
                 self.open.pop(items[0].encoded.id, None)
                 self.outbox.cancel(items[0])
-        elif self.endpoint.has_batch_route:
+        elif items[0].per_room is None:
             made = {"ok": ok, "full": unavailable}.get(kind)
             answer = made(len(items)) if made else FAILURES[kind]
             if kind == "ok":
                 self.keep(items)
             self.outbox.apply_response(items, answer, self.now)
         else:
-            self.keep(items)
-            items[0].resolve(read_batch(Endpoint(None, None), ok(1), parcels)[0])
+            kept = ApiResponse(status=200, body={"success": True})
+            call = items[0].call
+            while call is not None:  # one request for each room
+                if kind not in ("ok", "full"):
+                    self.outbox.apply_response(items, FAILURES[kind], self.now)
+                    break
+                self.keep(items, call.path)
+                call = self.outbox.apply_response(items, kept, self.now)
         self.outbox.release(items)
 
-    def keep(self, items: list[QueuedNotification]) -> None:
+    def keep(self, items: list[QueuedNotification], path: str = "") -> None:
         for item in items:
             for room in item.encoded.rooms:
+                if path and path != f"/rooms/{room}/broadcast":
+                    continue
                 self.kept[room.removeprefix("user_")].append(item.encoded.id)
 
     @precondition(lambda self: self.open)
@@ -128,6 +136,7 @@ class OutboxMachine(RuleBasedStateMachine):
     @rule()
     def lose_the_route(self) -> None:
         if items := self.outbox.next_batch(self.now):
+            self.outbox.begin(items)
             self.outbox.apply_response(items, ApiResponse(status=404, error="404"), self.now)
             self.outbox.release(items)
 

@@ -14,7 +14,7 @@ import pytest
 
 from synap_realtime import AsyncBroadcaster, Broadcaster, BroadcastResult
 from synap_realtime.broadcast import batch_queue, encoding
-from synap_realtime.broadcast.batch_queue import QueuedNotification
+from synap_realtime.broadcast.batch_queue import QueuedNotification, QueueLimits
 from synap_realtime.broadcast.dispatcher import Sender
 from synap_realtime.testing import RealtimeRecorder
 from tests.support.timeouts import TIMEOUT_S
@@ -155,9 +155,7 @@ async def test_rooms_keep_their_order_and_do_not_block_each_other(
     gate: Gate, callers: Callers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses = iter([1.5])
-    monkeypatch.setattr(
-        "synap_realtime.broadcast.retry.backoff_s", lambda attempts: next(pauses, 0.0)
-    )
+    monkeypatch.setattr("synap_realtime.broadcast.retry.backoff_s", lambda *_: next(pauses, 0.0))
     first = await callers.call("a1", "A")
     (await gate.next()).refuse(503)
     while callers.waiting != ["a1"]:
@@ -205,11 +203,16 @@ async def test_rooms_count_as_well(gate: Gate, broadcaster: AsyncBroadcaster) ->
     await asyncio.gather(*calls)
 
 
-@pytest.mark.parametrize("bound", ["MAX_WAITING", "MAX_WAITING_BYTES"])
+def limit_queues(monkeypatch: pytest.MonkeyPatch, limits: QueueLimits) -> None:
+    """Give the queues that are created from now on these limits."""
+    monkeypatch.setattr(batch_queue, "QueueLimits", lambda: limits)
+
+
+@pytest.mark.parametrize("limits", [QueueLimits(notifications=3), QueueLimits(bytes=300)])
 async def test_full_queue_blocks_callers_in_order(
-    gate: Gate, callers: Callers, monkeypatch: pytest.MonkeyPatch, bound: str
+    gate: Gate, callers: Callers, monkeypatch: pytest.MonkeyPatch, limits: QueueLimits
 ) -> None:
-    monkeypatch.setattr(batch_queue, bound, 3 if bound == "MAX_WAITING" else 300)
+    limit_queues(monkeypatch, limits)
     ids = [f"i{n}" for n in range(20)]
     calls = await callers.calls(*ids)
     seen: list[str] = []
@@ -377,7 +380,7 @@ async def test_cancelling_one_caller_affects_no_other(
 async def test_cancelled_waiter_leaves_queue_space_to_others(
     gate: Gate, callers: Callers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch_queue, "MAX_WAITING", 1)
+    limit_queues(monkeypatch, QueueLimits(notifications=1))
     calls = await callers.calls("a", "b", "c", "d", "e")
     for call in (calls[2], calls[3]):  # the first in line, and one behind it
         call.cancel()
@@ -395,7 +398,7 @@ async def test_cancelled_waiter_leaves_queue_space_to_others(
 async def test_timed_out_waiter_leaves_queue_space_to_the_next(
     gate: Gate, callers: Callers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch_queue, "MAX_WAITING", 1)
+    limit_queues(monkeypatch, QueueLimits(notifications=1))
     first = await callers.call("a")
     held = await gate.next()
     short = QueuedNotification(parcel("short"), asyncio.get_running_loop().time() + 0.2)
@@ -570,7 +573,7 @@ def test_transport_error_reaches_every_thread(gate: Gate, call: Call) -> None:
 def test_full_queue_blocks_threads(
     gate: Gate, sync: Broadcaster, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch_queue, "MAX_WAITING", 2)
+    monkeypatch.setattr(sync._batch_queue, "limits", QueueLimits(notifications=2))
     calls = [
         threads.submit(sync.broadcast_success, "42", "a.completed", {}, id=f"i{n}")
         for n in range(20)

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from synap_realtime.broadcast import retry
 from synap_realtime.broadcast.endpoint import Endpoint
 from synap_realtime.broadcast.responses import ApiResponse
+from synap_realtime.broadcast.retry import RetryPolicy
 from tests.broadcast.hostile_server import answering, raw
 
 from .conftest import Publish
@@ -150,4 +150,4 @@ def test_the_default_address_is_called_so() -> None:
     ("status", "helps"), [(500, True), (501, False), (503, True), (505, False)]
 )
 def test_a_server_of_another_kind_is_not_asked_again(status: int, helps: bool) -> None:
-    assert retry.is_retriable(ApiResponse(status=status)) == helps
+    assert RetryPolicy().is_retriable(ApiResponse(status=status)) == helps

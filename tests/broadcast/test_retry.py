@@ -1,21 +1,34 @@
-"""The one retry policy: tenacity's rules, the same for a single call and for a batch."""
+"""The one retry policy: the same for a single call and for a batch, with or without a deadline."""
 
 from __future__ import annotations
 
 import pytest
-import tenacity
 
-from synap_realtime.broadcast import retry
+from synap_realtime.broadcast.batch_queue import BatchQueue, QueuedNotification
+from synap_realtime.broadcast.encoding import encode, normalize
+from synap_realtime.broadcast.endpoint import Endpoint
 from synap_realtime.broadcast.responses import ApiResponse
+from synap_realtime.broadcast.result import BroadcastResult
+from synap_realtime.broadcast.retry import MAX_JITTER_S, RetryPolicy
+from synap_realtime.protocol.rooms import user_room
 
 AWAY = ApiResponse(error="away")
+BUSY = ApiResponse(status=503, error="busy", retry_after_s=7)
 
 
-def state_of(answer: ApiResponse, attempts: int) -> tenacity.RetryCallState:
-    state = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
-    state.attempt_number = attempts
-    state.set_result(answer)
-    return state
+def outcome_at(answer: ApiResponse, left_s: float, *, has_batch_route: bool) -> QueuedNotification:
+    """Return a notification to which the server answered so long before its deadline."""
+    endpoint = Endpoint("http://rooms.test", None)
+    endpoint.has_batch_route = has_batch_route
+    queue = BatchQueue(endpoint)
+    parcel = encode((user_room("1"),), normalize({"type": "a", "data": {}}))
+    item = QueuedNotification(parcel, deadline=100.0 + left_s)
+    queue.add(item)
+    batch = queue.next_batch(100.0)
+    queue.begin(batch)
+    assert queue.apply_response(batch, answer, 100.0) is None
+    queue.release(batch)
+    return item
 
 
 @pytest.mark.parametrize(
@@ -30,7 +43,7 @@ def state_of(answer: ApiResponse, attempts: int) -> tenacity.RetryCallState:
     ],
 )
 def test_retries_transient_failures(answer: ApiResponse, expected: bool) -> None:
-    assert retry.arguments(10)["retry"](state_of(answer, 1)) is expected
+    assert RetryPolicy().is_retriable(answer) is expected
 
 
 @pytest.mark.parametrize(("attempts", "least"), [(1, 0.1), (2, 0.2), (3, 0.4), (9, 3), (10**6, 3)])
@@ -38,34 +51,52 @@ def test_pauses_double_up_to_a_bound(
     attempts: int, least: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()  # the short waits of the other tests
-    assert least <= retry.wait_s(state_of(AWAY, attempts)) <= least + retry.MAX_JITTER_S
+    assert least <= RetryPolicy().delay_s(AWAY, attempts) <= least + MAX_JITTER_S
 
 
-def test_retry_after_is_waited_for() -> None:
-    assert retry.wait_s(state_of(ApiResponse(status=503, retry_after_s=7), 1)) == 7
-    assert retry.retry_delay_s(ApiResponse(status=503, retry_after_s=7), 1, left_s=8) == 7
+@pytest.mark.parametrize("has_batch_route", [True, False])
+def test_retry_after_is_waited_for(has_batch_route: bool) -> None:
+    assert RetryPolicy().delay_s(BUSY, 1) == 7
+    item = outcome_at(BUSY, left_s=8, has_batch_route=has_batch_route)
+    assert (item.result, item.due) == (None, 107.0)
 
 
-def test_nothing_begins_past_the_deadline() -> None:
-    assert retry.retry_delay_s(ApiResponse(status=503, retry_after_s=7), 1, left_s=6) is None
+@pytest.mark.parametrize("has_batch_route", [True, False])
+@pytest.mark.parametrize("left_s", [6, 0, -1])
+@pytest.mark.parametrize("answer", [AWAY, BUSY])
+def test_nothing_begins_past_the_deadline(
+    has_batch_route: bool, left_s: float, answer: ApiResponse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller gets a result with the last answer."""
+    monkeypatch.setattr("synap_realtime.broadcast.retry.backoff_s", lambda *_: 6.0)
+    result = outcome_at(answer, left_s=left_s, has_batch_route=has_batch_route).result
+    assert isinstance(result, BroadcastResult)
+    assert answer.error is not None
+    assert answer.error in (result.error or "")
+    assert ("it asked to retry after 7 s" in (result.error or "")) == (answer is BUSY)
 
 
 def test_a_client_without_a_deadline_has_a_longest_pause() -> None:
-    wait = retry.wait_at_most_s(15)
-    assert wait(state_of(ApiResponse(status=503, retry_after_s=999), 1)) == 15
-    assert 0.1 <= wait(state_of(AWAY, 1)) <= 0.2
+    policy = RetryPolicy(15, 15)
+    assert policy.delay_s(ApiResponse(status=503, retry_after_s=999), 1) == 15
+
+
+@pytest.mark.parametrize(("attempts", "least"), [(1, 0.1), (7, 6.4), (8, 12.8), (99, 15)])
+def test_a_client_without_a_deadline_backs_off_further(
+    attempts: int, least: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    assert least <= RetryPolicy(15, 15).delay_s(AWAY, attempts) <= min(least + MAX_JITTER_S, 15)
+
+
+def test_only_a_client_without_waiting_callers_retries_a_misconfigured_server() -> None:
+    answer = ApiResponse(status=500, error="no", body={"code": "misconfigured"})
+    assert not RetryPolicy().is_retriable(answer)
+    assert RetryPolicy(retries_misconfigured=True).is_retriable(answer)
 
 
 def test_refused_clients_retry_with_jitter(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.undo()
-    assert len({retry.wait_s(state_of(AWAY, 1)) for _ in range(10)}) > 1
-
-
-@pytest.mark.parametrize("answer", [AWAY, ApiResponse(status=503, error="busy", retry_after_s=999)])
-def test_a_deadline_that_has_passed_leaves_the_last_answer(answer: ApiResponse) -> None:
-    """The caller gets a result instead of a library's exception."""
-    found: ApiResponse = tenacity.Retrying(**retry.arguments(0))(lambda: answer)
-    assert found == retry.as_final(answer)
-    assert ("it asked to retry after 999 s" in str(found.error)) == (answer.retry_after_s > 0)
+    assert len({RetryPolicy().delay_s(AWAY, 1) for _ in range(10)}) > 1
