@@ -18,9 +18,9 @@ from ..protocol.notification import Notification
 from ..protocol.rooms import Room, UserId, parse_room
 from . import encoding, responses, retry
 from .batch_queue import QueuedNotification
-from .dispatcher import Sender
 from .endpoint import Endpoint, check_seconds
 from .result import BroadcastResult
+from .sender import Sender
 
 _INSTEAD = "call broadcast_notification_sync() or another …_sync function, in a thread"
 

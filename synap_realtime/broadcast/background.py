@@ -84,6 +84,7 @@ class BackgroundBroadcaster:
         self._endpoint = Endpoint(url, api_key)
         self._timeout_s = check_seconds("timeout_s", timeout_s)
         self._max_pending = max_pending
+        self._full = f"more than {max_pending} notifications are pending"
         self._poster = HttpClient(self._endpoint, transport)
         self._reset()
         _instances.add(self)
@@ -160,9 +161,8 @@ class BackgroundBroadcaster:
                 self._queue.add_delayed(posted)
             else:
                 self._queue.add(posted)
-            why = f"more than {self._max_pending} notifications are pending"
-            if evicted := self._queue.evict_oldest(why):
-                self._drop(len(evicted), why)
+            if evicted := self._queue.evict_oldest(self._full):
+                self._drop(len(evicted), self._full)
                 self._wake(evicted)
             self._start()
             self._changed.notify_all()

@@ -116,6 +116,57 @@ def test_invalid_message_raises_in_the_caller(realtime: RealtimeRecorder) -> Non
     assert realtime.sent() == []
 
 
+def test_a_notification_that_spoils_its_batch_fails_alone(caplog: pytest.LogCaptureFixture) -> None:
+    """A proxy with its own limit, or an unknown check."""
+
+    class Picky(RealtimeRecorder):
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            if b'"n":4' in request.read():
+                return httpx.Response(413, json={"error": "Too large", "code": "payload_too_large"})
+            return super().handle_request(request)
+
+    realtime = Picky()
+    realtime.delay_requests(0.1)
+    with BackgroundBroadcaster(transport=realtime) as broadcaster:
+        for n in range(9):
+            post(broadcaster, n)
+        assert broadcaster.flush(30)
+    assert [n.data["n"] for n in realtime.received] == [0, 1, 2, 3, 5, 6, 7, 8]
+    assert caplog.text.count(" was rejected: ") == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        httpx.Response(500, json={"error": "Misconfigured", "code": "misconfigured"}),
+        httpx.Response(
+            200,
+            json={"results": [{"success": False, "error": "No room", "code": "unavailable"}]},
+        ),
+    ],
+    ids=["misconfigured", "unavailable"],
+)
+def test_a_server_that_needs_its_operator_is_an_outage(
+    answer: httpx.Response, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(RealtimeRecorder):
+        is_broken = True
+
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            return answer if self.is_broken else super().handle_request(request)
+
+    realtime = Broken()
+    with BackgroundBroadcaster(transport=realtime) as broadcaster:
+        post(broadcaster, 0)
+        broadcaster.flush()
+        assert broadcaster.is_unavailable
+        realtime.is_broken = False
+    assert [n.data["n"] for n in realtime.received] == [0]
+    said = [record.getMessage() for record in caplog.records]
+    assert ["buffering" in said[0], "reconnected" in said[1], len(said)] == [True, True, 2]
+    assert answer.json().get("error", "No room") in said[0]
+
+
 def test_broadcast_after_close_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     realtime = RealtimeRecorder()
     broadcaster = BackgroundBroadcaster(transport=realtime)

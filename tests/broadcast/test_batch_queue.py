@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -12,10 +13,12 @@ from synap_realtime.broadcast.batch_queue import (
     MAX_CONCURRENT_SINGLES,
     BatchQueue,
     QueuedNotification,
+    QueueLimits,
 )
 from synap_realtime.broadcast.encoding import EncodedNotification
 from synap_realtime.broadcast.endpoint import Endpoint
 from synap_realtime.broadcast.responses import ApiResponse
+from synap_realtime.broadcast.retry import RetryPolicy
 from synap_realtime.protocol.notification import MAX_BATCH_BYTES
 from synap_realtime.protocol.rooms import Room
 
@@ -180,3 +183,126 @@ def _rooms(items: list[QueuedNotification]) -> list[Room]:
 
 
 TestOutbox = OutboxMachine.TestCase
+
+
+# What the client of jobs asks of the queue
+
+
+def queue_of(limits: QueueLimits | None = None, policy: RetryPolicy | None = None) -> BatchQueue:
+    return BatchQueue(Endpoint("http://rooms.test", None), limits, policy)
+
+
+def item_of(id: str, room: str = "A", size: int = 10, due: float = 0.0) -> QueuedNotification:
+    parcel = EncodedNotification((Room(f"user_{room}"),), id, b"x" * size)
+    return QueuedNotification(parcel, due=due)
+
+
+def send(queue: BatchQueue, answer: ApiResponse, now: float) -> list[str]:
+    """Send the next batch, answer it, and return its ids."""
+    batch = queue.next_batch(now)
+    if batch:
+        queue.begin(batch)
+        queue.apply_response(batch, answer, now)
+        queue.release(batch)
+    return [item.encoded.id for item in batch]
+
+
+def test_a_delayed_notification_waits_for_its_time_and_delays_no_other() -> None:
+    queue = queue_of()
+    queue.add_delayed(item_of("late", due=5.0))
+    queue.add(item_of("next"))
+    assert send(queue, ok(1), 1.0) == ["next"]
+    assert (queue.next_due(1.0), len(queue), queue.is_idle) == (5.0, 1, False)
+    assert send(queue, ok(1), 5.0) == ["late"]
+    assert queue.is_idle
+
+
+def test_expediting_a_delayed_notification_puts_it_before_later_ones() -> None:
+    queue = queue_of()
+    first, other = item_of("first", due=5.0), item_of("other", due=6.0)
+    queue.add_delayed(first)
+    queue.add_delayed(other)
+    queue.expedite([first])
+    queue.add(item_of("second"))
+    assert send(queue, ok(2), 1.0) == ["first", "second"]
+    queue.expedite()
+    assert queue.last is other
+    assert send(queue, ok(1), 1.0) == ["other"]
+
+
+def test_replaces_a_notification_only_before_it_may_have_been_sent() -> None:
+    queue = queue_of()
+    item = item_of("a")
+    queue.add(item)
+    assert queue.replace(item, item_of("b", size=99).encoded)
+    assert queue._waiting_bytes == 99
+    batch = queue.next_batch(1.0)
+    assert not queue.replace(item, item_of("c").encoded), "in flight"
+    queue.begin(batch)
+    queue.apply_response(batch, FAILURES["away"], 1.0)
+    queue.release(batch)
+    assert not queue.replace(item, item_of("c").encoded), "the server may have it"
+    assert item.encoded.id == "b"
+
+
+@pytest.mark.parametrize("limits", [QueueLimits(notifications=3), QueueLimits(bytes=30)])
+def test_evicts_the_oldest_that_was_never_sent(limits: QueueLimits) -> None:
+    queue = queue_of(limits)
+    tried = item_of("tried", size=0)
+    queue.add(tried)
+    assert send(queue, FAILURES["away"], 1.0) == ["tried"]
+    delayed = item_of("delayed", due=99.0)
+    queue.add_delayed(delayed)
+    items = [item_of(str(n)) for n in range(5)]
+    evicted = []
+    for item in items:
+        queue.add(item)
+        evicted += queue.evict_oldest("full")
+    assert evicted == items[:3]
+    assert [item.result and item.result.error for item in evicted] == ["full"] * 3
+    assert [item.encoded.id for item in queue._waiting] == ["tried", "3", "4"]
+    for n in range(2):
+        queue.add_delayed(item_of(f"delayed {n}", due=99.0))
+        evicted += queue.evict_oldest("full")
+    queue.add_delayed(item_of("last", due=99.0))
+    assert queue.evict_oldest("full") == [delayed], "when nothing else is left"
+
+
+@pytest.mark.parametrize("has_batch_route", [True, False])
+def test_a_failure_pauses_the_whole_queue_of_a_client_without_deadlines(
+    has_batch_route: bool,
+) -> None:
+    queue = queue_of(policy=RetryPolicy(pauses_queue=True))
+    queue._endpoint.has_batch_route = has_batch_route
+    queue.add(item_of("a"))
+    assert send(queue, FAILURES["away"], 1.0) == ["a"]
+    queue.add(item_of("b", "B"))
+    due = queue.next_due(1.0)
+    assert due is not None
+    assert queue.is_paused(1.0)
+    assert queue.next_batch(1.0) == []
+    assert not queue.is_paused(due)
+    assert send(queue, ok(2), due)[0] == "a"
+
+
+def test_a_partly_stored_batch_is_retried_in_part_and_pauses_that_client() -> None:
+    queue = queue_of(policy=RetryPolicy(pauses_queue=True))
+    stored, refused = item_of("a"), item_of("b", "B")
+    queue.add(stored)
+    queue.add(refused)
+    results = [{"success": True}, {"success": False, "error": "No", "code": "unavailable"}]
+    send(queue, ApiResponse(status=200, body={"results": results}), 1.0)
+    assert stored.result is not None
+    assert stored.result.success
+    assert (refused.result, refused.failure is None) == (None, False)
+    assert queue.is_paused(1.0)
+
+
+def test_ending_the_queue_fails_delayed_notifications_as_well() -> None:
+    queue = queue_of()
+    items = [item_of("a"), item_of("b", due=99.0)]
+    queue.add(items[0])
+    queue.add_delayed(items[1])
+    queue.end("closed")
+    assert [item.result and item.result.error for item in items] == ["closed"] * 2
+    assert queue.is_idle

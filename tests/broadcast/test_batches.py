@@ -15,7 +15,7 @@ import pytest
 from synap_realtime import AsyncBroadcaster, Broadcaster, BroadcastResult
 from synap_realtime.broadcast import batch_queue, encoding
 from synap_realtime.broadcast.batch_queue import QueuedNotification, QueueLimits
-from synap_realtime.broadcast.dispatcher import Sender
+from synap_realtime.broadcast.sender import Sender
 from synap_realtime.testing import RealtimeRecorder
 from tests.support.timeouts import TIMEOUT_S
 
