@@ -52,6 +52,31 @@ def test_masks_credentials(secret: str, around: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "name",
+    ["token", "Secret", "api_key", "keys", "password", "PASSWD", "pwd", "credentials",
+     "Authorization"],
+)  # fmt: skip
+@pytest.mark.parametrize("pair", ["{}={}", "{}: {}", '{{"{}": "{}"}}', "{} = '{}'"])
+def test_masks_what_follows_the_name_of_a_secret(name: str, pair: str) -> None:
+    """A word that looks like no key."""
+    shown = redacted(f"invalid: {pair.format(name, 'correcthorse')}, next")
+    assert "correcthorse" not in shown
+    assert name in shown
+    assert shown.endswith(", next")
+
+
+@pytest.mark.parametrize(
+    "part", ["eyJzdWIiOiJhIg", "ewogIrYWxnIjoiZQ", "eyJzdWIiOiJhIg.bcdefghijk.lmnopqrstu"]
+)
+def test_masks_a_part_of_a_token_that_looks_like_no_key(part: str) -> None:
+    """Short, without digits."""
+    shown = redacted(f"got {part} in the path")
+    assert not [piece for piece in pieces(part) if piece in shown], shown
+    assert shown.startswith("got ")
+    assert shown.endswith(" in the path")
+
+
+@pytest.mark.parametrize(
     ("url", "kept"),
     [
         ("https://u:hunter2@id.example/jwks", "id.example/jwks"),

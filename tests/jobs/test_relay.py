@@ -11,6 +11,8 @@ import pickle
 import shutil
 import socket
 import stat
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -25,7 +27,7 @@ from synap_realtime.jobs import JobType, Recipient, Reporter, RunNotifications, 
 from synap_realtime.jobs.extent import Extent, Ticket, entered, extent_of
 from synap_realtime.jobs.relay import RelayedReporter
 from synap_realtime.testing import RealtimeRecorder
-from tests.support.timeouts import scaled
+from tests.support.timeouts import TIMEOUT_S, scaled
 
 REPORT = JobType("report.creation")
 
@@ -301,3 +303,38 @@ def test_a_long_tmpdir_does_not_keep_the_relay_from_listening(
         taken.close()
     assert [each.data["label"] for each in realtime.sent(REPORT.progress)] == ["inside"]
     assert not list(long.iterdir())
+
+
+FORK_DURING_A_TICKET = """
+import os, signal, threading
+from synap_realtime.jobs import relay
+from synap_realtime.jobs.extent import extent_of
+
+held, release = threading.Event(), threading.Event()
+
+def hold():
+    with relay._lock:
+        held.set()
+        release.wait()
+
+thread = threading.Thread(target=hold)
+thread.start()
+held.wait()
+if (child := os.fork()) == 0:
+    signal.alarm(int({timeout_s}))
+    with extent_of(None) as extent:
+        os._exit(0 if relay.ticket_for(extent) is not None else 1)
+release.set()
+thread.join()
+print(os.waitpid(child, 0)[1])
+"""
+
+
+def test_child_forked_while_another_thread_gets_a_ticket_can_get_one() -> None:
+    """A lock that is held during a fork is held forever in the child."""
+    code = FORK_DURING_A_TICKET.format(timeout_s=TIMEOUT_S / 3)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True,
+        timeout=TIMEOUT_S,
+    )  # fmt: skip
+    assert done.stdout == "0\n"

@@ -12,6 +12,7 @@ import httpx
 import pytest
 import websockets
 
+from synap_realtime.server.auth import Claims
 from synap_realtime.server.auth.limits import MAX_TRACKED_KEYS, Limits
 from synap_realtime.server.config.settings import load_settings
 from synap_realtime.server.messages import RequestError
@@ -137,6 +138,39 @@ async def test_address_with_many_invalid_tokens_is_limited(front: Front, method:
         # A publisher's key needs no verification.
         path = "/rooms/user_1/broadcast"
         assert await statuses(client, path, [API_KEY], method="POST", json=NOTE) == [200]
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_address_with_many_revoked_tokens_is_limited(front: Front, method: str) -> None:
+    """A valid signature has cost as much as an invalid one."""
+    path = "/rooms/user_1/history" if method == "GET" else "/rooms/user_1/broadcast"
+    async with limited(front) as client:
+        revoked, operator = token("1"), bearer(token("9", scope="admin"))
+        answer = await client.post("/revoke", headers=operator, json={"user": "1"})
+        assert answer.status_code == 200, answer.text
+        found = await statuses(client, path, [revoked] * 3 * LIMIT, method=method, json=NOTE)
+        assert found[:LIMIT] == [401] * LIMIT
+        assert 429 in found
+        assert await statuses(client, "/rooms/user_2/history", [token("2")], address=B) == [200]
+
+
+def test_publish_over_the_byte_rate_costs_no_notification() -> None:
+    limits, claims = (
+        Limits(load_settings(publishes_per_s=5, publish_bytes_per_s=100)),
+        Claims(key_name="jobs"),
+    )
+
+    def refusal(size: int) -> str | None:
+        try:
+            limits.check_publish(claims, 1, size)
+        except RequestError as error:
+            return str(error.body["details"])
+        return None
+
+    assert refusal(60) is None
+    assert {refusal(60) for _ in range(10)} == {"rate limit exceeded: 100 bytes/s per key"}
+    assert [refusal(5) for _ in range(4)] == [None] * 4
+    assert refusal(5) == "rate limit exceeded: 5 notifications/s per key"
 
 
 async def test_publishes_are_not_charged_as_requests(front: Front) -> None:
