@@ -119,6 +119,13 @@ class Request:
             self.query = {name: values[-1] for name, values in parameters.items()}
         self.credential = self._find_credential()
 
+    def hold_answer(self, response: Response) -> None:
+        """Check that a response can be held for the peer. Requests of a mounted app do.
+
+        Raises:
+            RequestError: the response exceeds a byte budget.
+        """
+
     def room(self) -> Room | None:
         """Return the room in the path, if there is one."""
         try:

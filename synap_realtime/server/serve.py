@@ -15,8 +15,8 @@ from typing import Any
 from ..errors import ConfigurationError
 from ..loopback import is_loopback
 from ..tokens import KEYGEN_COMMAND
-from .app import Node, open_configured_store
-from .asgi.adapter import RoomServer, create_app
+from .app import Node, create_node, open_configured_store
+from .asgi.adapter import RoomServer
 from .config.settings import ServerSettings
 from .listeners import BACKLOG, authority, bind, port_of
 from .logging.setup import configure
@@ -47,6 +47,7 @@ async def running_server(
     """Serve a room server, or another ASGI app, inside this event loop.
 
     Args:
+        app: a :class:`RoomServer` or a :class:`Node`; or another ASGI app, which uvicorn serves.
         certificate: makes a room server speak TLS; ignored for other apps.
         shares_port: other processes that set it, too, may listen on the same port.
 
@@ -58,7 +59,8 @@ async def running_server(
         ConfigurationError: the address cannot be bound, or it is not a loopback address and the
             server has no keys.
     """
-    if not is_loopback(host) and not (isinstance(app, Node) and app.has_keys):
+    node = app.node if isinstance(app, RoomServer) else app if isinstance(app, Node) else None
+    if not is_loopback(host) and not (node is not None and node.has_keys):
         raise ConfigurationError(
             f"--host (SYNAP_REALTIME_HOST): {host!r} would let every machine that reaches this one "
             "publish and subscribe, because authentication is not configured. Create keys with: "
@@ -67,13 +69,13 @@ async def running_server(
     sockets = bind(host, port, shares_port=shares_port)
     scheme = "http" if certificate is None else "https"
     url = f"{scheme}://{authority(host, port_of(sockets))}"
-    if not isinstance(app, Node):
+    if node is None:
         for each in sockets:
             each.listen(BACKLOG)  # the kernel queues connections until the app has started
         async with _serve_with_uvicorn(app, sockets):
             yield url
         return
-    front = ConnectionServer(app)
+    front = ConnectionServer(node)
     front.listen(sockets, certificate)
     try:
         yield url
@@ -149,43 +151,47 @@ async def serve(settings: ServerSettings, context: WorkerContext | None = None) 
     """
     certificate = open_certificate(settings.tls_cert, settings.tls_key)
     if context is None:
-        app, port, wait = create_app(settings), settings.port, until_stopped
+        node, port, wait = create_node(settings), settings.port, until_stopped
     else:
-        app, port, wait = _create_worker_app(settings, context), context.port, context.until_stopped
+        node, port, wait = (
+            _create_worker_node(settings, context),
+            context.port,
+            context.until_stopped,
+        )
     _raise_nofile_limit(settings)
     shares_port = context is not None
     async with running_server(
-        app, settings.host, port, certificate, shares_port=shares_port
+        node, settings.host, port, certificate, shares_port=shares_port
     ) as url:
         stopped = asyncio.create_task(wait())
         await asyncio.sleep(0)  # install the signal handlers before readiness is logged
-        logger.info("%s", app.description)
+        logger.info("%s", node.description)
         logger.info("listening on %s", url)
         if context is None or context.worker == 1:
-            _summarize(app, url)
+            _summarize(node, url)
         if context is not None:
             context.ready()
         await stopped
         logger.info("stopping")
-        await app.drain()
+        await node.drain()
         await asyncio.sleep(min(LINGER_S, settings.drain_timeout_s))
     logger.info("stopped")
 
 
-def _summarize(app: RoomServer, url: str) -> None:
+def _summarize(node: Node, url: str) -> None:
     """Log what an operator needs first when a request is rejected."""
-    logger.info("settings", extra=app.summary())
-    if app.settings.admin:
+    logger.info("settings", extra=node.summary())
+    if node.settings.admin:
         logger.info("admin page: %s/admin", url)
-    if app.has_keys and not app.settings.allowed_origins:
+    if node.has_keys and not node.settings.allowed_origins:
         logger.warning(
             "no browser origins are allowed: pages of other origins get 403; allow them with "
             "--allowed-origins https://app.example.com (SYNAP_REALTIME_ALLOWED_ORIGINS)"
         )
 
 
-def _create_worker_app(settings: ServerSettings, context: WorkerContext) -> RoomServer:
-    """Create the app of a worker.
+def _create_worker_node(settings: ServerSettings, context: WorkerContext) -> Node:
+    """Create the node of a worker.
 
     Raises:
         ConfigurationError: processes cannot share the store.
@@ -196,7 +202,7 @@ def _create_worker_app(settings: ServerSettings, context: WorkerContext) -> Room
             f"--workers (SYNAP_REALTIME_WORKERS): workers cannot share the store {settings.store}: "
             "it has no attribute is_shared, see synap_realtime.server.ClusterStore"
         )
-    return create_app(settings, store, worker=context.worker)
+    return create_node(settings, store, worker=context.worker)
 
 
 def _raise_nofile_limit(settings: ServerSettings) -> None:

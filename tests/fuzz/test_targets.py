@@ -15,8 +15,8 @@ import pytest
 
 from synap_realtime.broadcast import responses
 from synap_realtime.server import wire
-from synap_realtime.server.app import Node
 from synap_realtime.server.auth import jwks
+from synap_realtime.server.http.routes import Router
 from synap_realtime.server.messages import Response
 from synap_realtime.server.protocols import ws_codec
 from synap_realtime.server.protocols.http1 import Http1Protocol
@@ -86,14 +86,14 @@ def test_http_target_notices_a_connection_that_is_kept(monkeypatch: pytest.Monke
 
 
 def test_http_target_notices_a_traceback_in_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    answer = Node.handle
+    answer = Router.handle
 
-    async def fails(self: Node, request: Any) -> Any:
+    async def fails(self: Router, request: Any) -> Any:
         if request.method == "OPTIONS":
             raise KeyError("a fault")
         return await answer(self, request)
 
-    monkeypatch.setattr(Node, "handle", fails)
+    monkeypatch.setattr(Router, "handle", fails)
     catches("http")
 
 

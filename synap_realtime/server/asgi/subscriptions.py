@@ -9,52 +9,22 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from ...errors import SynapRealtimeError
 from ...protocol.control import PING, CloseCode, ControlFrame
-from ..app import CLOSE_TIMEOUT_S, AcceptedSubscription
+from ..app import CLOSE_TIMEOUT_S
+from ..http.subscribe import AcceptedSubscription
 from ..messages import Request
 from ..protocols.sse import COMMENT, HEARTBEAT_S, encode_event, encode_retry
 from ..protocols.ws_codec import cut_reason
 from ..rooms.backlog import SLOW_CONSUMER_TIMEOUT_S, UnbatchedSink
 from ..rooms.subscription import Subscription
 from ..stores.base import Entry, StoreUnavailableError
+from .messages import DisconnectedError, Receive, Send
 
 logger = logging.getLogger(__name__)
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-
-
-class DisconnectedError(Exception):
-    """The peer has disconnected."""
-
-
-_GONE = ("handler is closed", "after sending 'websocket.close'")
-
-
-def translate_disconnects(send: Send) -> Send:
-    """Return ``send`` with errors of a disconnected peer as :class:`DisconnectedError`.
-
-    uvloop closes a socket inside the write that fails, and raises RuntimeError at the next write,
-    before the ASGI server has noticed the end. And uvicorn closes a WebSocket whose client violates
-    the protocol, and raises RuntimeError for messages that are sent before the app is notified.
-    """
-
-    async def send_or_end(message: Message) -> None:
-        try:
-            await send(message)
-        except RuntimeError as error:
-            if not any(text in str(error) for text in _GONE):
-                raise
-            await asyncio.sleep(0)  # let the ASGI server notice it, too
-            raise DisconnectedError from error
-
-    return send_or_end
 
 
 class _QueueSink(UnbatchedSink):

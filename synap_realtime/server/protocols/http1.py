@@ -14,9 +14,10 @@ from typing import Any, Protocol
 import httptools
 
 from ...protocol.control import MAX_CLIENT_TEXT_BYTES
-from ..app import AcceptedSubscription, CloseHandshakeError, Node
+from ..app import Node
 from ..deadlines import Closable, IdleTimeouts, PendingConnections, WriteStallGuard
 from ..http.routes import MAX_BODY_BYTES
+from ..http.subscribe import AcceptedSubscription, CloseHandshakeError
 from ..messages import (
     MAX_TARGET_BYTES,
     RequestError,
@@ -478,7 +479,7 @@ class Http1Protocol(asyncio.Protocol):
                 if self._read_paused:
                     self._resume_reading()
             if exchange.error is not None:
-                self._owner.node.record_error(exchange, exchange.error.response)
+                self._owner.node.router.record_error(exchange, exchange.error.response)
                 self._answer(exchange, exchange.error.response)
             else:
                 if exchange.is_complete and exchange.size <= MAX_BODY_BYTES:
@@ -513,7 +514,7 @@ class Http1Protocol(asyncio.Protocol):
 
     async def _serve(self, exchange: HttpRequest) -> None:
         try:
-            answer = await self._owner.node.handle(exchange)
+            answer = await self._owner.node.router.handle(exchange)
             if isinstance(answer, AcceptedSubscription):
                 self._serve_stream(exchange, answer)
             elif answer.rest is not None:
@@ -526,7 +527,7 @@ class Http1Protocol(asyncio.Protocol):
     def _serve_stream(self, exchange: HttpRequest, opened: AcceptedSubscription) -> None:
         node = self._owner.node
         if self._transport.is_closing():
-            node.close_session(opened.session)
+            node.sessions.close(opened.session)
             return
         self._caller = caller_of(exchange.claims, exchange.address)
         assert opened.head is not None  # noqa: S101 - set for event streams
@@ -771,7 +772,7 @@ class Http1Protocol(asyncio.Protocol):
     async def _upgrade_when_accepted(self, exchange: HttpRequest, rest: bytes) -> None:
         node = self._owner.node
         try:
-            opened = await node.accept_websocket(exchange)
+            opened = await node.router.accept_websocket(exchange)
         except RequestError as error:
             if not self._transport.is_closing():
                 exchange.is_websocket = False
@@ -785,7 +786,7 @@ class Http1Protocol(asyncio.Protocol):
             self._fail(error)
         else:
             if self._transport.is_closing():
-                node.close_session(opened.session)
+                node.sessions.close(opened.session)
                 return
             sink = WebSocketSink(
                 opened.session, node, self._owner.keepalive, self._owner.connections,

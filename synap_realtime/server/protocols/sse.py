@@ -10,7 +10,8 @@ import json
 from collections.abc import Callable
 
 from ...protocol.control import CloseCode, ControlFrame
-from ..app import SSE_RETRY_MS, Node
+from ..app import Node
+from ..http.subscribe import SSE_RETRY_MS
 from ..rooms.backlog import UnbatchedSink
 from ..rooms.sessions import Session
 from ..stores.base import Entry
@@ -112,7 +113,7 @@ class SseSink(UnbatchedSink):
     def _close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._node.close_session_soon(self._session)
+        self._node.sessions.close_soon(self._session)
 
     def _write(self, text: bytes) -> None:
         # After a failed write, the event loop closes a socket before it calls connection_lost().

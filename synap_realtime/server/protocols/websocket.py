@@ -438,7 +438,7 @@ class WebSocketSink:
 
     def close(self, code: CloseCode) -> None:
         self.socket.close(code, self._subscription.reason)
-        self._node.close_session_soon(self._session)
+        self._node.sessions.close_soon(self._session)
 
     def abort(self) -> None:
         self.socket.abort()
@@ -479,14 +479,14 @@ class WebSocketSink:
             self._subscription.on_writable()
 
     def on_close(self) -> None:
-        self._node.close_session_soon(self._session)
+        self._node.sessions.close_soon(self._session)
 
     def on_disconnect(self) -> None:
         if self._task is not None:
             self._task.cancel()
         self._keepalive.remove(self)
         self._connections.discard(self)
-        self._node.close_session(self._session)
+        self._node.sessions.close(self._session)
 
     def ping(self) -> None:
         # A blocked socket needs no ping: its slow-consumer timer is running.

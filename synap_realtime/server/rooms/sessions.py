@@ -377,6 +377,13 @@ class SessionRegistry:
         )  # fmt: skip
         self._left.set()
 
+    def close_soon(self, session: Session) -> None:
+        """Close a session without waiting for the peer to close the connection.
+
+        Not immediately, as a broadcast to the room may be in progress.
+        """
+        asyncio.get_running_loop().call_soon(self.close, session)
+
     def in_room(self, room: Room) -> list[Session]:
         """Return the sessions of a room."""
         return [session for session in self._open if session.room == room]

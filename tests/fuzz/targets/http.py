@@ -12,7 +12,7 @@ from zlib import crc32
 from pydantic import SecretStr
 from websockets.protocol import CLIENT, OPEN, Protocol
 
-from synap_realtime.server import create_app
+from synap_realtime.server.app import create_node
 from synap_realtime.server.config.settings import load_settings
 from synap_realtime.server.logging import setup as logs
 from synap_realtime.server.protocols.http1 import Http1Protocol
@@ -144,7 +144,7 @@ class _Server:
             read_bytes_per_s=0,
         )
         store = MemoryStore(Retention(count=100, max_memory_bytes=1024 * 1024))
-        return ConnectionServer(create_app(settings, store))
+        return ConnectionServer(create_node(settings, store))
 
     def connect(self) -> MemoryTransport:
         """A client connects."""

@@ -103,7 +103,7 @@ class NotificationTarget(Target):
         headers = {"authorization": f"Bearer {API_KEY}", "content-type": "application/json"}
         request = Request("POST", path, "", headers, "127.0.0.1")
         request.content = body
-        response = self._loop.run_until_complete(self._app.handle(request))
+        response = self._loop.run_until_complete(self._app.node.router.handle(request))
         assert isinstance(response, Response)
         return response
 

@@ -56,7 +56,7 @@ async def stalled(url: str, sent: bytes) -> asyncio.StreamWriter:
 
 async def until_there_are(app: RoomServer, count: int) -> None:
     async with asyncio.timeout(TIMEOUT_S):
-        while len(app._sessions.subscriptions()) != count:  # noqa: ASYNC110
+        while len(app.node.sessions.subscriptions()) != count:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
@@ -132,7 +132,7 @@ async def test_a_host_that_has_closed_a_websocket_has_no_error_either() -> None:
     async with asyncio.timeout(TIMEOUT_S):
         await app(scope, receive, send)
     assert sent == ["websocket.accept", "websocket.send"]
-    assert not app._sessions.subscriptions()
+    assert not app.node.sessions.subscriptions()
     await app.close()
 
 
@@ -254,7 +254,7 @@ async def test_refuses_user_that_reads_no_responses() -> None:
         peers = [await silent(url, history("1")) for _ in range(20)]
         statuses = [await status_of(reader) for reader, _ in peers]
         assert set(statuses) == {200, 429}
-        assert 0 < app.budgets.answers.bytes <= most * 2
+        assert 0 < app.node.budgets.answers.bytes <= most * 2
         async with httpx.AsyncClient(base_url=url) as client:
             own, other = ({"Authorization": f"Bearer {mint_token(n, secret=SECRET)}"} for n in "12")
             page = await client.get("/rooms/user_2/history?limit=1000", headers=other)
@@ -271,7 +271,7 @@ async def test_refuses_user_that_reads_no_responses() -> None:
             assert short.status_code == 200
             for _, writer in peers:
                 writer.transport.abort()
-            await until_held(app.budgets.answers, 0, 0)
+            await until_held(app.node.budgets.answers, 0, 0)
             again = await client.get("/rooms/user_1/history?limit=1000", headers=own)
             assert again.status_code == 200
 
@@ -281,13 +281,13 @@ async def test_response_is_charged_until_its_peer_has_read_it() -> None:
     async with by_uvicorn(app, bounded=True) as url:
         await filled(url, "1")
         reader, writer = await silent(url, history("1"))
-        await until_held(app.budgets.answers, 1, MIB)
+        await until_held(app.node.budgets.answers, 1, MIB)
         assert await status_of(reader) == 200
         end = b""
         async with asyncio.timeout(10):
             while end != b"\r\n0\r\n\r\n":  # after the last chunk
                 end = (end + await reader.read(1 << 16))[-7:]
-        await until_held(app.budgets.answers, 0, 0)
+        await until_held(app.node.budgets.answers, 0, 0)
         writer.close()
 
 
@@ -301,10 +301,10 @@ async def test_responses_are_bounded_in_total_and_leave_capacity_for_another_use
         assert set(statuses) == {200, 503}
         reader, writer = await silent(url, history("2"))
         assert await status_of(reader) == 200
-        assert app.budgets.answers.bytes <= most
+        assert app.node.budgets.answers.bytes <= most
         for _, each in [*peers, (reader, writer)]:
             each.transport.abort()
-        await until_held(app.budgets.answers, 0, 0)
+        await until_held(app.node.budgets.answers, 0, 0)
 
 
 async def test_incomplete_bodies_are_bounded_and_small_publishes_succeed() -> None:
@@ -317,7 +317,7 @@ async def test_incomplete_bodies_are_bounded_and_small_publishes_succeed() -> No
         )
         assert {task.result() for task in done} == {503}
         assert waiting, "some of them may send the rest"
-        assert 0 < app.budgets.requests.bytes <= most
+        assert 0 < app.node.budgets.requests.bytes <= most
         async with httpx.AsyncClient(
             base_url=url, headers={"Authorization": f"Bearer {API_KEY}"}
         ) as client:
@@ -329,7 +329,7 @@ async def test_incomplete_bodies_are_bounded_and_small_publishes_succeed() -> No
                 task.cancel()
             for _, writer in peers:
                 writer.transport.abort()
-            await until_held(app.budgets.requests, 0, 0)
+            await until_held(app.node.budgets.requests, 0, 0)
             large = await client.post("/rooms/user_1/broadcast", json=LARGE)
             assert large.status_code == 200
 

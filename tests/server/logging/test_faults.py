@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from synap_realtime.server import create_app
-from synap_realtime.server.app import Node
+from synap_realtime.server.http.routes import Router
 from synap_realtime.server.logging import faults
 from synap_realtime.server.serve import running_server
 
@@ -22,7 +22,7 @@ async def test_errors_of_the_server_are_bounded_lines(
     async def broken(*_: object) -> None:
         raise LookupError("what the peer has sent")
 
-    monkeypatch.setattr(Node, "handle", broken)
+    monkeypatch.setattr(Router, "handle", broken)
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(None)
     async with running_server(create_app()) as url:

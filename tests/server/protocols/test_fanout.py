@@ -57,8 +57,8 @@ class Server:
         self.app = app
         parts = urlsplit(url)
         self.address = (str(parts.hostname), int(parts.port or 0))
-        self.store = app._store
-        self.hub: Hub = app._sessions._hub
+        self.store = app.node._store
+        self.hub: Hub = app.node.sessions._hub
         self.published: dict[Room, list[str]] = {}
         self._count = 0
 

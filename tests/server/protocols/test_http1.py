@@ -38,10 +38,10 @@ async def nothing_is_left(app: RoomServer, tasks: int) -> None:
     """No session, no place of the limits, no listener, no task."""
     async with asyncio.timeout(TIMEOUT_S):
         while (  # noqa: ASYNC110 - there is no event for all of it
-            app._sessions.subscriptions()
+            app.node.sessions.subscriptions()
             or len(asyncio.all_tasks()) > tasks
-            or app._sessions._limits._connections
-            or app._sessions._hub.subscriber_count("user_1")  # type: ignore[arg-type]
+            or app.node.sessions._limits._connections
+            or app.node.sessions._hub.subscriber_count("user_1")  # type: ignore[arg-type]
         ):
             await asyncio.sleep(0.01)
 
@@ -607,7 +607,7 @@ def test_pongs_for_a_non_reading_peer_are_not_buffered(run: Run) -> None:
 
 def _waiting(app: RoomServer) -> int:
     """What waits in memory for the one who listens."""
-    (session,) = app._sessions._open
+    (session,) = app.node.sessions._open
     outlet = session.subscription._sink
     socket = getattr(outlet, "socket", None)
     return 0 if socket is None else int(socket._transport.get_write_buffer_size())

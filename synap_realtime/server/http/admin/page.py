@@ -11,7 +11,7 @@ from ...messages import Response
 
 
 @cache
-def page() -> Response:
+def render_page() -> Response:
     """Return the page with its style and script inline, and a policy that allows only these two."""
     folder = files(__package__)
     html = folder.joinpath("admin.html").read_text("utf-8")

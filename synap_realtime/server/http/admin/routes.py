@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NoReturn
 
 from ....protocol.notification import format_timestamp
 from ....protocol.rooms import Room
@@ -13,7 +13,7 @@ from ...messages import Request, RequestError, Response, json_response, parse_ro
 from ...metrics import Metrics
 from ...rooms.hub import Hub
 from ...rooms.sessions import Session, SessionRegistry
-from .page import page
+from .page import render_page
 
 MAX_ROOMS = 200
 """The maximum number of rooms in a response: those with the most connections."""
@@ -47,21 +47,31 @@ class Admin:
         self._description = description
         self._started_at = _timestamp(datetime.now(UTC).timestamp())
 
-    async def handle(self, request: Request) -> Response:
-        """Answer a request.
+    async def page(self, request: Request) -> Response:  # noqa: ARG002 - everybody may load it
+        """Handle ``GET /admin``: the page, without data."""
+        return render_page()
+
+    async def state(self, request: Request) -> Response:
+        """Handle ``GET /admin/state``."""
+        await self._require_admin(request)
+        return json_response(200, self._state(request.query.get("room", "")))
+
+    async def room(self, request: Request) -> Response:
+        """Handle ``GET /admin/rooms/{room}``."""
+        await self._require_admin(request)
+        return json_response(200, self._room(parse_room_param(request.path_segments[2])))
+
+    async def reject_unknown_path(self, request: Request) -> NoReturn:
+        """Handle every other path under ``/admin``.
 
         Raises:
-            RequestError: 401, 403, 404.
+            RequestError: 404 for an operator.
         """
-        if request.path_segments == ("admin",):
-            return page()
-        require_scope(await self._access.authenticate_counted(request), "admin")
-        match request.path_segments:
-            case ("admin", "state"):
-                return json_response(200, self._state(request.query.get("room", "")))
-            case ("admin", "rooms", segment):
-                return json_response(200, self._room(parse_room_param(segment)))
+        await self._require_admin(request)
         raise RequestError(404, "not_found", "Not found", "the page is at /admin")
+
+    async def _require_admin(self, request: Request) -> None:
+        require_scope(await self._access.authenticate_counted(request), "admin")
 
     def _state(self, part: str) -> dict[str, Any]:
         """Return the totals and the largest rooms.

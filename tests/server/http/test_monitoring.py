@@ -14,7 +14,7 @@ import pytest
 
 from synap_realtime.server import create_app
 from synap_realtime.server.config.settings import load_settings
-from synap_realtime.server.http.health import Readiness
+from synap_realtime.server.http.monitoring import Readiness
 from synap_realtime.server.stores.base import StoreUnavailableError
 from synap_realtime.server.stores.memory import MemoryStore
 from tests.support.servers import Front
@@ -134,7 +134,7 @@ async def test_ready_is_503_on_a_full_disk_until_publishes_succeed(
 async def test_readiness_checks_write_nothing_to_the_disk(
     tmp_path: Path, front: Front, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("synap_realtime.server.http.health.MAX_AGE_S", 0.0)
+    monkeypatch.setattr("synap_realtime.server.http.monitoring.MAX_AGE_S", 0.0)
     settings = load_settings(store=f"sqlite:///{tmp_path / 'rooms.db'}")
     async with front(create_app(settings)) as url, httpx.AsyncClient(base_url=url) as client:
         assert await publish(client, NOTE) == 200

@@ -1,0 +1,106 @@
+"""The routes for load balancers and monitoring. See PROTOCOL.md, "HTTP" and "Metrics"."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from functools import cache
+
+from ..auth.authorization import AccessControl, require_scope
+from ..auth.limits import Limits
+from ..messages import Request, Response, json_response
+from ..metrics import CONTENT_TYPE, Metrics
+from ..rooms.hub import Hub
+from ..stores.base import Store, StoreUnavailableError
+from .openapi import document
+from .publish import PublishService
+
+MAX_AGE_S = 1.0
+"""How long a result is cached, so that a flood of requests checks the store once a second."""
+
+_HEALTHY = json_response(200, {"status": "ok"})
+_READY = json_response(200, {"status": "ready"})
+
+
+class MonitoringService:
+    """Handles the routes for load balancers and Prometheus."""
+
+    def __init__(
+        self,
+        store: Store,
+        hub: Hub,
+        access: AccessControl,
+        limits: Limits,
+        publishing: PublishService,
+        metrics: Metrics,
+    ) -> None:
+        self._store = store
+        self._hub = hub
+        self._access = access
+        self._limits = limits
+        self._publishing = publishing
+        self._metrics = metrics
+        self._readiness = Readiness(store)
+
+    async def health(self, request: Request) -> Response:
+        """Handle ``GET /health``."""
+        self._limits.check_request(None, request.address)
+        return _HEALTHY
+
+    async def ready(self, request: Request) -> Response:
+        """Handle ``GET /ready``."""
+        self._limits.check_request(None, request.address)
+        self._publishing.ensure_accepting()
+        await self._readiness.check()
+        return _READY
+
+    async def metrics(self, request: Request) -> Response:
+        """Handle ``GET /metrics``."""
+        claims = await self._access.authenticate_counted(request)
+        require_scope(claims, "metrics", "admin")
+        self._metrics.active_rooms.set(len(self._hub))
+        content = self._metrics.render(await self._store.usage())
+        return Response(200, content, content_type=CONTENT_TYPE)
+
+    async def openapi(self, request: Request) -> Response:
+        """Handle ``GET /openapi.json``."""
+        self._limits.check_request(None, request.address)
+        return _describe()
+
+
+@cache
+def _describe() -> Response:
+    return json_response(200, document())
+
+
+class Readiness:
+    """The last result of the store's check, renewed on demand."""
+
+    def __init__(self, store: Store, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._store = store
+        self._clock = clock
+        self._expires_at = 0.0
+        self._checking: asyncio.Task[str | None] | None = None
+
+    async def check(self) -> None:
+        """Check that the store can keep a publish. The result is at most a second old.
+
+        Raises:
+            StoreUnavailableError: it cannot.
+        """
+        if self._checking is None or (self._checking.done() and self._clock() >= self._expires_at):
+            self._checking = asyncio.create_task(self._check_store())
+        # Shared by all requests that wait for it: a client that disconnects does not cancel it.
+        problem = await asyncio.shield(self._checking)
+        if problem is not None:
+            raise StoreUnavailableError(problem)
+
+    async def _check_store(self) -> str | None:
+        try:
+            await self._store.check()
+        except StoreUnavailableError as error:
+            return str(error)
+        finally:
+            self._expires_at = self._clock() + MAX_AGE_S
+        return None
