@@ -11,6 +11,7 @@ import httpx
 from ..endpoint import retry_after_s
 from ..errors import ConfigurationError
 from ..network import BoundedBody, find_proxy, reason_of, tls_problem
+from ..protocol.rejections import blames_credential
 from ..protocol.rooms import Room
 from ..redaction import redacted
 from .encoding import EncodedNotification
@@ -237,9 +238,7 @@ def _reason(endpoint: Endpoint, body: object) -> str:
             reason = _bounded(error)
         case _:
             return ""
-    # Rejections of an origin, of an address or by the authorizer do not concern the key.
-    is_about_key = reason.startswith(("Forbidden: the key", "Forbidden: the token"))
-    return f": {reason}; check {endpoint.key_setting}" if is_about_key else f": {reason}"
+    return f": {reason}; check {endpoint.key_setting}" if blames_credential(body) else f": {reason}"
 
 
 def _key_hint(endpoint: Endpoint) -> str:

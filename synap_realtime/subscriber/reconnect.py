@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ..endpoint import retry_after_s
 from ..errors import SubscriptionError
 from ..protocol.control import CloseCode
+from ..protocol.rejections import blames_credential
 
 INITIAL_DELAY_S = 1.0
 MAX_DELAY_S = 16.0
@@ -123,21 +124,13 @@ def from_http_response(status: int, headers: Mapping[str, str], body: bytes) -> 
         # Redirects are not followed, because they would send the token to another address.
         to = (headers.get("Location") or "nowhere").partition("?")[0]
         reason += f" and redirects to {to}; set the URL to where the room server is"
-    elif status == 401 or _is_about_token(answer):
+    elif status == 401 or blames_credential(answer):
         reason += "; check the token (token=)"
     elif status in (404, 405, 426, 501, 505) or status < 300:
         reason += "; check the URL: is it a room server?"
     return Failure(
         _printable(reason), status=status, retry_after_s=retry_after_s(headers.get("Retry-After"))
     )
-
-
-def _is_about_token(answer: object) -> bool:
-    """Rejections of an origin, of an address or by the authorizer do not concern the token."""
-    match answer:
-        case {"error": "Forbidden", "details": str(details)}:
-            return details.startswith(("the token", "the key"))
-    return False
 
 
 def from_close_frame(code: int, reason: str) -> Failure:

@@ -137,6 +137,28 @@ async def test_another_users_room(client: Client, user: str) -> None:
         await _require_closed(mine, room)
 
 
+async def test_a_rejection_says_whether_the_credential_is_the_cause(
+    client: Client, user: str
+) -> None:
+    """Errors: 403 `forbidden`: the details begin with the credential if it is the cause."""
+    program = client.showing(client.keys.api_key)
+    mine = client.showing(client.keys.token(user))
+    for response in (
+        await program.get(room_path(fresh_room(), "history")),
+        await program.post("/revoke", {"user": user}),
+        await mine.get(room_path(f"user_{user}x", "history")),
+        await mine.broadcast(f"user_{user}", note()),
+    ):
+        check_error(response, 403, "forbidden")
+        body = response.json()
+        assert body["error"] == "Forbidden"
+        assert body["details"].startswith(("the key ", "the token ")), response.text
+    foreign = {"Origin": "https://foreign.example"}
+    response = await mine.get(room_path(f"user_{user}", "history"), foreign)
+    check_error(response, 403, "forbidden")
+    assert response.json()["error"] != "Forbidden"
+
+
 async def test_no_trick_with_the_path_leads_elsewhere(client: Client, user: str) -> None:
     """A token allows `user_{sub}` and no other user's room, however it is spelled."""
     mine = client.showing(client.keys.token(user))
