@@ -12,6 +12,7 @@ import pytest
 from synap_realtime.server import create_app
 from synap_realtime.server.serve import running_server
 from tests.support.timeouts import TIMEOUT_S
+from tests.support.waits import SetWaits, wait_setter
 
 # A client of a test that names no timeout. Of httpx's own 5 s, a busy machine may use up all.
 for phase in ("connect", "read", "write", "pool"):
@@ -64,6 +65,12 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """A developer's own environment changes no test."""
     for name in ("REALTIME_URL", "REALTIME_API_KEY", "INNGEST_DEV", "INNGEST_EVENT_KEY"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def set_waits(monkeypatch: pytest.MonkeyPatch) -> SetWaits:
+    """Set waits of the package until the end of the test: see :mod:`tests.support.waits`."""
+    return wait_setter(monkeypatch)
 
 
 @pytest.fixture

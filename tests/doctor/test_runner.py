@@ -7,9 +7,10 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from synap_realtime.doctor import installation, runner
+from synap_realtime.doctor import installation
 from synap_realtime.doctor.context import CheckContext
 from synap_realtime.doctor.finding import Finding, redact
+from tests.support.waits import SetWaits
 
 from .conftest import diagnosis
 
@@ -28,13 +29,15 @@ async def test_check_that_raises_is_a_finding(rooms: str, monkeypatch: pytest.Mo
     assert found.keys() >= OTHERS
 
 
-async def test_check_that_hangs_is_a_finding(rooms: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_check_that_hangs_is_a_finding(
+    rooms: str, monkeypatch: pytest.MonkeyPatch, set_waits: SetWaits
+) -> None:
     async def check_odd(_: CheckContext) -> AsyncGenerator[Finding]:
         await asyncio.Event().wait()
         yield Finding("ok", "never", "")
 
     monkeypatch.setattr(installation, "CHECKS", (check_odd,))
-    monkeypatch.setattr(runner, "LIMIT_S", 3.0)
+    set_waits(doctor_limit_s=3.0)
     found = await diagnosis(rooms, store="memory://")
     assert found["odd"].level == "fail"
     assert found.keys() >= OTHERS

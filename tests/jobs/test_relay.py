@@ -23,11 +23,12 @@ from typing import Any
 import pytest
 
 from synap_realtime import bind_reporter, progress
-from synap_realtime.jobs import JobType, Recipient, Reporter, RunNotifications, relay, report_run
+from synap_realtime.jobs import JobType, Recipient, Reporter, RunNotifications, report_run
 from synap_realtime.jobs.extent import Extent, Ticket, entered, extent_of
 from synap_realtime.jobs.relay import RelayedReporter
 from synap_realtime.testing import RealtimeRecorder
 from tests.support.timeouts import TIMEOUT_S, scaled
+from tests.support.waits import SetWaits
 
 REPORT = JobType("report.creation")
 
@@ -96,9 +97,9 @@ def test_relay_closes_a_connection_that_violates_the_protocol(
     assert caplog.text == "", "a process may repeat it without end"
 
 
-def test_relay_closes_an_idle_connection(ticket: Ticket, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relay_closes_an_idle_connection(ticket: Ticket, set_waits: SetWaits) -> None:
     """Each holds a thread."""
-    monkeypatch.setattr(relay, "TIMEOUT_S", 0.05)
+    set_waits(relay_timeout_s=0.05)
     with connect(ticket) as connection:
         assert connection.recv(100) == b""
 

@@ -22,7 +22,7 @@ import websockets
 from websockets.typing import Subprotocol
 
 from synap_realtime import ConfigurationError
-from synap_realtime.server import create_app, deadlines
+from synap_realtime.server import create_app
 from synap_realtime.server.config.settings import load_settings
 from synap_realtime.server.protocols import http1, server
 from synap_realtime.server.protocols.http1 import Http1Protocol
@@ -30,6 +30,7 @@ from synap_realtime.server.protocols.websocket import MAX_FRAMES_PER_S, WebSocke
 from synap_realtime.server.serve import running_server
 from tests.support.servers import FRONTS
 from tests.support.timeouts import TIMEOUT_S, scaled
+from tests.support.waits import SetWaits
 
 NOTE = {"type": "note.creation.completed", "data": {"entityId": "e1"}}
 BODY = json.dumps(NOTE).encode()
@@ -495,9 +496,8 @@ async def test_each_request_has_its_answer(own: str, cases: Any) -> None:
         await require_alive(own, name)
 
 
-async def test_incomplete_request_times_out(own: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http1, "HEAD_TIMEOUT_S", 0.05)
-    monkeypatch.setattr(deadlines, "PENDING_CHECK_INTERVAL_S", 0.05)
+async def test_incomplete_request_times_out(own: str, set_waits: SetWaits) -> None:
+    set_waits(head_timeout_s=0.05, pending_check_interval_s=0.05)
     for sent in (b"", b"GET", b"GET /health HTTP/1.1\r\nX: ", http(b"GET /health") + b"GET /he"):
         where = urlsplit(own)
         reader, writer = await asyncio.open_connection(where.hostname, where.port)
@@ -509,10 +509,10 @@ async def test_incomplete_request_times_out(own: str, monkeypatch: pytest.Monkey
 
 
 async def test_stalled_clients_do_not_delay_shutdown(
-    monkeypatch: pytest.MonkeyPatch,
+    set_waits: SetWaits,
 ) -> None:
     """Not with half a body, and not with answers that it does not read."""
-    monkeypatch.setattr(server, "SHUTDOWN_GRACE_S", 0.05)
+    set_waits(shutdown_grace_s=0.05)
     stalled: list[asyncio.StreamWriter] = []
     async with running_server(create_app(load_settings(drain_timeout_s=0))) as url:
         async with httpx.AsyncClient(base_url=url) as client:
@@ -665,10 +665,10 @@ class WatchedHttp(Http1Protocol):
 
 @pytest.mark.parametrize("way", ["the time is over", "there are too many"])
 async def test_aborts_connection_that_reads_no_response(
-    monkeypatch: pytest.MonkeyPatch, way: str
+    monkeypatch: pytest.MonkeyPatch, set_waits: SetWaits, way: str
 ) -> None:
     if way == "the time is over":
-        monkeypatch.setattr(deadlines, "READER_TIMEOUT_S", 0.2)
+        set_waits(reader_timeout_s=0.2)
     monkeypatch.setattr(server, "Http1Protocol", WatchedHttp)
     WatchedHttp.ended = asyncio.Event()
     asked = http(b"GET /rooms/user_1/history") * 100

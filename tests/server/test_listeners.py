@@ -31,6 +31,7 @@ from synap_realtime.server.protocols import server
 from synap_realtime.server.serve import running_server
 from tests.support.certificates import certify
 from tests.support.timeouts import TIMEOUT_S
+from tests.support.waits import SetWaits
 
 COMMAND = str(Path(sys.executable).with_name("synap-realtime"))
 
@@ -210,10 +211,10 @@ class Failing(socket.socket):
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
 async def test_a_machine_without_resources_is_asked_again_after_a_pause(
-    number: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    number: int, set_waits: SetWaits, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Those of all processes may run out before our own."""
-    monkeypatch.setattr(server, "ACCEPT_RETRY_S", 0.05)
+    set_waits(accept_retry_s=0.05)
     taken: asyncio.Queue[socket.socket] = asyncio.Queue()
     listener = Failing()
     listener.errors = [OSError(number, os.strerror(number)) for _ in range(2)]
@@ -245,9 +246,9 @@ async def test_disconnected_peer_delays_nobody_and_logs_nothing(
 
 
 async def test_some_descriptors_are_left_to_the_store_and_the_key_file(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, set_waits: SetWaits, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(server, "ACCEPT_RETRY_S", 60)
+    set_waits(accept_retry_s=60)
     taken: asyncio.Queue[socket.socket] = asyncio.Queue()
     listener = Failing()
     listener.errors = []

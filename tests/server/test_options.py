@@ -10,6 +10,7 @@ import pytest
 from synap_realtime.errors import ConfigurationError
 from synap_realtime.server import serve as program
 from synap_realtime.server.config.settings import ServerSettings, load_settings
+from tests.support.waits import SetWaits
 
 VALUES = (
     "", " ", "x", "-1", "99999999999999999999999", "1e300", "nan", "inf", "é☃", "a\nb", "\udcff",
@@ -31,12 +32,14 @@ async def attempt(**given: str) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _stops_immediately(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _stops_immediately(
+    monkeypatch: pytest.MonkeyPatch, set_waits: SetWaits, tmp_path: Path
+) -> None:
     async def stopped() -> None:
         pass
 
     monkeypatch.setattr(program, "until_stopped", stopped)
-    monkeypatch.setattr(program, "LINGER_S", 0)
+    set_waits(serve_linger_s=0)
     monkeypatch.chdir(tmp_path)
 
 

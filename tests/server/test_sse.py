@@ -10,12 +10,12 @@ from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
 import httpx
-import pytest
 
 from synap_realtime import AsyncBroadcaster
 from synap_realtime.server import create_app
 from tests.support.servers import Front
 from tests.support.timeouts import TIMEOUT_S
+from tests.support.waits import SetWaits
 
 
 @asynccontextmanager
@@ -38,11 +38,8 @@ async def until(lines: AsyncIterator[str], start: str) -> str:
     raise AssertionError(f"the stream ended before {start!r}")
 
 
-async def test_a_silent_stream_carries_comment_lines(
-    rooms: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for module in ("protocols.sse", "asgi.subscriptions"):
-        monkeypatch.setattr(f"synap_realtime.server.{module}.HEARTBEAT_S", 0.05)
+async def test_a_silent_stream_carries_comment_lines(rooms: str, set_waits: SetWaits) -> None:
+    set_waits(heartbeat_s=0.05)
     async with stream(rooms, "/rooms/user_1/events") as lines:
         await until(lines, "event: synap.subscribed")
         for _ in range(3):

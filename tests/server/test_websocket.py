@@ -22,6 +22,7 @@ from synap_realtime.server.protocols.websocket import WebSocketProtocol
 from synap_realtime.server.serve import running_server
 from tests.support.servers import Front
 from tests.support.timeouts import TIMEOUT_S
+from tests.support.waits import SetWaits
 
 
 @asynccontextmanager
@@ -180,10 +181,10 @@ async def test_slow_consumer_is_closed_and_affects_nobody(rooms: str) -> None:
 
 async def test_aborts_socket_of_a_slow_consumer(
     monkeypatch: pytest.MonkeyPatch,
+    set_waits: SetWaits,
 ) -> None:
     """Its close frame would wait behind what it does not take, and the socket with it."""
-    monkeypatch.setattr("synap_realtime.server.protocols.websocket.CLOSE_HANDSHAKE_S", 0.05)
-    monkeypatch.setattr("synap_realtime.server.deadlines.PENDING_CHECK_INTERVAL_S", 0.05)
+    set_waits(close_handshake_s=0.05, pending_check_interval_s=0.05)
     cut = asyncio.Event()
 
     class Watched(WebSocketProtocol):

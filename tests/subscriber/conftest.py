@@ -19,6 +19,7 @@ from websockets.typing import Subprotocol
 
 from synap_realtime import Notification, subscribe, subscribe_sync
 from tests.support.timeouts import TIMEOUT_S
+from tests.support.waits import SetWaits
 
 Receive = Callable[[], Awaitable[Notification]]
 Listen = Callable[..., AbstractAsyncContextManager[Receive]]
@@ -57,11 +58,9 @@ def listen(request: pytest.FixtureRequest) -> Listen:
 
 
 @pytest.fixture(autouse=True)
-def _short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_delays(set_waits: SetWaits) -> None:
     """Come back soon: the delays are tested on the pure rules."""
-    monkeypatch.setattr("synap_realtime.subscriber.reconnect.INITIAL_DELAY_S", 0.01)
-    monkeypatch.setattr("synap_realtime.subscriber.reconnect.MAX_DELAY_S", 0.05)
-    monkeypatch.setattr("synap_realtime.subscriber.keepalive.ACK_INTERVAL_S", 0.01)
+    set_waits(initial_delay_s=0.01, max_delay_s=0.05, ack_interval_s=0.01)
 
 
 @pytest.fixture(autouse=True)

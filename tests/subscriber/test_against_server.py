@@ -6,12 +6,12 @@ import asyncio
 
 import fastapi
 import httpx
-import pytest
 
 from synap_realtime import AsyncBroadcaster, SubscriptionState
 from synap_realtime.server import create_app
 from synap_realtime.server.serve import running_server
 from tests.support.link import Link
+from tests.support.waits import SetWaits
 
 from .conftest import Listen
 
@@ -141,11 +141,8 @@ async def test_reconnects_after_a_restart_and_reports_the_gap(
     assert gaps == ["request_7"]
 
 
-async def test_detects_a_pulled_cable(
-    listen: Listen, rooms: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("synap_realtime.subscriber.keepalive.PING_INTERVAL_S", 0.05)
-    monkeypatch.setattr("synap_realtime.subscriber.keepalive.PONG_TIMEOUT_S", 0.2)
+async def test_detects_a_pulled_cable(listen: Listen, rooms: str, set_waits: SetWaits) -> None:
+    set_waits(ping_interval_s=0.05, pong_timeout_s=0.2)
     async with (
         Link(rooms) as link,
         AsyncBroadcaster(rooms) as broadcaster,

@@ -24,6 +24,7 @@ from synap_realtime import (
     subscribe_sync,
 )
 from tests.support.timeouts import scaled
+from tests.support.waits import SetWaits
 
 from .conftest import Listen, Scripted, control, note, scripted_server
 
@@ -180,9 +181,9 @@ async def test_calls_the_token_function_again_after_expiry(
 
 
 async def test_hanging_token_function_is_a_failed_connect(
-    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+    scripted: Scripted, set_waits: SetWaits
 ) -> None:
-    monkeypatch.setattr("synap_realtime.subscriber.connect.OPEN_TIMEOUT_S", 0.1)
+    set_waits(open_timeout_s=0.1)
     calls: list[int] = []
     reasons: list[str] = []
 
@@ -261,10 +262,9 @@ async def test_a_server_without_the_subprotocol_is_enough(listen: Listen) -> Non
 
 
 async def test_detects_idle_server_and_answers_pings(
-    listen: Listen, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+    listen: Listen, scripted: Scripted, set_waits: SetWaits
 ) -> None:
-    monkeypatch.setattr("synap_realtime.subscriber.keepalive.PING_INTERVAL_S", 0.05)
-    monkeypatch.setattr("synap_realtime.subscriber.keepalive.PONG_TIMEOUT_S", 0.2)
+    set_waits(ping_interval_s=0.05, pong_timeout_s=0.2)
     states: list[SubscriptionState] = []
 
     async def polite(ws: ServerConnection) -> None:
@@ -282,10 +282,9 @@ async def test_detects_idle_server_and_answers_pings(
 
 
 async def test_a_busy_consumer_keeps_its_connection(
-    listen: Listen, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+    listen: Listen, scripted: Scripted, set_waits: SetWaits
 ) -> None:
-    monkeypatch.setattr("synap_realtime.subscriber.keepalive.PING_INTERVAL_S", 0.05)
-    monkeypatch.setattr("synap_realtime.subscriber.keepalive.PONG_TIMEOUT_S", 0.1)
+    set_waits(ping_interval_s=0.05, pong_timeout_s=0.1)
 
     async def pushing(ws: ServerConnection) -> None:
         for n in range(40):  # more than waits at the client
@@ -335,9 +334,9 @@ async def test_acknowledges_received_notifications(listen: Listen, scripted: Scr
 
 
 async def test_close_sends_pending_acknowledgements(
-    listen: Listen, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+    listen: Listen, scripted: Scripted, set_waits: SetWaits
 ) -> None:
-    monkeypatch.setattr("synap_realtime.subscriber.keepalive.ACK_INTERVAL_S", 60.0)
+    set_waits(ack_interval_s=60.0)
     play(scripted, says(*[note(f"n{n}", f"c-{n}") for n in range(9)]))
     async with listen("user_1", scripted.url) as receive:
         for _ in range(9):

@@ -15,6 +15,7 @@ from websockets.frames import Frame, Opcode
 
 from synap_realtime import SubscriptionError, subscribe_sync
 from tests.support.timeouts import scaled
+from tests.support.waits import SetWaits
 
 from .conftest import Listen, Scripted, note, scripted_server
 
@@ -85,9 +86,9 @@ HANDSHAKES = {
 @pytest.mark.parametrize("scheme", ["ws", "wss"])
 @pytest.mark.parametrize("kind", HANDSHAKES)
 async def test_handshake_is_bounded_in_time(
-    listen: Listen, kind: str, scheme: str, monkeypatch: pytest.MonkeyPatch
+    listen: Listen, kind: str, scheme: str, set_waits: SetWaits
 ) -> None:
-    monkeypatch.setattr("synap_realtime.subscriber.connect.OPEN_TIMEOUT_S", 0.5)
+    set_waits(open_timeout_s=0.5)
     async with answering(HANDSHAKES[kind]) as host:
         start = time.monotonic()
         async with listen("user_1", f"{scheme}://{host}", max_reconnects=0) as receive:
@@ -96,7 +97,9 @@ async def test_handshake_is_bounded_in_time(
         assert time.monotonic() - start < scaled(8)
 
 
-def test_a_name_that_is_looked_up_for_ever_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_is_looked_up_for_ever_ends_in_time(
+    monkeypatch: pytest.MonkeyPatch, set_waits: SetWaits
+) -> None:
     released: list[float] = []
 
     def getaddrinfo(*arguments: Any, **options: Any) -> Any:
@@ -104,7 +107,7 @@ def test_a_name_that_is_looked_up_for_ever_ends_in_time(monkeypatch: pytest.Monk
         released.append(time.monotonic())
         raise OSError("no such host")
 
-    monkeypatch.setattr("synap_realtime.subscriber.connect.OPEN_TIMEOUT_S", 0.2)
+    set_waits(open_timeout_s=0.2)
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     with pytest.raises(SubscriptionError, match="in time"):
         next(subscribe_sync("user_1", "http://rooms.invalid", max_reconnects=0))

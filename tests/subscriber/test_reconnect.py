@@ -7,21 +7,20 @@ from typing import Any
 import pytest
 
 from synap_realtime import SubscriptionError
-from synap_realtime.subscriber import reconnect
 from synap_realtime.subscriber.reconnect import (
     Failure,
     ReconnectPolicy,
     from_close_frame,
     from_http_response,
 )
+from tests.support.waits import SetWaits
 
 LOST = Failure("lost")
 
 
 @pytest.fixture(autouse=True)
-def _real_delays(monkeypatch: pytest.MonkeyPatch, _short_delays: None) -> None:
-    monkeypatch.setattr(reconnect, "INITIAL_DELAY_S", 1.0)
-    monkeypatch.setattr(reconnect, "MAX_DELAY_S", 16.0)
+def _real_delays(set_waits: SetWaits, _short_delays: None) -> None:
+    set_waits(initial_delay_s=1.0, max_delay_s=16.0)
 
 
 def after(policy: ReconnectPolicy, failure: Failure = LOST, up_s: float = 0.0) -> float:

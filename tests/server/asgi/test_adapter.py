@@ -19,6 +19,7 @@ from synap_realtime.server.resources.pacing import Pacer
 from synap_realtime.tokens import mint_token
 from tests.support.servers import by_uvicorn
 from tests.support.timeouts import TIMEOUT_S
+from tests.support.waits import SetWaits
 
 HEAD = b" HTTP/1.1\r\nHost: localhost\r\n"
 HANDSHAKE = (
@@ -36,10 +37,8 @@ def _a_quiet_log(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("asgi.subscriptions", "rooms.backlog"):
-        monkeypatch.setattr(f"synap_realtime.server.{module}.SLOW_CONSUMER_TIMEOUT_S", 0.2)
-    monkeypatch.setattr("synap_realtime.server.asgi.subscriptions.CLOSE_TIMEOUT_S", 0.2)
+def _little_patience(set_waits: SetWaits) -> None:
+    set_waits(slow_consumer_timeout_s=0.2, asgi_close_timeout_s=0.2)
 
 
 async def stalled(url: str, sent: bytes) -> asyncio.StreamWriter:

@@ -32,6 +32,7 @@ from tests.support.credentials import API_KEY, ORIGIN, SECRET, bearer, token
 from tests.support.http_client import NOTE, ask
 from tests.support.servers import Front, serving
 from tests.support.timeouts import TIMEOUT_S
+from tests.support.waits import SetWaits
 from tests.support.websocket_client import closed_with, frame, listening
 
 
@@ -320,8 +321,8 @@ async def test_revocation_requires_a_subject(url: str, body: object) -> None:
     assert (await ask(url, "POST", "/revoke", admin, json=body)).status_code == 400
 
 
-async def test_authorizer_can_deny(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(authorization, "AUTHORIZER_TIMEOUT_S", 0.1)
+async def test_authorizer_can_deny(front: Front, set_waits: SetWaits) -> None:
+    set_waits(authorizer_timeout_s=0.1)
     asked = []
 
     async def may(action: str, room: str, claims: Mapping[str, object]) -> bool:
@@ -346,9 +347,9 @@ async def test_authorizer_can_deny(front: Front, monkeypatch: pytest.MonkeyPatch
 
 async def test_late_authorizer_result_is_a_denial(
     front: Front,
-    monkeypatch: pytest.MonkeyPatch,
+    set_waits: SetWaits,
 ) -> None:
-    monkeypatch.setattr(authorization, "AUTHORIZER_TIMEOUT_S", 0.05)
+    set_waits(authorizer_timeout_s=0.05)
 
     async def may(action: str, room: str, claims: Mapping[str, object]) -> bool:
         with contextlib.suppress(asyncio.CancelledError):
@@ -438,10 +439,10 @@ async def test_forwarding_header_of_an_untrusted_peer_is_ignored(front: Front) -
 
 async def test_authorizes_rooms_of_a_batch_concurrently(
     front: Front,
-    monkeypatch: pytest.MonkeyPatch,
+    set_waits: SetWaits,
 ) -> None:
     """And who is not answered in time has a no, though the others have their yes."""
-    monkeypatch.setattr(authorization, "AUTHORIZER_BATCH_TIMEOUT_S", 0.5)
+    set_waits(authorizer_batch_timeout_s=0.5)
     asked, most = 0, 0
 
     async def may(action: str, room: str, claims: Mapping[str, object]) -> bool:

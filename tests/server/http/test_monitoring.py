@@ -19,6 +19,7 @@ from synap_realtime.server.stores.base import StoreUnavailableError
 from synap_realtime.server.stores.memory import MemoryStore
 from tests.support.servers import Front
 from tests.support.timeouts import TIMEOUT_S
+from tests.support.waits import SetWaits
 
 NOTE = {"type": "note.completed", "data": {"text": "x" * 1000}}
 BIG_NOTE = {"type": "note.completed", "data": {"text": "x" * 200_000}}
@@ -132,9 +133,9 @@ async def test_ready_is_503_on_a_full_disk_until_publishes_succeed(
 
 
 async def test_readiness_checks_write_nothing_to_the_disk(
-    tmp_path: Path, front: Front, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, front: Front, set_waits: SetWaits
 ) -> None:
-    monkeypatch.setattr("synap_realtime.server.http.monitoring.MAX_AGE_S", 0.0)
+    set_waits(ready_max_age_s=0.0)
     settings = load_settings(store=f"sqlite:///{tmp_path / 'rooms.db'}")
     async with front(create_app(settings)) as url, httpx.AsyncClient(base_url=url) as client:
         assert await publish(client, NOTE) == 200

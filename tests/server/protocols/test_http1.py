@@ -10,7 +10,7 @@ from email.utils import parsedate_to_datetime
 
 import pytest
 
-from synap_realtime.server import RoomServer, deadlines
+from synap_realtime.server import RoomServer
 from synap_realtime.server.protocols import http1
 from synap_realtime.server.serve import running_server
 from synap_realtime.tokens import mint_token
@@ -28,6 +28,7 @@ from tests.support.raw_http import (
 )
 from tests.support.servers import keyed_app, open_app
 from tests.support.timeouts import TIMEOUT_S
+from tests.support.waits import SetWaits
 
 from .conftest import Run
 
@@ -47,10 +48,9 @@ async def nothing_is_left(app: RoomServer, tasks: int) -> None:
 
 
 @pytest.fixture
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HEAD_TIMEOUT_S", "IDLE_TIMEOUT_S", "BODY_TIMEOUT_S", "LINGER_S"):
-        monkeypatch.setattr(http1, name, 0.1)
-    monkeypatch.setattr(deadlines, "PENDING_CHECK_INTERVAL_S", 0.05)
+def _impatient(set_waits: SetWaits) -> None:
+    set_waits(head_timeout_s=0.1, idle_timeout_s=0.1, body_timeout_s=0.1, linger_s=0.1)
+    set_waits(pending_check_interval_s=0.05)
 
 
 # --- what is right ------------------------------------------------------------------------------
@@ -221,9 +221,9 @@ def test_closes_connection_after_the_request_timeout(
 
 @pytest.mark.parametrize("how", ["slowly", "not at all"])
 def test_slow_reader_receives_all_and_non_reader_is_closed(
-    run: Run, how: str, monkeypatch: pytest.MonkeyPatch
+    run: Run, how: str, set_waits: SetWaits
 ) -> None:
-    monkeypatch.setattr(deadlines, "READER_TIMEOUT_S", 1 if how == "slowly" else 0.1)
+    set_waits(reader_timeout_s=1 if how == "slowly" else 0.1)
 
     async def test() -> None:
         async with running_server(open_app()) as url:

@@ -20,7 +20,6 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from synap_realtime import tracing
-from synap_realtime.server import deadlines
 from synap_realtime.server.protocols.tls import ReloadingCertificate
 from synap_realtime.server.serve import running_server
 from synap_realtime.tokens import mint_token
@@ -29,6 +28,7 @@ from tests.support.credentials import API_KEY, SECRET
 from tests.support.raw_http import BODY, HEALTH, Peer, bearer, http, peer, publish
 from tests.support.servers import keyed_app
 from tests.support.timeouts import TIMEOUT_S
+from tests.support.waits import SetWaits
 
 from .conftest import Run
 
@@ -275,8 +275,8 @@ def test_a_body_that_looks_like_a_request_is_a_body(run: Run) -> None:
     run(test())
 
 
-def test_closes_publisher_that_reads_no_response(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deadlines, "READER_TIMEOUT_S", 0.2)
+def test_closes_publisher_that_reads_no_response(run: Run, set_waits: SetWaits) -> None:
+    set_waits(reader_timeout_s=0.2)
 
     async def test() -> None:
         async with running_server(keyed_app()) as url, peer(url, buffer=4096) as client:

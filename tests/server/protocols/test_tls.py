@@ -18,12 +18,12 @@ import websockets
 from websockets.asyncio.client import ClientConnection
 from websockets.typing import Subprotocol
 
-from synap_realtime.server import create_app, deadlines
+from synap_realtime.server import create_app
 from synap_realtime.server.config.settings import load_settings
-from synap_realtime.server.protocols import tls as handshake
 from synap_realtime.server.protocols.tls import ReloadingCertificate
 from synap_realtime.server.serve import running_server
 from tests.support.certificates import Certified, certify
+from tests.support.waits import SetWaits
 
 from .conftest import Run
 
@@ -118,10 +118,10 @@ def test_http_1_1_is_agreed_on_and_old_tls_is_not_spoken(run: Run, certified: Ce
 
 
 def test_idle_websocket_stays_open_over_tls(
-    run: Run, certified: Certified, monkeypatch: pytest.MonkeyPatch
+    run: Run, certified: Certified, set_waits: SetWaits
 ) -> None:
     """A TLS transport with a limit of 0 pauses its writer at nothing."""
-    monkeypatch.setattr(deadlines, "READER_TIMEOUT_S", 0.05)
+    set_waits(reader_timeout_s=0.05)
 
     async def test() -> None:
         async with serving(certified) as url, client(url, certified) as http:
@@ -181,9 +181,9 @@ HALF_A_HELLO = bytes.fromhex("1603010200010001fc0303")
 
 @pytest.mark.parametrize("said", [b"", HALF_A_HELLO])
 def test_unfinished_handshakes_make_room_for_others(
-    run: Run, certified: Certified, monkeypatch: pytest.MonkeyPatch, said: bytes
+    run: Run, certified: Certified, set_waits: SetWaits, said: bytes
 ) -> None:
-    monkeypatch.setattr(handshake, "HANDSHAKE_TIMEOUT_S", 3600.0)
+    set_waits(tls_handshake_timeout_s=3600.0)
 
     async def test() -> None:
         async with serving(certified, max_pending_connections=5) as url:
@@ -203,9 +203,9 @@ def test_unfinished_handshakes_make_room_for_others(
 
 @pytest.mark.parametrize("said", [b"", HALF_A_HELLO])
 def test_handshake_is_bounded_in_time(
-    run: Run, certified: Certified, monkeypatch: pytest.MonkeyPatch, said: bytes
+    run: Run, certified: Certified, set_waits: SetWaits, said: bytes
 ) -> None:
-    monkeypatch.setattr(handshake, "HANDSHAKE_TIMEOUT_S", 0.2)
+    set_waits(tls_handshake_timeout_s=0.2)
 
     async def test() -> None:
         async with serving(certified, max_pending_connections=0) as url:

@@ -16,7 +16,6 @@ from typing import cast
 import pytest
 
 from synap_realtime.server.deadlines import PendingConnections
-from synap_realtime.server.protocols import websocket as front
 from synap_realtime.server.protocols.websocket import (
     MAX_DROPPED_BYTES,
     MAX_FRAMES_PER_S,
@@ -26,6 +25,7 @@ from synap_realtime.server.protocols.writes import WriteBatch
 from synap_realtime.server.protocols.ws_codec import text_frame
 from synap_realtime.server.resources.pacing import Pacer
 from tests.support.certificates import certify
+from tests.support.waits import SetWaits
 from tests.support.websocket_frames import CLOSE, CONT, PING, PONG, TEXT, frame
 
 from .conftest import Run
@@ -224,10 +224,8 @@ def test_handler_receives_nothing_after_it_closed_the_connection(run: Run) -> No
     run(test())
 
 
-def test_aborts_client_that_does_not_answer_a_close(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(front, "CLOSE_HANDSHAKE_S", 0.05)
+def test_aborts_client_that_does_not_answer_a_close(run: Run, set_waits: SetWaits) -> None:
+    set_waits(close_handshake_s=0.05)
 
     async def test() -> None:
         async with serving() as server, connected(server) as (_, _, recorder):
@@ -238,9 +236,9 @@ def test_aborts_client_that_does_not_answer_a_close(
     run(test())
 
 
-def test_aborts_client_that_stops_reading(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_aborts_client_that_stops_reading(run: Run, set_waits: SetWaits) -> None:
     """The answer to its close waits behind all that it does not take."""
-    monkeypatch.setattr(front, "CLOSE_HANDSHAKE_S", 0.05)
+    set_waits(close_handshake_s=0.05)
 
     async def test() -> None:
         async with serving() as server, connected(server, limit=1024) as (_, writer, recorder):
@@ -430,10 +428,8 @@ def test_violating_client_receives_the_close_reason_while_it_keeps_sending(run: 
     run(test())
 
 
-def test_aborts_failed_client_that_never_stops_sending(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(front, "CLOSE_HANDSHAKE_S", 3600)
+def test_aborts_failed_client_that_never_stops_sending(run: Run, set_waits: SetWaits) -> None:
+    set_waits(close_handshake_s=3600)
 
     async def test() -> None:
         async with serving() as server, connected(server) as (_, writer, recorder):

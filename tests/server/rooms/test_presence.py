@@ -23,6 +23,7 @@ from tests.support.credentials import bearer, token
 from tests.support.http_client import ask
 from tests.support.servers import Front, serving
 from tests.support.timeouts import TIMEOUT_S
+from tests.support.waits import SetWaits
 from tests.support.websocket_client import closed_with, frame, listening
 
 GRACE_S = 0.2
@@ -31,8 +32,8 @@ SCOPE = "subscribe presence"
 
 
 @pytest.fixture(autouse=True)
-def _short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(presence, "GRACE_S", GRACE_S)
+def _short_grace(set_waits: SetWaits) -> None:
+    set_waits(presence_grace_s=GRACE_S)
 
 
 @pytest.fixture
@@ -252,9 +253,9 @@ async def test_devices_of_a_user_are_bounded_within_the_grace() -> None:
 
 
 async def test_all_watchers_converge_to_the_same_state(
-    monkeypatch: pytest.MonkeyPatch,
+    set_waits: SetWaits,
 ) -> None:
-    monkeypatch.setattr(presence, "UPDATE_INTERVAL_S", 0.01)
+    set_waits(presence_update_interval_s=0.01)
     chance = random.Random(7)
     there, watchers = Presence(grace_s=0.02), [Recorder()]
     connected: list[tuple[str, str]] = []

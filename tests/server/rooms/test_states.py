@@ -14,13 +14,13 @@ from synap_realtime.protocol.control import PRESENCE, CloseCode, ControlFrame
 from synap_realtime.protocol.cursor import Cursor
 from synap_realtime.protocol.rooms import Room
 from synap_realtime.server.metrics import Metrics
-from synap_realtime.server.rooms import backlog
 from synap_realtime.server.rooms.backlog import MAX_BACKLOG_FRAMES, UnbatchedSink
 from synap_realtime.server.rooms.hub import Hub
 from synap_realtime.server.rooms.subscription import State, Subscription
 from synap_realtime.server.stores.base import Entry, Page, Publication
 from synap_realtime.server.stores.memory import MemoryStore
 from tests.support.timeouts import TIMEOUT_S
+from tests.support.waits import SetWaits
 
 USER = Room("user_1")
 FRAME = ControlFrame(PRESENCE, {"event": "state", "users": []})
@@ -234,9 +234,9 @@ async def test_control_frame_precedes_later_notifications(state: State) -> None:
     ids=lambda state: state.name,
 )  # fmt: skip
 async def test_blocked_socket_is_closed_after_the_timeout(
-    state: State, monkeypatch: pytest.MonkeyPatch
+    state: State, set_waits: SetWaits
 ) -> None:
-    monkeypatch.setattr(backlog, "SLOW_CONSUMER_TIMEOUT_S", 0.01)
+    set_waits(slow_consumer_timeout_s=0.01)
     room = Room1()
     await room.enter(state)
     async with asyncio.timeout(TIMEOUT_S):
@@ -244,8 +244,8 @@ async def test_blocked_socket_is_closed_after_the_timeout(
     await room.finish()
 
 
-async def test_reading_ends_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backlog, "SLOW_CONSUMER_TIMEOUT_S", 0.01)
+async def test_reading_ends_the_timeout(set_waits: SetWaits) -> None:
+    set_waits(slow_consumer_timeout_s=0.01)
     room = Room1()
     await room.enter(State.BLOCKED)
     room.free()

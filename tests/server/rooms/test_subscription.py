@@ -32,6 +32,7 @@ from synap_realtime.server.stores.base import (
 from synap_realtime.server.stores.memory import MemoryStore
 from tests.support.stores import LateStore
 from tests.support.timeouts import TIMEOUT_S
+from tests.support.waits import SetWaits
 
 USER, REQUEST = Room("user_1"), Room("request_1")
 
@@ -224,9 +225,9 @@ async def test_slow_consumer_is_closed_and_can_resume() -> None:
 
 
 async def test_slow_consumer_in_the_replay_is_closed(
-    monkeypatch: pytest.MonkeyPatch,
+    set_waits: SetWaits,
 ) -> None:
-    monkeypatch.setattr("synap_realtime.server.rooms.backlog.SLOW_CONSUMER_TIMEOUT_S", 0.05)
+    set_waits(slow_consumer_timeout_s=0.05)
     node, reader = Node(), Reader()
     for _ in range(3):
         await node.publish(USER)

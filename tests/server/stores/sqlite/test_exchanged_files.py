@@ -17,10 +17,11 @@ import pytest
 from synap_realtime import ConfigurationError
 from synap_realtime.protocol.rooms import Room
 from synap_realtime.server.stores.base import Publication, StoreUnavailableError
-from synap_realtime.server.stores.sqlite import database, write_queue
+from synap_realtime.server.stores.sqlite import database
 from synap_realtime.server.stores.sqlite.database import Database
 from synap_realtime.server.stores.sqlite.store import SqliteStore
 from tests.support.timeouts import TIMEOUT_S
+from tests.support.waits import SetWaits
 
 USER = Room("user_1")
 
@@ -32,10 +33,9 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def never_resting(monkeypatch: pytest.MonkeyPatch) -> None:
+def never_resting(set_waits: SetWaits) -> None:
     """What is published stays in the write-ahead log."""
-    monkeypatch.setattr(write_queue, "_REST_S", 60.0)
-    monkeypatch.setattr(write_queue, "MAINTENANCE_INTERVAL_S", 60.0)
+    set_waits(sqlite_rest_s=60.0, sqlite_maintenance_interval_s=60.0)
 
 
 async def publish(store: SqliteStore, id: str) -> None:
@@ -101,10 +101,8 @@ async def test_replaced_log_loses_nothing(
     assert await after_a_crash(path) == ["n0", "n1", "n2", "n3"]
 
 
-async def test_deleted_log_is_noticed_without_publishes(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(write_queue, "MAINTENANCE_INTERVAL_S", 0.01)
+async def test_deleted_log_is_noticed_without_publishes(path: Path, set_waits: SetWaits) -> None:
+    set_waits(sqlite_maintenance_interval_s=0.01)
     store = SqliteStore(path)
     await publish(store, "n0")
     before = log_of(path).stat().st_ino
@@ -259,7 +257,7 @@ sys.stdin.read()
 
 
 async def test_file_locked_by_another_process_meanwhile_is_in_use(
-    path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, monkeypatch: pytest.MonkeyPatch, set_waits: SetWaits
 ) -> None:
     """Its lock was looked for before, and was not there; on some systems it cannot be seen."""
     process = await asyncio.create_subprocess_exec(
@@ -270,7 +268,7 @@ async def test_file_locked_by_another_process_meanwhile_is_in_use(
     assert process.stdout is not None
     assert await process.stdout.readline() == b"opened\n"
     monkeypatch.setattr(database, "find_lock_holder", lambda _: None)
-    monkeypatch.setattr(database, "_BUSY_TIMEOUT_S", 0.01)
+    set_waits(sqlite_busy_timeout_s=0.01)
     with pytest.raises(ConfigurationError, match="is in use by another server or program; stop it"):
         SqliteStore(path)
     process.stdin.close()

@@ -26,6 +26,7 @@ from synap_realtime.server.stores.sqlite import write_queue, writer
 from synap_realtime.server.stores.sqlite.store import SqliteStore
 from tests.support.stores import ids, publish
 from tests.support.timeouts import TIMEOUT_S
+from tests.support.waits import SetWaits
 
 USER = Room("user_1")
 
@@ -84,9 +85,9 @@ async def test_a_copy_that_was_put_back_hides_nothing(path: Path) -> None:
 
 
 async def test_duplicate_returns_the_first_count_during_a_write(
-    path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, set_waits: SetWaits
 ) -> None:
-    monkeypatch.setattr(write_queue, "MAINTENANCE_INTERVAL_S", 0.0)
+    set_waits(sqlite_maintenance_interval_s=0.0)
     store = SqliteStore(path)
     for n in range(40):
         await publish(store, f"n{n}", count=3)
@@ -142,10 +143,8 @@ async def test_age_continues_across_restarts(path: Path) -> None:
     await store.close()
 
 
-async def test_crash_loses_at_most_a_minute_of_age(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(write_queue, "MAINTENANCE_INTERVAL_S", 0.01)
+async def test_crash_loses_at_most_a_minute_of_age(path: Path, set_waits: SetWaits) -> None:
+    set_waits(sqlite_maintenance_interval_s=0.01)
     now = 0.0
     store = SqliteStore(path, Retention(max_age_s=1000), clock=lambda: now)
     await publish(store, "n0")
@@ -177,10 +176,10 @@ async def test_restart_with_a_wrong_wall_clock_retains_the_log(
 
 
 async def test_device_that_reconnects_during_a_write_is_the_last_to_be_removed(
-    path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, monkeypatch: pytest.MonkeyPatch, set_waits: SetWaits
 ) -> None:
     """Its acknowledged cursor is the same as the written one, but its time is later."""
-    monkeypatch.setattr(write_queue, "MAINTENANCE_INTERVAL_S", 0.0)
+    set_waits(sqlite_maintenance_interval_s=0.0)
     monkeypatch.setattr(writer, "MAX_DEVICES", 2)
     is_written, may_return = threading.Event(), threading.Event()
     may_return.set()
@@ -213,9 +212,9 @@ async def test_device_that_reconnects_during_a_write_is_the_last_to_be_removed(
 
 
 async def test_expired_entries_are_deleted_without_publishes(
-    path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, set_waits: SetWaits
 ) -> None:
-    monkeypatch.setattr(write_queue, "MAINTENANCE_INTERVAL_S", 0.01)
+    set_waits(sqlite_maintenance_interval_s=0.01)
     now = 1000.0
     store = SqliteStore(path, clock=lambda: now)
     await publish(store, "n0")
@@ -242,9 +241,9 @@ async def test_a_retention_that_was_lowered_is_reached_step_by_step(path: Path) 
 
 
 async def test_locked_file_is_logged_once_and_publishes_resume(
-    path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    path: Path, caplog: pytest.LogCaptureFixture, set_waits: SetWaits
 ) -> None:
-    monkeypatch.setattr("synap_realtime.server.stores.sqlite.database._BUSY_TIMEOUT_S", 0.05)
+    set_waits(sqlite_busy_timeout_s=0.05)
     store = SqliteStore(path)
     await publish(store, "n0")
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
