@@ -72,6 +72,21 @@ def room_path(room: str, route: str, **query: str | int | None) -> str:
     return f"/rooms/{quote(room, safe='')}/{route}{suffix}"
 
 
+def raw_head(client: Client, request: str, *fields: str, host: bool = True) -> bytes:
+    """The head of a request as it is written, with the credential of its route.
+
+    Args:
+        request: the request line.
+        fields: the header fields, as lines.
+        host: with the server's ``Host``.
+    """
+    path = request.split(" ")[1]
+    lines = [f"{name}: {value}" for name, value in client.headers_for(path).items()]
+    if host:
+        lines.insert(0, f"Host: {urlsplit(client.url).netloc}")
+    return "\r\n".join([request, *lines, *fields, "", ""]).encode("latin-1")
+
+
 def is_control(message: Json) -> bool:
     return str(message["type"]).startswith("synap.")
 
@@ -433,10 +448,14 @@ class Client:
         response = await self.get("/health")
         return response.status_code == 200 and response.text.replace(" ", "") == '{"status":"ok"}'
 
-    async def exchange(self, sent: bytes) -> bytes:
-        """Send bytes as they are, say that no more will come; returns all that is answered."""
+    async def exchange(self, sent: bytes, *, ends: bool = True) -> bytes:
+        """Send bytes as they are; returns all that is answered until the server closes.
+
+        Args:
+            ends: say that no more will come. A server may then end without answering all.
+        """
         with dial(self.url) as sock:
-            return await asyncio.to_thread(_exchange, sock, sent)
+            return await asyncio.to_thread(_exchange, sock, sent, ends)
 
 
 @contextlib.asynccontextmanager
@@ -508,12 +527,13 @@ def dial(url: str, receive_buffer: int | None = None) -> socket.socket:
         raise
 
 
-def _exchange(sock: socket.socket, sent: bytes) -> bytes:
+def _exchange(sock: socket.socket, sent: bytes, ends: bool) -> bytes:
     received = b""
     # A server may end the connection at any time, also before it has read everything.
     with contextlib.suppress(ConnectionError):
         sock.sendall(sent)
-        sock.shutdown(socket.SHUT_WR)
+        if ends:
+            sock.shutdown(socket.SHUT_WR)
     with contextlib.suppress(ConnectionError):
         while chunk := sock.recv(65536):
             received += chunk
@@ -523,10 +543,10 @@ def _exchange(sock: socket.socket, sent: bytes) -> bytes:
 class SlowListener:
     """A WebSocket on a bare socket that reads only when the test calls for it."""
 
-    def __init__(self, client: Client, room: str) -> None:
+    def __init__(self, client: Client, room: str, receive_buffer: int | None = 4096) -> None:
         path = room_path(room, "subscribe", after="earliest")
         self._protocol = ClientProtocol(parse_uri(client.ws_url(path)), max_size=None)
-        self._sock = dial(client.url, receive_buffer=4096)
+        self._sock = dial(client.url, receive_buffer)
         request = self._protocol.connect()
         request.headers.update(client.headers_for(path))
         self._protocol.send_request(request)
@@ -572,6 +592,32 @@ class SlowListener:
                 return messages, None if received is None else received.code
             with contextlib.suppress(ConnectionError):
                 self._flush()
+
+    def send_bytes(self, data: bytes) -> None:
+        """Send frames as they are written, also such as no library sends."""
+        self._sock.sendall(data)
+
+    def receive_bytes(self, until: bytes) -> bytes:
+        """Read what comes, without decoding it, until it contains this."""
+        received = b""
+        while until not in received:
+            chunk = self._sock.recv(65536)
+            assert chunk, f"the connection ended after {received!r}"
+            received += chunk
+        return received
+
+    def close_code(self) -> int | None:
+        """Read to the server's close frame. None: it never closed, and answers a ping."""
+        with contextlib.suppress(ConnectionError):
+            self.ping()
+        while self._protocol.close_rcvd is None:
+            chunk = self._sock.recv(65536)
+            assert chunk, "the connection ended without a close frame"
+            self._protocol.receive_data(chunk)
+            for event in self._protocol.events_received():
+                if isinstance(event, Frame) and event.data == b"pong":
+                    return None
+        return self._protocol.close_rcvd.code
 
     def close(self) -> None:
         self._sock.close()

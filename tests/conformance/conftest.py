@@ -90,6 +90,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """A wrong address or a wrong key is one line, not some hundred failures."""
     config.addinivalue_line("markers", "with_keys: a case of servers with keys")
     config.addinivalue_line("markers", "without_keys: a case of servers without keys")
+    config.addinivalue_line("markers", "own_frames: a case of servers without a host before them")
     for kind in kinds(config):
         if kind not in OURS and not config.option.collectonly:
             if not kind.startswith(("http://", "https://")):
@@ -109,13 +110,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     names: Sequence[str] = kinds(metafunc.config)
     marks: list[pytest.MarkDecorator] = []
-    for marker, wanted, reason in (
-        ("with_keys", True, f"the server has no keys: none were given with {API_KEY}"),
-        ("without_keys", False, "the server has keys"),
+    for marker, fits, reason in (
+        ("with_keys", _has_keys, f"the server has no keys: none were given with {API_KEY}"),
+        ("without_keys", _has_no_keys, "the server has keys"),
+        ("own_frames", _reads_frames, "the server's host reads the frames"),
     ):
         if metafunc.definition.get_closest_marker(marker) is not None:
-            fitting = [kind for kind in names if _has_keys(kind) is wanted]
-            marks = [] if fitting else [pytest.mark.skip(reason=reason)]
+            fitting = [kind for kind in names if fits(kind)]
+            if not fitting:
+                marks = [pytest.mark.skip(reason=reason)]
             names = fitting or names[:1]
     given = [pytest.param(kind, id=kind if kind in OURS else "url", marks=marks) for kind in names]
     metafunc.parametrize("server", given, indirect=True, scope="session")
@@ -123,6 +126,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def _has_keys(kind: str) -> bool:
     return kind.endswith("-keys") if kind in OURS else bool(os.environ.get(API_KEY))
+
+
+def _has_no_keys(kind: str) -> bool:
+    return not _has_keys(kind)
+
+
+def _reads_frames(kind: str) -> bool:
+    """Whether a server reads HTTP and WebSocket frames itself. Limits: the host bounds them."""
+    return kind not in (*WORKER, *ASGI)
 
 
 def _keys(kind: str, config: pytest.Config) -> Keys | None:

@@ -6,11 +6,10 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
-from urllib.parse import urlsplit
 
 import pytest
 
-from .client import Client, check_error, dial, fresh_room, note, room_path
+from .client import Client, check_error, dial, fresh_room, note, raw_head, room_path
 
 MALFORMED = {
     "empty": b"",
@@ -186,13 +185,6 @@ async def test_426(client: Client) -> None:
     check_error(await client.get(room_path(fresh_room(), "subscribe")), 426, "upgrade_required")
 
 
-def _head(client: Client, request: str, *lines: str) -> bytes:
-    host = urlsplit(client.url).netloc
-    path = request.split(" ")[1]
-    shown = [f"{name}: {value}" for name, value in client.headers_for(path).items()]
-    return "\r\n".join([request, f"Host: {host}", *shown, *lines, "", ""]).encode("latin-1")
-
-
 UPGRADE = (
     "Connection: Upgrade",
     "Upgrade: websocket",
@@ -274,7 +266,7 @@ HOSTILE: dict[str, tuple[str, tuple[str, ...], bytes]] = {
 async def test_hostile_bytes(client: Client, name: str) -> None:
     """Errors: what a client sends is answered or refused, and never breaks the server."""
     request, lines, body = HOSTILE[name]
-    answer = await client.exchange(_head(client, request, *lines) + body)
+    answer = await client.exchange(raw_head(client, request, *lines) + body)
     _check_harmless(answer)
     assert await client.is_well()
 
@@ -290,14 +282,42 @@ async def test_garbage(client: Client, sent: bytes) -> None:
     assert await client.is_well()
 
 
+@pytest.mark.parametrize(
+    ("version", "fields"),
+    [("1.1", ()), ("1.1", ("Host: localhost", "Host: localhost")), ("1.1", ("Host: a, b",)),
+     ("1.2", ("Host: localhost",)), ("2.0", ("Host: localhost",))],
+    ids=["no host", "two hosts", "a list of hosts", "1.2", "2.0"],
+)  # fmt: skip
+async def test_400_for_a_head(client: Client, version: str, fields: tuple[str, ...]) -> None:
+    """Errors: without a `Host`, with several, and in another version than HTTP/1.0 and 1.1: 400."""
+    answer = await client.exchange(
+        raw_head(client, f"GET /health HTTP/{version}", *fields, "Connection: close", host=False)
+    )
+    assert re.match(rb"HTTP/1\.[01] 400 ", answer), answer[:300]
+
+
+@pytest.mark.parametrize("coding", ["gzip, chunked", "chunked, chunked", ", chunked", "identity"])
+async def test_another_transfer_coding_publishes_nothing(client: Client, coding: str) -> None:
+    """Errors: a request that two parsers would read differently is refused."""
+    room = fresh_room()
+    body = b'{"type":"a","data":{}}'
+    head = raw_head(
+        client, f"POST /rooms/{room}/broadcast HTTP/1.1", f"Transfer-Encoding: {coding}"
+    )
+    answer = await client.exchange(head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+    _check_harmless(answer)
+    assert b"HTTP/1.1 200" not in answer
+    assert (await client.history(room))["notifications"] == []
+
+
 async def test_contradicting_lengths_publish_nothing(client: Client) -> None:
     """Errors: a request that two parsers would read differently is refused."""
     hidden, seen = fresh_room(), fresh_room()
     inner = b'{"type":"a","data":{}}'
-    smuggled = _head(
+    smuggled = raw_head(
         client, f"POST /rooms/{hidden}/broadcast HTTP/1.1", f"Content-Length: {len(inner)}"
     )
-    outer = _head(
+    outer = raw_head(
         client,
         f"POST /rooms/{seen}/broadcast HTTP/1.1",
         f"Content-Length: {len(inner)}",
@@ -314,8 +334,8 @@ async def test_pending_handshakes_do_not_delay_others(client: Client) -> None:
     """Errors: peers that stop in the middle of a request harm nobody."""
     room = fresh_room()
     halves = [
-        _head(client, f"GET /rooms/{room}/subscribe HTTP/1.1", *UPGRADE)[:-2],
-        _head(client, "POST /broadcast HTTP/1.1", "Content-Length: 100") + b"{",
+        raw_head(client, f"GET /rooms/{room}/subscribe HTTP/1.1", *UPGRADE)[:-2],
+        raw_head(client, "POST /broadcast HTTP/1.1", "Content-Length: 100") + b"{",
         b"GET /rooms",
         b"",
     ]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
-from .client import Client, fresh_room, ids_of, note
+from .client import Client, Listener, Stream, fresh_room, ids_of, is_control, note
 
 
 async def test_the_same_id_delivers_nothing(client: Client) -> None:
@@ -116,6 +117,34 @@ async def test_all_subscribers_receive_the_same_order(client: Client) -> None:
     for answer in answers:
         places = [cursors.index(cursor) for cursor in answer]
         assert places == sorted(places), "what one sender sent in order is in order"
+
+
+async def test_large_room_delivers_to_every_kind_of_subscriber(client: Client) -> None:
+    """Guarantees: order per room, for each of many subscribers, however it is connected. HTTP:
+    `broadcastCount` counts all of them."""
+    room = fresh_room()
+    async with contextlib.AsyncExitStack() as stack:
+        everyone: list[Listener | Stream] = []
+        for _ in range(6):
+            everyone.append(await stack.enter_async_context(client.listen(room)))
+            everyone.append(await stack.enter_async_context(client.listen(room, v1=True)))
+        for n in range(2):
+            everyone.append(
+                await stack.enter_async_context(client.listen(room, device=f"phone{n}"))
+            )
+            everyone.append(await stack.enter_async_context(client.stream(room)))
+        await client.until_connections(room, len(everyone))
+        for n in range(10):
+            assert (await client.publish(room, f"n{n}"))["broadcastCount"] == len(everyone)
+        items = [note(f"n{n}", rooms=[room]) for n in range(10, 15)]
+        results = (await client.batch(items))["results"]
+        assert {result["broadcastCount"] for result in results} == {len(everyone)}
+        for subscriber in everyone:
+            received: list[str] = []
+            while len(received) < 15:
+                if not is_control(message := await subscriber.next()):
+                    received.append(message["id"])
+            assert received == [f"n{n}" for n in range(15)]
 
 
 async def test_delivers_at_least_once_to_a_resuming_subscriber(client: Client) -> None:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from .client import Client, Json, fresh_room, ids_of, note, room_path
+from .client import Client, Json, fresh_room, ids_of, note, raw_head, room_path
 
 
 async def test_one(client: Client) -> None:
@@ -216,6 +216,56 @@ async def test_an_upgrade_to_another_protocol_is_ignored(client: Client) -> None
         assert answer.status_code == 200, answer.text
     answer = await client.get(room_path(room, "history"), fields)
     assert [each["id"] for each in answer.json()["notifications"]] == ["n0", "n1"]
+
+
+def statuses(answer: bytes) -> list[int]:
+    """The statuses of the responses in these bytes, which have to follow each other exactly."""
+    found = []
+    while answer:
+        head, _, rest = answer.partition(b"\r\n\r\n")
+        status = re.match(rb"HTTP/1\.1 (\d{3}) ", head)
+        assert status, answer
+        found.append(int(status[1]))
+        length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
+        assert length, head
+        answer = rest[int(length[1]) :]
+    return found
+
+
+async def test_a_connection_serves_requests_in_order(client: Client) -> None:
+    """HTTP: HTTP/1.1, whose connections persist, and whose answers come in the order of the
+    requests (RFC 9112, section 9.3)."""
+    room = fresh_room()
+    sent = [
+        raw_head(client, f"GET /rooms/{room}/health HTTP/1.1"),
+        raw_head(client, "GET /nothing HTTP/1.1"),
+        raw_head(client, "GET /broadcast HTTP/1.1"),
+        raw_head(client, "GET /health HTTP/1.1", "Connection: close"),
+    ]
+    assert statuses(await client.exchange(b"".join(sent), ends=False)) == [200, 404, 405, 200]
+
+
+async def test_a_connection_ends_after_the_request_that_says_so(client: Client) -> None:
+    """HTTP: nothing is answered behind `Connection: close` (RFC 9112, section 9.6)."""
+    room = fresh_room()
+    body = json.dumps(note("n1")).encode()
+    path = room_path(room, "broadcast")
+    length = f"Content-Length: {len(body)}"
+    sent = [
+        raw_head(client, "GET /health HTTP/1.1", "Connection: close"),
+        raw_head(client, f"POST {path} HTTP/1.1", length, "Content-Type: application/json") + body,
+    ]
+    assert statuses(await client.exchange(b"".join(sent), ends=False)) == [200]
+    assert (await client.history(room))["notifications"] == []
+
+
+async def test_an_answer_to_head_has_no_body(client: Client) -> None:
+    """HTTP: `HEAD` is answered like `GET`, without the body (RFC 9110, section 9.3.2)."""
+    head = raw_head(client, "HEAD /health HTTP/1.1", "Connection: close")
+    answer = await client.exchange(head)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.endswith(b"\r\n\r\n")
+    assert answer.count(b"\r\n\r\n") == 1
 
 
 async def test_subscribe_without_an_upgrade(client: Client) -> None:

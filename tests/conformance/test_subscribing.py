@@ -282,6 +282,30 @@ async def test_late_joiners_miss_nothing(client: Client, v1: bool) -> None:
         assert received == [[*(f"n{n}" for n in range(count)), "end"]] * 3
 
 
+async def test_late_joiners_of_a_large_room_miss_nothing(client: Client) -> None:
+    """Subscribing: notifications from log and live are delivered once, in order, without gaps, also
+    where many subscribers share the writes of a room."""
+    for _ in range(4):
+        room = fresh_room("request")
+        starts = [asyncio.Event() for _ in range(12)]
+
+        async def publish(room: str = room, starts: list[asyncio.Event] = starts) -> None:
+            for n in range(40):
+                await client.publish(room, f"n{n}")
+                starts[n * len(starts) // 40].set()
+            await client.publish(room, "end")
+
+        async def listen(number: int, start: asyncio.Event, room: str = room) -> list[str]:
+            await start.wait()
+            async with client.listen(room, v1=number % 2 == 0) as listener:
+                received = await listener.until("end")
+            return ids_of(message for message in received if not is_control(message))
+
+        joining = (listen(number, start) for number, start in enumerate(starts))
+        _, *received = await asyncio.gather(publish(), *joining)
+        assert received == [[*(f"n{n}" for n in range(40)), "end"]] * len(starts)
+
+
 @pytest.mark.parametrize("count", [15, 31, 45])
 async def test_delivers_publishes_made_during_a_slow_replay_once(
     client: Client, count: int
