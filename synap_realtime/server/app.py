@@ -22,6 +22,7 @@ from .auth.revocations import Revocations
 from .config.file_watcher import CHECK_INTERVAL_S
 from .config.settings import ServerSettings, load_settings
 from .http.admin import Admin
+from .http.in_flight import InFlight
 from .http.monitoring import MonitoringService
 from .http.publish import PublishService
 from .http.reads import RoomReads
@@ -92,7 +93,7 @@ class Node:
         self.sessions = sessions = SessionRegistry(
             store, hub, presence, access, revocations, limits, budgets.backlogs, metrics
         )
-        self._publishing = publishing = PublishService(store, access, limits, metrics)
+        self._in_flight = in_flight = InFlight()
         self._reads = reads = RoomReads(store, hub, presence, access, limits)
         admin = None
         if settings.admin:
@@ -106,11 +107,11 @@ class Node:
             )
         self.router = Router(
             route_table(
-                publishing,
-                SubscribeService(sessions, access, publishing, limits),
+                PublishService(store, access, limits, in_flight, metrics),
+                SubscribeService(sessions, access, in_flight, limits),
                 reads,
-                RevokeService(access, revocations, publishing),
-                MonitoringService(store, hub, access, limits, publishing, metrics),
+                RevokeService(access, revocations, in_flight),
+                MonitoringService(store, hub, access, limits, in_flight, metrics),
                 admin,
             ),
             access,
@@ -187,11 +188,12 @@ class Node:
 
     async def drain(self) -> None:
         """Reject publishes, then close every subscriber. See PROTOCOL.md, "Draining"."""
-        if self._publishing.draining:
+        if self._in_flight.is_draining:
             return
+        self._metrics.draining.set(1)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.drain_timeout_s):
-                await self._publishing.drain()
+                await self._in_flight.drain()
         subscriptions = self.sessions.subscriptions()
         spread_ms = min(_MAX_SPREAD_MS, 10 * len(subscriptions))
         size = max(_DRAIN_BATCH, len(subscriptions) // 20)

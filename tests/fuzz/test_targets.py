@@ -14,8 +14,8 @@ import jwt
 import pytest
 
 from synap_realtime.broadcast import responses
-from synap_realtime.server import wire
 from synap_realtime.server.auth import jwks
+from synap_realtime.server.http import validation
 from synap_realtime.server.http.routes import Router
 from synap_realtime.server.messages import Response
 from synap_realtime.server.protocols import ws_codec
@@ -130,12 +130,12 @@ def test_websocket_target_notices_text_that_is_not_utf8(monkeypatch: pytest.Monk
 def test_notification_target_notices_a_weaker_validation_pass(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    validated = wire._validated
+    read_strictly = validation._read
 
     def lenient(read: Callable[[bytes], Any], content: bytes) -> dict[str, Any] | None:
-        return validated(read, content.replace(b'"status":"done"', b'"status":"error"'))
+        return read_strictly(read, content.replace(b'"status":"done"', b'"status":"error"'))
 
-    monkeypatch.setattr(wire, "_validated", lenient)
+    monkeypatch.setattr(validation, "_read", lenient)
     catches("notification")
 
 

@@ -13,8 +13,8 @@ from ..messages import Request, Response, json_response
 from ..metrics import CONTENT_TYPE, Metrics
 from ..rooms.hub import Hub
 from ..stores.base import Store, StoreUnavailableError
+from .in_flight import InFlight
 from .openapi import document
-from .publish import PublishService
 
 MAX_AGE_S = 1.0
 """How long a result is cached, so that a flood of requests checks the store once a second."""
@@ -32,14 +32,14 @@ class MonitoringService:
         hub: Hub,
         access: AccessControl,
         limits: Limits,
-        publishing: PublishService,
+        in_flight: InFlight,
         metrics: Metrics,
     ) -> None:
         self._store = store
         self._hub = hub
         self._access = access
         self._limits = limits
-        self._publishing = publishing
+        self._in_flight = in_flight
         self._metrics = metrics
         self._readiness = Readiness(store)
 
@@ -51,7 +51,7 @@ class MonitoringService:
     async def ready(self, request: Request) -> Response:
         """Handle ``GET /ready``."""
         self._limits.check_request(None, request.address)
-        self._publishing.ensure_accepting()
+        self._in_flight.ensure_accepting()
         await self._readiness.check()
         return _READY
 

@@ -11,10 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from json.encoder import encode_basestring_ascii as as_json
 from time import perf_counter
 
-from ...protocol.notification import (
-    MAX_BATCH_FANOUT_BYTES,
-    MAX_BATCH_NOTIFICATIONS,
-)
+from ...protocol.notification import MAX_BATCH_FANOUT_BYTES
 from ...protocol.rooms import Room, key_of
 from ...tracing import NOOP_SPAN, Span
 from ..auth import Claims
@@ -31,84 +28,40 @@ from ..messages import (
     unavailable,
 )
 from ..metrics import Metrics
-from ..publications import (
-    has_room_list,
-    parse_item_rooms,
-    validate_item,
-    validate_notification,
-)
 from ..stores.base import Publication, PublishResult, StoreUnavailableError
 from ..stores.measured import InstrumentedStore
-from ..wire import decode_batch, decode_notification
+from .in_flight import InFlight
+from .validation import BatchItem, parse_batch, validate_notification
 
 _YIELD_EVERY = 100  # notifications of a batch that are validated without yielding
 
 
 class PublishService:
-    """Handles the publish routes of one node and tracks publishes in flight."""
+    """Handles the publish routes of one node."""
 
     def __init__(
         self,
         store: InstrumentedStore,
         access: AccessControl,
         limits: Limits,
+        in_flight: InFlight,
         metrics: Metrics,
     ) -> None:
         self._store = store
         self._access = access
         self._limits = limits
+        self._in_flight = in_flight
         self._metrics = metrics
-        self._draining = False
-        self._in_flight = 0  # operations that are not answered yet
-        self._idle = asyncio.Event()
-
-    @property
-    def draining(self) -> bool:
-        """Whether new publishes are rejected."""
-        return self._draining
-
-    async def drain(self) -> None:
-        """Reject new publishes, and wait until those in flight are answered."""
-        self._draining = True
-        self._metrics.draining.set(1)
-        while self._in_flight:
-            self._idle.clear()
-            await self._idle.wait()
-
-    def ensure_accepting(self) -> None:
-        """Check that the node is not draining.
-
-        Raises:
-            RequestError: 503.
-        """
-        if self._draining:
-            raise unavailable("the server is shutting down")
-
-    def enter(self) -> None:
-        """Start an operation that draining waits for. Call :meth:`exit` at its end.
-
-        Raises:
-            RequestError: 503.
-        """
-        self.ensure_accepting()
-        self._in_flight += 1
-
-    def exit(self) -> None:
-        """End an operation that draining waits for."""
-        self._in_flight -= 1
-        if self._draining:
-            self._idle.set()
 
     async def broadcast(self, request: Request) -> Response:
         """Handle ``POST /rooms/{room}/broadcast``."""
         began_at = perf_counter()
-        self.ensure_accepting()
+        self._in_flight.ensure_accepting()
         room = parse_room_param(request.path_segments[1])
         claims = await self._access.authenticate(request)
         await self._access.authorize(claims, "broadcast", room)
-        traceparent = request.headers.get("traceparent")
-        value, is_valid = decode_notification(await read_json_body(request))
-        id, text, span = validate_notification(value, traceparent, is_valid=is_valid)
+        content = await read_json_body(request)
+        id, text, span = validate_notification(content, request.headers.get("traceparent"))
         spans = () if span is NOOP_SPAN else (span,)
         publications = (Publication(room, id, text, began_at),)
         (result,) = await self._publish(claims, publications, len(text), spans)
@@ -117,32 +70,20 @@ class PublishService:
     async def broadcast_batch(self, request: Request) -> Response:
         """Handle ``POST /broadcast``."""
         began_at = perf_counter()
-        self.ensure_accepting()
+        self._in_flight.ensure_accepting()
         claims = await self._access.authenticate(request)
         require_scope(claims, "broadcast")
-        items, is_valid = decode_batch(await read_json_body(request))
-        if len(items) > MAX_BATCH_NOTIFICATIONS:
-            raise payload_too_large(f"a batch has at most {MAX_BATCH_NOTIFICATIONS} notifications")
-        pairs = sum(len(item["rooms"]) for item in items if has_room_list(item))
-        if pairs > MAX_BATCH_NOTIFICATIONS:
-            raise payload_too_large(
-                f"a batch goes to at most {MAX_BATCH_NOTIFICATIONS} rooms, over all its "
-                "notifications"
-            )
-        rooms = [parse_item_rooms(item) for item in items]
-        named = (room for each in rooms if not isinstance(each, RequestError) for room in each)
-        verdicts = await self._access.authorize_many(claims, "broadcast", dict.fromkeys(named))
+        items = parse_batch(await read_json_body(request))
+        named = dict.fromkeys(room for item in items for room in item.rooms)
+        verdicts = await self._access.authorize_many(claims, "broadcast", named)
         traceparent = request.headers.get("traceparent")
         validated: list[list[Publication] | RequestError] = []
         spans: list[Span] = []
-        for number, (item, item_rooms) in enumerate(zip(items, rooms, strict=True), 1):
-            entry = validate_item(
-                item, item_rooms, verdicts, traceparent, spans,
-                is_valid=is_valid, published_at=began_at,
-            )  # fmt: skip
+        for number, item in enumerate(items, 1):
+            entry = _validate_item(item, verdicts, traceparent, spans, began_at)
             validated.append(entry)
             if isinstance(entry, RequestError):
-                self._log_rejected(request, entry, item_rooms, verdicts)
+                self._log_rejected(request, entry, item.rooms, verdicts)
             if number % _YIELD_EVERY == 0:
                 await asyncio.sleep(0)  # a large batch must not block the event loop
         return await self._publish_items(validated, claims, spans)
@@ -151,14 +92,13 @@ class PublishService:
         self,
         request: Request,
         problem: RequestError,
-        rooms: list[Room] | RequestError,
+        rooms: Sequence[Room],
         verdicts: Mapping[Room, RequestError | None],
     ) -> None:
         """Log a rejected notification of a batch, with the room that the error is about."""
-        named = [] if isinstance(rooms, RequestError) else rooms
-        room = next((room for room in named if verdicts.get(room) is problem), None)
-        if room is None and named:
-            room = named[0]
+        room = next((room for room in rooms if verdicts[room] is problem), None)
+        if room is None and rooms:
+            room = rooms[0]
         if room is not None and self._access.is_credential(key_of(room)):
             room = None
         events.log_rejected(
@@ -220,12 +160,11 @@ class PublishService:
         """
         problem: str | None = "cancelled"
         count = len(publications)
-        self._in_flight += 1  # draining waits for it
         try:
-            self.ensure_accepting()
-            if self._limits.count_publishes:
-                self._limits.check_publish(claims, count, size)
-            results = await self._store.publish(publications)
+            with self._in_flight:
+                if self._limits.count_publishes:
+                    self._limits.check_publish(claims, count, size)
+                results = await self._store.publish(publications)
             problem = None
         except RequestError as error:
             problem = str(error)
@@ -238,7 +177,6 @@ class PublishService:
             self._metrics.published("unavailable", count)
             raise
         finally:
-            self.exit()
             for span in spans:
                 span.end(problem)
         self._metrics.accepted(results, size)
@@ -247,6 +185,28 @@ class PublishService:
             kept = zip(rooms, results, strict=True)
             events.log_published(claims, kept, self._access.is_credential)
         return results
+
+
+def _validate_item(
+    item: BatchItem,
+    verdicts: Mapping[Room, RequestError | None],
+    traceparent: str | None,
+    spans: list[Span],
+    published_at: float,
+) -> list[Publication] | RequestError:
+    """Return one notification of a batch for each of its rooms, or the error."""
+    if item.problem is not None:
+        return item.problem
+    for room in item.rooms:
+        if (verdict := verdicts[room]) is not None:
+            return verdict
+    try:
+        id, text, span = item.validate(traceparent)
+    except RequestError as error:
+        return error
+    if span is not NOOP_SPAN:
+        spans.append(span)
+    return [Publication(room, id, text, published_at) for room in item.rooms]
 
 
 def _encode_result(result: PublishResult) -> bytes:

@@ -18,7 +18,7 @@ from ..messages import (
     read_json_body,
     unavailable,
 )
-from .publish import PublishService
+from .in_flight import InFlight
 
 _Revocable = Literal["user", "token", "jti"]
 
@@ -35,31 +35,29 @@ class RevokeService:
     """Handles the route ``/revoke``."""
 
     def __init__(
-        self, access: AccessControl, revocations: Revocations, publishing: PublishService
+        self, access: AccessControl, revocations: Revocations, in_flight: InFlight
     ) -> None:
         self._access = access
         self._revocations = revocations
-        self._publishing = publishing
+        self._in_flight = in_flight
 
     async def revoke(self, request: Request) -> Response:
         """Handle ``POST /revoke``."""
-        self._publishing.ensure_accepting()
+        self._in_flight.ensure_accepting()
         claims = await self._access.authenticate_counted(request)
         require_scope(claims, "admin")
         of, given = _revocation_in(decode_json(await read_json_body(request)))
         if not self._access.keys():  # without keys, tokens are not checked
             return json_response(200, {"success": True, "revoked": False, "closed": 0})
-        self._publishing.enter()
         try:
-            name = await self._name_to_revoke(of, given)
-            closed = await self._revocations.revoke("user" if of == "user" else "token", name)
+            with self._in_flight:
+                name = await self._name_to_revoke(of, given)
+                closed = await self._revocations.revoke("user" if of == "user" else "token", name)
         except TooManyRevocationsError:
             raise unavailable(
                 "too many revocations are stored; remove the secret from the server's keys, which "
                 "revokes all tokens that it has signed"
             ) from None
-        finally:
-            self._publishing.exit()
         events.log_revoked(claims, of, name, closed)
         return json_response(200, {"success": True, "revoked": True, "closed": closed})
 

@@ -28,7 +28,7 @@ from ..messages import (
 )
 from ..rooms.sessions import Session, SessionRegistry
 from ..rooms.subscription import UNKNOWN_POSITION
-from .publish import PublishService
+from .in_flight import InFlight
 
 SSE_RETRY_MS = 1000
 """The delay after which a browser reconnects when an event stream has ended, in milliseconds."""
@@ -83,12 +83,12 @@ class SubscribeService:
         self,
         sessions: SessionRegistry,
         access: AccessControl,
-        publishing: PublishService,
+        in_flight: InFlight,
         limits: Limits,
     ) -> None:
         self._sessions = sessions
         self._access = access
-        self._publishing = publishing
+        self._in_flight = in_flight
         self._limits = limits
 
     async def accept_websocket(self, request: Request) -> AcceptedSubscription:
@@ -104,7 +104,7 @@ class SubscribeService:
                 "Presence requires subprotocol synap.v1",
                 "presence: offer the subprotocol synap.v1",
             )
-        self._publishing.ensure_accepting()
+        self._in_flight.ensure_accepting()
         try:
             claims = await self._admit(request, params)
         except RequestError as error:
@@ -148,7 +148,7 @@ class SubscribeService:
         after = UNKNOWN_POSITION if last and not is_cursor(last) else params.after
         claims = await self._admit(request, params)
         body = b"" if request.method == "HEAD" else None
-        if body is None and self._publishing.draining:  # a browser does not reconnect after a 503
+        if body is None and self._in_flight.is_draining:  # a browser does not reconnect after a 503
             body = f"retry: {SSE_RETRY_MS + secrets.randbelow(SSE_RETRY_MS)}\n\n".encode()
         head = Response(200, body or b"", _EVENT_STREAM_HEADERS, _EVENT_STREAM)
         if body is not None:

@@ -16,11 +16,10 @@ from synap_realtime.protocol.notification import MAX_NOTIFICATION_BYTES
 from synap_realtime.protocol.rooms import user_room
 from synap_realtime.server import create_app
 from synap_realtime.server.config.settings import load_settings
+from synap_realtime.server.http.validation import decode_notification, encode_notification
 from synap_realtime.server.messages import Request, RequestError, Response, decode_json
-from synap_realtime.server.publications import validate_notification
 from synap_realtime.server.stores.base import Retention
 from synap_realtime.server.stores.memory import MemoryStore
-from synap_realtime.server.wire import decode_notification
 
 from ..target import Target, require
 
@@ -122,8 +121,8 @@ class NotificationTarget(Target):
 def _outcome(decode: Callable[[], tuple[object, bool]]) -> str | tuple[int, bytes]:
     """What is stored, without what the server makes itself, or the refusal: status and body."""
     try:
-        value, is_valid = decode()
-        return _comparable(validate_notification(value, None, is_valid=is_valid)[1])
+        value, is_checked = decode()
+        return _comparable(encode_notification(value, None, is_checked=is_checked)[1])
     except RequestError as error:
         return error.response.status, error.response.body
 

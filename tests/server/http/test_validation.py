@@ -10,9 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic_core import from_json, to_json
 
+from synap_realtime.server.http.validation import (
+    decode_batch,
+    decode_notification,
+    encode_notification,
+)
 from synap_realtime.server.messages import RequestError, decode_json
-from synap_realtime.server.publications import validate_notification
-from synap_realtime.server.wire import decode_batch, decode_notification
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
@@ -162,7 +165,7 @@ OTHERWISE = {
 def in_two_steps(content: bytes) -> str | None:
     """What the thorough way makes of it: the JSON that is stored, if it is a notification."""
     try:
-        return validate_notification(decode_json(content), None, is_valid=False)[1]
+        return encode_notification(decode_json(content), None, is_checked=False)[1]
     except RequestError:
         return None
 
@@ -184,14 +187,14 @@ MADE = re.compile(r'"[0-9a-f]{8}-[0-9a-f-]{27}"|"\d{4}-\d\d-\d\dT[\d:.]+Z"')
 
 def assert_alike(content: bytes) -> bool:
     """Check that the one-pass decoder agrees with the two-pass one. Return whether it was used."""
-    value, is_valid = decoded(content)
-    if is_valid:
+    value, is_checked = decoded(content)
+    if is_checked:
         try:
-            quick = validate_notification(value, None, is_valid=True)[1]
+            quick = encode_notification(value, None, is_checked=True)[1]
         except RequestError:
             quick = None
         assert alike(quick) == alike(in_two_steps(content))
-    return is_valid
+    return is_checked
 
 
 @given(objects() | values.map(spelled))
@@ -213,27 +216,27 @@ def test_only_wrong_and_null_members_take_two_passes(text: str) -> None:
 def test_a_batch_is_decoded_as_each_of_it(texts: list[str]) -> None:
     content = f'{{"x":1,"notifications":[{",".join(texts)}]}}'.encode()
     try:
-        items, is_valid = decode_batch(content)
+        items, is_checked = decode_batch(content)
     except RequestError:
         assert not texts
         return
     assert len(items) == len(texts) > 0
     for item, text in zip(items, texts, strict=True):
         alone = from_json(text)
-        if not is_valid:
+        if not is_checked:
             assert item == alone
             continue
         rooms = item.pop("rooms")
         assert rooms == alone.pop("rooms")
-        value, is_valid_alone = decode_notification(to_json(alone))
-        assert is_valid_alone
+        value, is_checked_alone = decode_notification(to_json(alone))
+        assert is_checked_alone
         assert to_json(item) == to_json(value)
 
 
 @given(st.binary(max_size=40) | values.map(spelled).map(str.encode))
 def test_bytes_that_are_no_object_are_no_notification(content: bytes) -> None:
-    value, is_valid = decoded(content)
-    assert isinstance(value, dict) or not is_valid
+    value, is_checked = decoded(content)
+    assert isinstance(value, dict) or not is_checked
 
 
 @pytest.mark.parametrize("name", ONE_PASS)
