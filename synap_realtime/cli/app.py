@@ -98,7 +98,7 @@ def _run() -> int:
 
 def _report_usage(error: Exception) -> int:
     """Print one line about a wrong command line, or the whole help if the command line is empty."""
-    message = usage_message(error)
+    message = usage_message(error, typer.main.get_command(app))
     if message is None:
         console.show(error.ctx.get_help())  # type: ignore[attr-defined]
     else:

@@ -20,7 +20,9 @@ def doctor(
     url: Annotated[str | None, URL] = None,
     keys_file: Annotated[
         Path | None,
-        typer.Option(help="The key file of a server. [env: SYNAP_REALTIME_KEYS_FILE]"),
+        typer.Option(
+            help="The key file of a server. [env: SYNAP_REALTIME_KEYS_FILE]", readable=False
+        ),
     ] = None,
     store: Annotated[
         str | None,
@@ -35,20 +37,23 @@ def doctor(
     tls_cert: Annotated[
         Path | None,
         typer.Option(
-            help="A PEM file with the certificate chain of a server. [env: SYNAP_REALTIME_TLS_CERT]"
+            help="A PEM file with a server's certificate chain. [env: SYNAP_REALTIME_TLS_CERT]",
+            readable=False,
         ),
     ] = None,
     tls_key: Annotated[
         Path | None,
         typer.Option(
-            help="A PEM file with the certificate's private key. [env: SYNAP_REALTIME_TLS_KEY]"
+            help="A PEM file with the certificate's private key. [env: SYNAP_REALTIME_TLS_KEY]",
+            readable=False,
         ),
     ] = None,
     as_json: Annotated[bool, AS_JSON] = False,
 ) -> None:
-    """Check the configuration, keys, certificate, store, clock and the path to the room server.
+    """Check the configuration and the path to the room server.
 
-    Each finding names the fix. The checks read the settings of serve and of the application
+    The checks are about keys, certificate, store, clock and a notification's round trip. Each
+    finding names the fix. The checks read the settings of serve and of the application
     (REALTIME_URL, REALTIME_API_KEY, REALTIME_TOKEN_SECRET, REALTIME_PUBLIC_URL) from the
     environment, and publish one notification to a room that nothing else uses. Exits with 1 if a
     check fails.

@@ -21,7 +21,8 @@ def generate_keys(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="The file to write, atomically and with mode 0600. Default: print the keys."
+            help="The file to write, atomically and with mode 0600. Default: print the keys.",
+            readable=False,
         ),
     ] = None,
     rotate: Annotated[

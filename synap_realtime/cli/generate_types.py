@@ -20,7 +20,7 @@ def generate_types(
     own: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[MODULE:NAME]...",
+            metavar="MODULE:NAME",
             help="Your own types: a JobType, a mapping from types to models, or a list of these.",
         ),
     ] = None,
@@ -32,7 +32,10 @@ def generate_types(
         str | None, typer.Option(help="The file to write, atomically. Default: print.")
     ] = None,
 ) -> None:
-    """Generate types of the payload of each notification type, for front ends."""
+    """Generate the payload types of notifications.
+
+    They are for front ends: a type for each notification type that is built in, and for your own.
+    """
     text = _generate(own or [], as_json_schema=json_schema)
     if out is None:
         show(text.removesuffix("\n"))

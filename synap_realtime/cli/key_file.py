@@ -114,6 +114,10 @@ def create(file: Path) -> None:
     Raises:
         ConfigurationError: the file exists, or cannot be written.
     """
+    if file.is_dir():
+        raise ConfigurationError(
+            f"--out {_shown(file)}: it is a directory; name a file in it, such as keys.toml"
+        )
     if os.path.lexists(file):
         raise ConfigurationError(
             f"--out {_shown(file)}: the file exists; replace its keys with --rotate, or choose "
@@ -134,10 +138,12 @@ def change(file: Path, transform: Callable[[KeySet], KeySet]) -> tuple[KeySet, K
     try:
         status = target.stat()
         before = _parse(target.read_text("utf-8"))
-    except OSError as error:
+    except FileNotFoundError:
         raise ConfigurationError(
-            f"--out {_shown(file)}: {error.strerror}; create it without --rotate and --prune"
+            f"--out {_shown(file)}: there is no such file; create it without --rotate and --prune"
         ) from None
+    except OSError as error:
+        raise ConfigurationError(f"--out {_shown(file)}: {_reason(error)}") from None
     except (ValueError, TypeError, RecursionError):
         raise ConfigurationError(
             f"--out {_shown(file)}: not a key file; it was not changed"
@@ -199,11 +205,23 @@ def _write(file: Path, text: str, status: os.stat_result | None) -> None:
             temporary = None
         _flush_folder(file.parent)
     except OSError as error:
-        raise ConfigurationError(f"--out {_shown(file)}: {error.strerror}") from None
+        raise ConfigurationError(f"--out {_shown(file)}: {_reason(error)}") from None
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)  # noqa: PTH108
+
+
+def _reason(error: OSError) -> str:
+    """Return the problem of a path, and how to fix it if the user can."""
+    match error:
+        case FileNotFoundError() | NotADirectoryError():
+            return "there is no such directory; create it first"
+        case FileExistsError():
+            return "another program has just created it"
+        case PermissionError():
+            return f"{error.strerror}; choose another path, or change its mode or owner"
+    return error.strerror or str(error)
 
 
 def _flush_folder(folder: Path) -> None:

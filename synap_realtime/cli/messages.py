@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Any
 
@@ -23,13 +22,8 @@ def name_option(text: str, group: Any) -> str:
         text: such as ``expires_in_s: expected a number``.
         group: the Click group with the command that failed.
     """
-    return _with_variable(_with_option(text, group))
-
-
-def _with_option(text: str, group: Any) -> str:
     name, _, problem = text.partition(": ")
-    commands = group.commands
-    command = next((commands[word] for word in sys.argv[1:] if word in commands), None)
+    command = group.commands.get(_command_name(group))
     for parameter in command.params if command else ():
         if parameter.name == _OPTIONS.get(name, name):
             shown = parameter.opts[0]
@@ -39,16 +33,8 @@ def _with_option(text: str, group: Any) -> str:
     return text
 
 
-def _with_variable(text: str) -> str:
-    """Replace an option in an error by its environment variable, if the value came from there."""
-    option, _, rest = text.partition(" ")
-    name = option.rstrip(":")
-    variable = "SYNAP_REALTIME_" + name.removeprefix("--").replace("-", "_").upper()
-    if not name.startswith("--") or variable not in os.environ or rest.startswith("("):
-        return text
-    if any(word.partition("=")[0] == name for word in sys.argv[1:]):
-        return text
-    return f"{variable}{option.removeprefix(name)} {rest}"
+def _command_name(group: Any) -> str | None:
+    return next((word for word in sys.argv[1:] if word in group.commands), None)
 
 
 def name_client_options(text: str) -> str:
@@ -58,12 +44,17 @@ def name_client_options(text: str) -> str:
     return text
 
 
-def usage_message(error: Any) -> str | None:
-    """Return one line about a wrong command line; None if it is empty: the help is to be shown."""
+def usage_message(error: Any, group: Any) -> str | None:
+    """Return one line about a wrong command line; None if it is empty: the help is to be shown.
+
+    Args:
+        group: the Click group with the command that failed.
+    """
     context = getattr(error, "ctx", None)
     text = error.format_message() if hasattr(error, "format_message") else str(error)
     if context and text == context.get_help():
         return None
-    command = context.command_path if context else "synap-realtime"
+    words = ["synap-realtime", _command_name(group)]
+    command = context.command_path if context else " ".join(filter(None, words))
     problem = redacted(" ".join(text.split())).rstrip(".")
     return f"{problem} (see: {command} --help)"

@@ -78,7 +78,10 @@ def settings_options() -> list[Any]:
 
 
 def _option_type(name: str, field: FieldInfo, text: str) -> Any:
-    """Return the annotated type of an option. A list is one text with commas, as in a variable."""
+    """Return the annotated type of an option. A list is one text with commas, as in a variable.
+
+    Typer does not check files: the server's own error is the same for an environment variable.
+    """
     option = name.replace("_", "-")
     match field.annotation:
         case type() as plain if plain is bool:
@@ -86,7 +89,7 @@ def _option_type(name: str, field: FieldInfo, text: str) -> Any:
         case type() as plain if plain in (int, float):
             return Annotated[plain | None, typer.Option(help=text)]
         case annotation if annotation == Path | None:
-            return Annotated[Path | None, typer.Option(help=text)]
+            return Annotated[Path | None, typer.Option(help=text, readable=False)]
         case _:
             return Annotated[str | None, typer.Option(help=text)]
 

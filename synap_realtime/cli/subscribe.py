@@ -29,7 +29,12 @@ def subscribe(
     room: Annotated[str, typer.Argument(help="The room, such as user_42 or request_7f3a.")],
     url: Annotated[str | None, URL] = None,
     token: Annotated[
-        str | None, typer.Option(help="The token to authenticate with.", envvar="REALTIME_TOKEN")
+        str | None,
+        typer.Option(
+            help="The token to authenticate with. [env: REALTIME_TOKEN]",
+            envvar="REALTIME_TOKEN",
+            show_envvar=False,
+        ),
     ] = None,
     after: Annotated[
         str | None, typer.Option(help="Where to start: a cursor, earliest or latest.")
@@ -45,10 +50,10 @@ def subscribe(
         ),
     ] = None,
 ) -> None:
-    """Print the notifications of a room as they arrive, without acknowledging them.
+    """Print the notifications of a room as they arrive.
 
-    Exits with 1 if the server cannot be reached or rejects the subscription, and with 74 if stdout
-    cannot be written (a full disk).
+    It acknowledges none of them. Exits with 1 if the server cannot be reached or rejects the
+    subscription, and with 74 if stdout cannot be written (a full disk).
     """
     try:
         done = asyncio.run(_print_notifications(room, url, token, after, as_json, count, timeout_s))

@@ -38,7 +38,7 @@ def token(
     issuer: Annotated[str | None, typer.Option(help="The iss claim.")] = None,
     audience: Annotated[str | None, typer.Option(help="The aud claim.")] = None,
 ) -> None:
-    """Mint a token with REALTIME_TOKEN_SECRET, or inspect a token.
+    """Mint a token with REALTIME_TOKEN_SECRET, or inspect one.
 
     A token is inspected if it is given in place of the user, or on stdin with -. Its signature is
     checked if REALTIME_TOKEN_SECRET is set. Exits with 1 if the token is not valid.

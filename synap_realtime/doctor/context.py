@@ -83,7 +83,8 @@ def load_client_config(url: str | None) -> CheckContext:
     try:
         context.address = parse_server_url(url)
     except ConfigurationError as error:
-        context.address_problem = str(error)
+        problem = str(error)
+        context.address_problem = f"--{problem}" if problem.startswith("url: ") else problem
     return context
 
 

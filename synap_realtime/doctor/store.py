@@ -54,6 +54,8 @@ async def check_store(context: CheckContext) -> AsyncGenerator[Finding]:
         findings = await run_in_thread(lambda: _inspect(path))
     except TimeoutError:
         yield Finding("fail", "store", f"the disk of {path} does not respond", _ELSEWHERE)
+    except OSError as error:  # the user may not look into a directory above
+        yield Finding("fail", "store", f"{path} cannot be used ({error.strerror})", _ELSEWHERE)
     else:
         for finding in findings:
             yield finding

@@ -76,7 +76,8 @@ def test_refuses_to_overwrite(file: Path, there: str) -> None:
         file.symlink_to("nowhere")
     else:
         file.write_text("precious" if there == "file" else "")
-    assert "--rotate" in run("--out", file, code=2)
+    hint = "name a file in it" if there == "folder" else "--rotate"
+    assert hint in run("--out", file, code=2)
     assert there != "file" or file.read_text() == "precious"
 
 
@@ -155,7 +156,7 @@ def test_names_conflicting_options(file: Path) -> None:
     assert "--out" in run("--rotate", code=2)
     assert "--prune" in run("--out", file, "--rotate", "--prune", code=2)
     assert "without --rotate" in run("--out", file, "--rotate", code=2)
-    assert "No such file" in run("--out", file / "below" / "x", code=2)
+    assert "no such directory; create it" in run("--out", file / "below" / "x", code=2)
 
 
 def test_a_redirect_is_reported_of_the_option(file: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 from collections.abc import Mapping
@@ -133,6 +134,10 @@ def test_runs_without_a_home_and_without_any_variable() -> None:
         ("serve --port x", "'--port': "),
         ("serve --prot 1", "No such option: --prot"),
         ("serv", "'serve'"),
+        ("serve --port", "(see: synap-realtime serve --help)"),
+        ("serve --log-level loud", "--log-level (SYNAP_REALTIME_LOG_LEVEL): "),
+        ("serve --authorizer access", "(SYNAP_REALTIME_AUTHORIZER): expected module:function"),
+        ("generate-keys --out /", "--out /: it is a directory"),
         ("publish", "Missing argument 'room'"),
         ("subscribe user_1 --count 0", "'--count': "),
         ("token", "expected a user, --room"),
@@ -153,6 +158,42 @@ def test_invalid_command_line_is_a_one_line_error_naming_the_option(
     assert (done.returncode, done.stdout, len(text.splitlines())) == (2, b"", 1), text
     assert text.startswith("synap-realtime: ")
     assert said in text
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="another user is needed, who may not read a file")
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        ("serve --port 0 --keys-file secret", 2),
+        ("serve --port 0 --tls-cert secret --tls-key secret", 2),
+        ("serve --port 0 --store sqlite:///rooms.db", 2),
+        ("generate-keys --out secret --rotate", 2),
+        ("generate-keys --out new", 2),
+        ("generate-types --out new", 2),
+    ],
+)
+def test_file_that_the_user_may_not_use_is_a_one_line_error_naming_the_option(
+    arguments: str, code: int, tmp_path: Path
+) -> None:
+    (tmp_path / "secret").touch(mode=0o600)
+    tmp_path.chmod(0o755)  # directories above it are closed to the other user
+    done = shell(f"setpriv --reuid 65534 --clear-groups $C {arguments}", cwd=tmp_path)
+    text = done.stderr.decode()
+    assert (done.returncode, len(text.splitlines())) == (code, 1), text
+    assert re.search(r"--(keys-file|tls-cert|store|out)\b", text)
+    assert re.search("Permission denied|not writable", text)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="another user is needed, who may not read a file")
+def test_doctor_reports_files_that_the_user_may_not_use(tmp_path: Path) -> None:
+    (tmp_path / "secret").touch(mode=0o600)
+    tmp_path.chmod(0o755)
+    arguments = f"--keys-file secret --store sqlite:///rooms.db {' '.join(NOBODY)}"
+    done = shell(f"setpriv --reuid 65534 --clear-groups $C doctor {arguments}", cwd=tmp_path)
+    failed = [line for line in done.stdout.decode().splitlines() if line.startswith("fail ")]
+    assert [line.split()[1] for line in failed] == ["keys", "store", "network"]
+    assert all("Permission denied; ch" in line or "(Permission denied);" in line
+               for line in failed[:2])  # fmt: skip
 
 
 def test_invalid_variable_is_named_instead_of_an_option() -> None:

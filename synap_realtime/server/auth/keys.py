@@ -159,8 +159,10 @@ class KeyRing:
         shown = redacted(str(file))
         try:
             return _merge(self._own, _parse(_content_of(file)))
-        except OSError as error:
+        except FileNotFoundError as error:
             problem = f"{error.strerror}; {_CREATE_HINT}"
+        except OSError as error:
+            problem = f"{error.strerror}; check its mode and its owner"
         except (ValueError, RecursionError) as error:
             problem = _without_secrets(error)
         except ConfigurationError as error:

@@ -21,6 +21,8 @@ from ...redaction import redacted
 # An Origin as browsers send it: no path, no user, no upper case.
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.\-]*://(?:\[[0-9a-f:.]+\]|[a-z0-9_.\-]+)(?::[0-9]{1,5})?")
 
+_REFERENCE = re.compile(r"[\w.]+:\w+")
+
 ENV_PREFIX = "SYNAP_REALTIME_"
 """The prefix of the environment variables of the settings."""
 
@@ -99,7 +101,7 @@ class ServerSettings(BaseSettings):
     request_retention_s: _Seconds = 3600.0
     """How long a request's room keeps a notification, in seconds."""
 
-    log_level: Annotated[str, Field(pattern="^(debug|info|warning|error)$")] = "info"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least severe level that is logged: debug, info, warning or error."""
 
     log_format: Literal["text", "json"] = "text"
@@ -132,7 +134,7 @@ class ServerSettings(BaseSettings):
     """Reject tokens that are valid for longer than this, in seconds."""
 
     # See auth.authorization.Authorizer.
-    authorizer: Annotated[str | None, Field(pattern=r"^[\w.]+:\w+$")] = None
+    authorizer: str | None = None
     """Your own authorizer, as module:function. It can only deny what the server allows."""
 
     admin: bool = False
@@ -221,6 +223,13 @@ class ServerSettings(BaseSettings):
                 "empty", "expected at least one value; unset the variable to have none"
             )
         return value
+
+    @pydantic.field_validator("authorizer")
+    @classmethod
+    def _check_reference(cls, reference: str | None) -> str | None:
+        if reference is not None and not _REFERENCE.fullmatch(reference):
+            raise PydanticCustomError("reference", "expected module:function")
+        return reference
 
     @pydantic.field_validator("trusted_proxies")
     @classmethod

@@ -78,7 +78,9 @@ def _json_formatter() -> logging.Formatter:
     try:
         from pythonjsonlogger.json import JsonFormatter
     except ImportError as error:
-        raise ConfigurationError(lacks("--log-format json", error, "server")) from None
+        raise ConfigurationError(
+            lacks("--log-format json (SYNAP_REALTIME_LOG_FORMAT)", error, "server")
+        ) from None
     return JsonFormatter(
         ["levelname", "name", "message"],
         rename_fields={"levelname": "level", "name": "logger"},

@@ -75,7 +75,11 @@ class Database:
                 f"{OPTION}: {path} cannot be used: its symbolic links lead nowhere; "
                 "choose another path"
             ) from error
-        if not self.path.parent.is_dir():
+        try:
+            has_directory = self.path.parent.is_dir()
+        except OSError as error:  # the user may not look into a directory above
+            raise self.to_config_error(error) from error
+        if not has_directory:
             raise ConfigurationError(
                 f"{OPTION}: there is no directory {self.path.parent}; create it first. "
                 "(An absolute path has four slashes: sqlite:////var/lib/rooms.db)"
