@@ -123,6 +123,19 @@ async def test_64_devices_keep_their_acknowledged_cursors(client: Client) -> Non
         assert await _receive(client, room, device, 1) == ["n0"]
 
 
+async def test_a_device_that_reconnects_is_the_last_to_be_forgotten(client: Client) -> None:
+    """Devices: a room remembers the 64 that connected last, whenever they connected first."""
+    room = fresh_room()
+    for device in ("known", *(f"d{number}" for number in range(40))):
+        await _receive(client, room, device, 0)
+    await _receive(client, room, "known", 0)
+    await client.fill(room, 1)
+    await _receive(client, room, "other", 1)
+    for number in range(60):
+        await _receive(client, room, f"late{number}", 0)
+    assert await _receive(client, room, "known", 1) == ["n0"]
+
+
 @pytest.mark.parametrize("device", ["x" * 64, "A-Z._~:@|=+-09", "d"])
 async def test_a_name(client: Client, device: str) -> None:
     """Devices: 1 to 64 characters of `A-Z a-z 0-9 . _ ~ : @ | = + -`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 
 import pytest
@@ -89,6 +90,16 @@ async def test_1009(socket: SlowListener, pieces: int) -> None:
     firsts[-1] |= LAST
     socket.send_bytes(b"".join(frame(first, part) for first in firsts))
     assert await asyncio.to_thread(socket.close_code) in (1009, 4540)
+
+
+@pytest.mark.own_frames
+@pytest.mark.parametrize("opcode", [PING, 0xA], ids=["pings", "pongs"])
+async def test_4029(socket: SlowListener, opcode: int) -> None:
+    """WebSocket: more than 1,000 frames a second, of any kind, are answered with 4029."""
+    for _ in range(20):
+        with contextlib.suppress(ConnectionError):
+            socket.send_bytes(frame(LAST | opcode) * 1500)
+    assert await asyncio.to_thread(socket.close_code) == 4029
 
 
 async def test_a_frame_in_pieces_is_one_message(socket: SlowListener) -> None:

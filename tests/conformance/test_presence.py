@@ -63,6 +63,19 @@ async def test_one_user_on_devices(client: Client) -> None:
         assert sorted(user["devices"]) == devices
 
 
+async def test_a_user_without_connections_has_not_left_yet(client: Client) -> None:
+    """Presence: a user who reconnects within 5 s has not left; meanwhile it is listed with no
+    connections."""
+    room = fresh_room()
+    async with client.listen(room, device="phone"):
+        await client.until_connections(room, 1)
+    ended_at = time.monotonic()
+    await client.until_connections(room, 0)
+    there = (await _there(client, room))["users"]
+    if time.monotonic() - ended_at < GRACE_S - 1:  # else the machine was too slow to look
+        assert there == [{"user": _user(room), "connections": 0, "devices": ["phone"]}]
+
+
 async def test_the_state_comes_first_then_each_change(client: Client) -> None:
     """Presence: `state` and `users` first; `update` when a device of theirs came."""
     room = fresh_room()
