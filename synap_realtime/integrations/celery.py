@@ -16,6 +16,7 @@ from typing import Any
 from ..broadcast import BackgroundBroadcaster
 from ..errors import (
     ConfigurationError,
+    InvalidArgumentError,
     InvalidInputError,
     JobError,
     SynapRealtimeError,
@@ -26,6 +27,7 @@ from ..jobs import JobType, Recipient, Reporter, RunNotifications, report_run
 from ..jobs.arguments import check_stall_after_s
 from ..jobs.exits import cancelled_at_exit
 from ..jobs.extent import extent_of
+from ..jobs.functions import check_job_function, is_coroutine_function, name_of
 from ..jobs.notifications import STALL_AFTER_S
 from ..jobs.reporter import ReporterState
 
@@ -79,8 +81,8 @@ class RealtimeTask(celery.Task):  # type: ignore[misc]
     replaced task. All notifications are sent before the task is acknowledged.
 
     Celery has no hook for a worker that is killed (SIGKILL) with a task that was acknowledged
-    early. It also has none for a ``Retry`` that a task raises without ``self.retry()``, in which
-    case Celery sends no other attempt. Clients see such a run as stalled.
+    early. Clients see such a run as stalled. A run whose task raises ``Retry`` without
+    ``self.retry()`` fails, because Celery sends no other attempt.
 
     Attributes:
         job_type: the name before the dot, or a :class:`JobType`; required.
@@ -103,7 +105,9 @@ class RealtimeTask(celery.Task):  # type: ignore[misc]
 
         Raises:
             ConfigurationError: it has no job type.
-            InvalidArgumentError: the name of the job type, or ``stall_after_s``, is invalid.
+            InvalidArgumentError: the name of the job type, or ``stall_after_s``, is invalid; or the
+                task is a generator function or a coroutine function, whose body Celery would not
+                run.
         """
         super().on_bound(app)
         if not cls.job_type:
@@ -112,6 +116,13 @@ class RealtimeTask(celery.Task):  # type: ignore[misc]
             )
         _job_type(cls.job_type)
         check_stall_after_s(cls.stall_after_s)
+        check_job_function(cls.name, cls.run)
+        if is_coroutine_function(cls.run):
+            raise InvalidArgumentError(
+                cls.name,
+                f"{name_of(cls.run)}() is a coroutine function, which Celery does not await; "
+                "make it a plain function that calls asyncio.run()",
+            )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the task and store its exception."""
@@ -261,6 +272,7 @@ class _Attempt:
     run: _Run
     has_begun: bool = False
     continues: bool = False
+    is_resent: bool = False  # by the task itself, without self.retry()
     error: BaseException | None = None
 
     @property
@@ -454,6 +466,9 @@ def _on_retry(sender: Any, request: Any, reason: object = None, **_: object) -> 
     attempt = _attempt_of(request)
     if attempt is not None and attempt.continues:
         return
+    if attempt is not None and isinstance(reason, Retry) and not attempt.is_resent:
+        _fail_unsent_retry(sender, request, attempt, reason)
+        return
     if reason is None:
         # A worker that stops, or has lost the broker, has cancelled the task. A task that was
         # acknowledged early is not redelivered, whatever Celery's state says.
@@ -466,6 +481,28 @@ def _on_retry(sender: Any, request: Any, reason: object = None, **_: object) -> 
     if attempt is not None:
         cause, when = (reason.exc, reason.when) if isinstance(reason, Retry) else (None, None)
         _report_retry(attempt, cause, when, _max_retries(sender, request))
+
+
+def _fail_unsent_retry(task: celery.Task, request: Any, attempt: _Attempt, reason: Retry) -> None:
+    """Fail a run whose task raised ``Retry`` without sending another attempt."""
+    logger.error(
+        "task %s[%s] raised Retry without self.retry(), so Celery sends no other attempt; "
+        "the run has failed",
+        task.name,
+        request.id,
+    )
+    cause = reason.exc if isinstance(reason.exc, BaseException) else reason
+    end = functools.partial(Reporter.failed, error=cause)
+    end(attempt.reporter)
+    _end_parts(task.app, request, end)
+
+
+def _on_sent(headers: object = None, **_: object) -> None:
+    """Recognize that a task sends its next attempt, perhaps without ``self.retry()``."""
+    task = celery.current_task
+    attempt = _attempt_of(task.request) if task else None
+    if attempt and isinstance(headers, Mapping) and headers.get("id") == task.request.id:
+        attempt.is_resent = True
 
 
 def _on_failure(
@@ -599,5 +636,6 @@ for _signal, _receiver in (
     (signals.task_revoked, _on_revoked),
     (signals.task_unknown, _refuse),
     (signals.task_postrun, _on_postrun),
+    (signals.after_task_publish, _on_sent),
 ):
     _signal.connect(_receiver, weak=False)

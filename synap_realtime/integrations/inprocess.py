@@ -15,6 +15,7 @@ from ..errors import InvalidArgumentError
 from ..event_loops import running_loop
 from ..jobs import InProcessRun, JobRun, JobType, Recipient, Reporter, RunNotifications, report_run
 from ..jobs.exits import cancelled_at_exit
+from ..jobs.functions import check_job_function, is_coroutine_function
 from ..jobs.notifications import STALL_AFTER_S
 
 T = TypeVar("T")
@@ -94,12 +95,13 @@ async def run_job(
         the job's return value.
 
     Raises:
-        InvalidArgumentError: ``retries`` is negative, or ``job_type`` or ``stall_after_s`` is
-            invalid; the job was not started.
+        InvalidArgumentError: ``retries`` is negative, ``fn`` is a generator function, or
+            ``job_type`` or ``stall_after_s`` is invalid; the job was not started.
         ConfigurationError: no asyncio event loop is running; the job was not started.
         BaseException: the exception of the last attempt; also CancelledError, if it was cancelled.
     """
     running_loop("run_job()", "pass asyncio.run(run_job(…)) to a thread")
+    check_job_function("fn", fn)
     if retries < 0:
         raise InvalidArgumentError("retries", f"expected 0 or more, got {retries}")
     job_type = JobType(job_type) if isinstance(job_type, str) else job_type
@@ -147,7 +149,7 @@ async def run_job(
 
 async def _call(fn: Callable[[JobRun], Any], run: JobRun) -> Any:
     """Call the job: a coroutine function here, a plain function in a thread."""
-    if _is_async(fn):
+    if is_coroutine_function(fn):
         return await fn(run)
     called = functools.partial(contextvars.copy_context().run, _outcome, fn, run)
     try:
@@ -161,12 +163,6 @@ async def _call(fn: Callable[[JobRun], Any], run: JobRun) -> Any:
         raise error
     # A plain function may still return an awaitable.
     return await value if inspect.isawaitable(value) else value
-
-
-def _is_async(fn: object) -> bool:
-    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(
-        getattr(fn, "__call__", None)  # noqa: B004 - checks whether calling it awaits, not whether it is callable
-    )
 
 
 def _outcome(fn: Callable[[JobRun], T], run: JobRun) -> tuple[T | None, BaseException | None]:

@@ -18,12 +18,14 @@ from ..extras import needed_by
 from ..jobs import JobType, Recipient, Reporter, RunNotifications, report_run
 from ..jobs.arguments import check_stall_after_s
 from ..jobs.extent import extent_of
+from ..jobs.functions import check_job_function
 from ..jobs.notifications import STALL_AFTER_S
 from ..jobs.reporter import ReporterState
 
 with needed_by("the Taskiq integration", "taskiq"):
     from taskiq import (
         AckableMessage,
+        AsyncTaskiqDecoratedTask,
         SimpleRetryMiddleware,
         SmartRetryMiddleware,
         TaskiqMiddleware,
@@ -104,11 +106,13 @@ class RealtimeMiddleware(TaskiqMiddleware):
 
         Raises:
             ConfigurationError: a retry middleware comes after this one.
-            InvalidArgumentError: the label ``job_type`` of a task is invalid.
+            InvalidArgumentError: the label ``job_type`` of a task is invalid, or the task is a
+                generator function, whose body Taskiq would not run.
         """
         for task in self.broker.get_all_tasks().values():
             if job_type := task.labels.get(JOB_TYPE_LABEL):
                 JobType(str(job_type))
+                _check_function(task)
         if self.broker.is_worker_process:
             self._watch_acknowledgements()
         middlewares = self.broker.middlewares
@@ -261,6 +265,8 @@ class RealtimeMiddleware(TaskiqMiddleware):
             attempt.reporter.failed(error)
 
     def _begin(self, job_type: JobType, message: TaskiqMessage) -> _Attempt:
+        if (task := self.broker.find_task(message.task_name)) is not None:
+            _check_function(task)  # it may have been registered after startup()
         retries = _number(message, RETRIES_LABEL)
         lifecycle = RunNotifications(
             job_type,
@@ -347,6 +353,11 @@ _call: ContextVar[_Call | None] = ContextVar("synap_realtime_taskiq_call", defau
 def _current_attempt() -> _Attempt | None:
     call = _call.get()
     return call.attempt if call else None
+
+
+def _check_function(task: AsyncTaskiqDecoratedTask[Any, Any]) -> None:
+    # Taskiq renames the original function.
+    check_job_function(task.task_name, task.original_func, task.task_name.rpartition(":")[2])
 
 
 def _number(message: TaskiqMessage, label: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from synap_realtime.jobs import JobRun
 from synap_realtime.jobs.job_types import CONVERSATION_MESSAGE, NOTE_CREATION
 from synap_realtime.server import create_app
 from synap_realtime.server.serve import running_server
+from synap_realtime.testing import RealtimeRecorder
 from tests.support.timeouts import TIMEOUT_S
 
 WHO = {"userId": "42", "requestId": "r1"}
@@ -156,3 +157,20 @@ async def test_invalid_number_of_retries_is_named() -> None:
 
     with pytest.raises(InvalidArgumentError, match="retries: expected 0 or more"):
         await run_job("a", work, {}, retries=-1)
+
+
+async def test_rejects_a_generator_function_before_the_run_starts(
+    realtime: RealtimeRecorder,
+) -> None:
+    """Its body would not run, and the run would appear to complete."""
+
+    async def parts(run: JobRun) -> AsyncIterator[int]:
+        yield 1
+
+    def pages(run: JobRun) -> Iterator[int]:
+        yield 1
+
+    for fn in (parts, pages):
+        with pytest.raises(InvalidArgumentError, match=rf"fn: .*{fn.__name__}\(\) is a generator"):
+            await run_job("a", fn, {"userId": "1"})
+    assert realtime.sent() == []

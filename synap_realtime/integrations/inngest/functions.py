@@ -14,6 +14,7 @@ from ... import handlers
 from ...broadcast import BackgroundBroadcaster
 from ...errors import ConfigurationError
 from ...jobs import JobRun, JobType, job_types
+from ...jobs.functions import check_job_function
 from ...jobs.notifications import STALL_AFTER_S
 from .call import ReportingMiddleware, ReportingMiddlewareSync, ReportingOptions, current_call
 from .run import InngestRun
@@ -72,6 +73,7 @@ def create_function(
 
     Raises:
         ConfigurationError: the failure handler does not match the function.
+        InvalidArgumentError: the function or ``on_failure`` is a generator function.
     """
     reporting = ReportingOptions(
         JobType(job_type) if isinstance(job_type, str) else job_type,
@@ -82,6 +84,8 @@ def create_function(
     )
 
     def decorate(handler: Handler) -> inngest.Function[Any]:
+        check_job_function("handler", handler)
+        check_job_function("on_failure", on_failure)
         is_async = inspect.iscoroutinefunction(handler)
         if on_failure is not None and inspect.iscoroutinefunction(on_failure) is not is_async:
             raise ConfigurationError("on_failure: must be async if the function is, and only then")

@@ -14,7 +14,7 @@ from typing import Any
 import celery
 import httpx
 from celery import signals
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import Ignore, Reject, Retry
 
 from synap_realtime import InvalidInputError, JobError, bind_reporter, delta, progress
 from synap_realtime.broadcast import background_broadcaster
@@ -461,3 +461,13 @@ def retries_after(self: Any, gate: str, *, user_id: str) -> None:
 def returns_a_replacement(self: Any, *, user_id: str) -> Any:
     progress(0.1, "Splitting")
     return self.replace(number.si(3))
+
+
+@realtime_task()
+def raises_retry(self: Any, sends: bool, *, user_id: str) -> str:
+    """Ask for a retry without ``self.retry()``, with or without sending the next attempt."""
+    if self.request.retries:
+        return "again"
+    if sends:
+        self.signature_from_request(self.request, retries=1).apply_async()
+    raise Retry(exc=JobError("No paper."))

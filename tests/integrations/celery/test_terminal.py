@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,8 @@ def test_each_run_ends_once(rooms: str, broker: str, pool: str) -> None:
             task.delay(*args, user_id=user(task), **more)
         for kind in REPLACED:
             tasks.replaces.delay(kind, user_id=user(tasks.replaces, kind))
+        for sends in (False, True):
+            tasks.raises_retry.delay(sends, user_id=user(tasks.raises_retry, str(sends)))
         for n in range(10):
             tasks.flaps.delay(user_id=user(tasks.flaps, str(n)))
             time.sleep(0.05)  # so that one's second attempt meets another's first
@@ -98,6 +100,11 @@ def test_each_run_ends_once(rooms: str, broker: str, pool: str) -> None:
             word, _, text = expected.partition(": ")
             assert words([last]) == [word]
             assert not text or last["data"]["error"] == text
+        unsent = ending(rooms, user(tasks.raises_retry, "False"))
+        assert words(unsent) == ["started", "failed"]
+        assert unsent[-1]["data"]["error"] == "No paper."
+        sent = ending(rooms, user(tasks.raises_retry, "True"))
+        assert words(sent)[-1] == "completed"
         for task, (counts, word) in ATTEMPTS.items():
             messages = ending(rooms, user(task))
             retries = [m["data"] for m in messages if m["type"].endswith("retrying")]
@@ -276,6 +283,7 @@ def test_eager_tasks_end_once(
             (tasks.replaces, ("plain",)),
             (tasks.returns_a_replacement, ()),
             (tasks.exits, ()),
+            (tasks.raises_retry, (False,)),
         ]
     ):
         with suppress(BaseException):  # what the caller of an eager task gets
@@ -301,4 +309,24 @@ def test_a_task_that_could_not_be_reported_is_refused_at_definition(
     def wrong() -> None: ...
 
     with pytest.raises(InvalidArgumentError):
+        app.finalize()
+
+
+def pages() -> Iterator[int]:
+    yield 1
+
+
+async def parts() -> AsyncIterator[int]:
+    yield 1
+
+
+async def report() -> None: ...
+
+
+@pytest.mark.parametrize("fn", [pages, parts, report])
+def test_a_function_that_celery_would_not_run_is_refused_at_definition(fn: Any) -> None:
+    """The run would appear to complete."""
+    app = celery.Celery("wrong")
+    app.task(base=RealtimeTask, shared=False, job_type="a.b")(fn)
+    with pytest.raises(InvalidArgumentError, match=rf"{fn.__name__}\(\) is a (generator|corout)"):
         app.finalize()

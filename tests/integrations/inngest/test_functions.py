@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -302,13 +303,22 @@ def test_refuses_a_function_that_cannot_be_reported() -> None:
     async def f(ctx: inngest.Context) -> None: ...
     def g(ctx: inngest.ContextSync) -> None: ...
 
+    async def parts(ctx: inngest.Context) -> AsyncIterator[int]:
+        yield 1
+
+    def pages(ctx: inngest.ContextSync) -> Iterator[int]:
+        yield 1
+
     wrong: list[tuple[Any, dict[str, Any], str]] = [
         (f, {"on_failure": g}, "on_failure: "),
         (g, {"on_failure": f}, "on_failure: "),
+        (parts, {}, r"handler: .*parts\(\) is a generator"),
+        (pages, {}, r"handler: .*pages\(\) is a generator"),
+        (g, {"on_failure": pages}, r"on_failure: .*pages\(\) is a generator"),
     ]
     for handler, options, said in wrong:
         decorate = create_function(client, job_type=REPORT, fn_id="f", trigger=on("go"), **options)
-        with pytest.raises(ConfigurationError, match=said):
+        with pytest.raises((ConfigurationError, InvalidArgumentError), match=said):
             decorate(handler)
     client._http_client._http_client_sync.close()
 

