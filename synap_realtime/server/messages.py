@@ -56,8 +56,6 @@ class Request:
         credential: after :meth:`parse_target`, an API key or a token: from ``Authorization``, else
             the subprotocol, else the query.
         claims: the claims of the credential, after authentication.
-        rejected_user: for the log, the user of a token that is signed by a key of this server and
-            no longer valid. It allows nothing.
     """
 
     __slots__ = (
@@ -72,7 +70,6 @@ class Request:
         "query",
         "query_string",
         "read",
-        "rejected_user",
         "root_path",
         "subprotocols",
     )  # fmt: skip
@@ -101,7 +98,6 @@ class Request:
         self.query: dict[str, str] = {}
         self.credential: str | None = None
         self.claims: Claims | None = None
-        self.rejected_user: str | None = None
 
     def parse_target(self) -> None:
         """Parse the path, the query and the credential.
@@ -209,8 +205,8 @@ class RequestError(Exception):
     """An error that answers a request. See PROTOCOL.md, "Errors".
 
     Attributes:
-        is_auth_error: authentication or authorization failed.
-        rejected_user: see :class:`Request`.
+        body: the members of the response's body.
+        response: the response.
     """
 
     def __init__(
@@ -222,8 +218,6 @@ class RequestError(Exception):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(error)
-        self.is_auth_error = False
-        self.rejected_user: str | None = None
         self.body = {"error": error, "details": details, "code": code}
         content = json_response(status, self.body).body
         self.response = Response(status, content, headers or {}, error=self.body)
@@ -285,11 +279,6 @@ def body_too_slow(limit_s: float) -> RequestError:
     return RequestError(
         408, "request_timeout", "Too slow", f"a body has to arrive within {limit_s:g} s"
     )
-
-
-def unavailable(details: str) -> RequestError:
-    headers = {"Retry-After": str(RETRY_AFTER_S)}
-    return RequestError(503, "unavailable", "Try again later", details, headers)
 
 
 def method_not_allowed(right: str) -> RequestError:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from ..auth.limits import rate_limited
+from ..errors import RateLimitedError, UnavailableError
 from ..http.routes import MAX_BODY_BYTES
 from ..messages import (
     RETRY_AFTER_S,
@@ -21,7 +21,6 @@ from ..messages import (
     body_too_large,
     body_too_slow,
     head_error,
-    unavailable,
 )
 from ..resources.byte_budget import MIN_UNREAD_BYTES, Budgets, ByteBudget, NoRoomError, caller_of
 
@@ -92,7 +91,7 @@ class AsgiRequest(Request):
         """Charge the bytes of the request.
 
         Raises:
-            RequestError: 429 or 503.
+            RateLimitedError, UnavailableError: a byte budget is exhausted.
         """
         self._reserve(self._budgets.requests, size, "unanswered requests")
 
@@ -100,7 +99,7 @@ class AsgiRequest(Request):
         """Charge the bytes of a large response.
 
         Raises:
-            RequestError: 429 or 503.
+            RateLimitedError, UnavailableError: a byte budget is exhausted.
         """
         size = len(response.body)
         if response.rest is not None:
@@ -121,8 +120,8 @@ class AsgiRequest(Request):
         except NoRoomError as error:
             if error.is_of_caller:
                 details = f"byte limit ({error.max_bytes}) of {what} per user or address reached"
-                raise rate_limited(details, RETRY_AFTER_S) from None
-            raise unavailable(f"byte limit of {what} reached") from None
+                raise RateLimitedError(details, RETRY_AFTER_S) from None
+            raise UnavailableError(f"byte limit of {what} reached") from None
 
 
 async def respond(

@@ -11,7 +11,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal, Protocol, cast
 
 from ...errors import ConfigurationError
 from ...loopback import (
@@ -26,7 +26,12 @@ from ...loopback import (
 from ...protocol.rooms import Room
 from ...redaction import holds_token, redacted
 from ..config.references import resolve
-from ..messages import Request, RequestError, unavailable
+from ..errors import (
+    PeerRejectedError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+    UnavailableError,
+)
 from . import UNRESTRICTED, Authenticator, Claims, InvalidTokenError, KeysUnavailableError
 from .limits import Limits
 from .revocations import Revocations
@@ -76,6 +81,20 @@ class PeerInfo:
     is_visit: bool = False
 
 
+class CredentialHolder(Protocol):
+    """A request whose sender is authenticated.
+
+    Attributes:
+        credential: an API key or a token; None if there is none.
+        address: the address of the peer; None where it is unknown.
+        claims: set when the credential turns out to be valid.
+    """
+
+    credential: str | None
+    address: str | None
+    claims: Claims | None
+
+
 class AccessControl:
     """The authentication and authorization rules of one server."""
 
@@ -108,8 +127,8 @@ class AccessControl:
         """Check that the server may answer this peer at all.
 
         Raises:
-            RequestError: 403 for a page of an origin that is not allowed; without keys, also for
-                every request from another machine.
+            PeerRejectedError: the origin of the page is not allowed; without keys, also for every
+                request from another machine.
         """
         try:
             if not self.keys():
@@ -127,29 +146,31 @@ class AccessControl:
             )
         except NotLocalError as error:
             details = f"{error} (no keys are configured: --keys-file)"
-            raise RequestError(403, "forbidden", "Authentication not configured", details) from None
+            raise PeerRejectedError("Authentication not configured", details) from None
         except ForeignPageError as error:
             details = f"{error}: add it with --allowed-origins (SYNAP_REALTIME_ALLOWED_ORIGINS)"
-            raise RequestError(403, "forbidden", "Origin not allowed", details) from None
+            raise PeerRejectedError("Origin not allowed", details) from None
 
-    async def authenticate(self, request: Request) -> Claims:
+    async def authenticate(self, request: CredentialHolder) -> Claims:
         """Authenticate a publisher, and keep the claims in the request.
 
         On a server without keys, the claims of every client are :data:`UNRESTRICTED`.
 
         Raises:
-            RequestError: 401; 429 for an address with too many invalid tokens; 503 while the
-                signing keys are unavailable.
+            UnauthenticatedError: there is no valid credential.
+            RateLimitedError: the address has sent too many invalid tokens, or the publisher too
+                many requests that were rejected.
+            UnavailableError: the signing keys are unavailable now.
         """
         claims = await self._authenticate(request)
         self._limits.check_publisher(claims)
         return claims
 
-    async def authenticate_counted(self, request: Request) -> Claims:
+    async def authenticate_counted(self, request: CredentialHolder) -> Claims:
         """Authenticate a request other than a publish, and count it for its caller.
 
         Raises:
-            RequestError: 401, 429, 503.
+            UnauthenticatedError, RateLimitedError, UnavailableError: as :meth:`authenticate`.
         """
         claims = await self._authenticate(request)
         self._limits.check_request(claims, request.address)
@@ -159,17 +180,13 @@ class AccessControl:
         """Authenticate the new token of a connection, and count it for the owner of the connection.
 
         Raises:
-            RequestError: 401, 429, 503.
+            UnauthenticatedError, RateLimitedError, UnavailableError: as :meth:`authenticate`.
         """
         self._limits.check_request(before, address)
         return await self.authenticate_credential(token, address)
 
-    async def _authenticate(self, request: Request) -> Claims:
-        try:
-            claims = await self.authenticate_credential(request.credential, request.address)
-        except RequestError as error:
-            request.rejected_user = error.rejected_user
-            raise
+    async def _authenticate(self, request: CredentialHolder) -> Claims:
+        claims = await self.authenticate_credential(request.credential, request.address)
         request.claims = claims
         return claims
 
@@ -180,7 +197,9 @@ class AccessControl:
             return UNRESTRICTED
         if not credential:
             self._limits.check_request(None, address)
-            raise unauthorized("no credential: send a token or a key as Authorization: Bearer …")
+            raise UnauthenticatedError(
+                "no credential: send a token or a key as Authorization: Bearer …"
+            )
         return keys.claims_for_key(credential) or await self._authenticate_token(
             credential, address
         )
@@ -193,7 +212,7 @@ class AccessControl:
             self._limits.count_failed_attempt(address)
             raise _rejected(str(error), error.user) from None
         except KeysUnavailableError:
-            raise unavailable("signing keys temporarily unavailable") from None
+            raise UnavailableError("signing keys temporarily unavailable") from None
         if not self._revocations.loaded:
             await self._revocations.load()
         if self._revocations.matches(claims):
@@ -223,7 +242,7 @@ class AccessControl:
         """Check that these claims allow an action in a room.
 
         Raises:
-            RequestError: 403.
+            PermissionDeniedError: they do not.
         """
         require_scope(claims, action)
         if not claims.allows_room(room):
@@ -233,8 +252,8 @@ class AccessControl:
 
     async def authorize_many(
         self, claims: Claims, action: Action, rooms: Iterable[Room]
-    ) -> dict[Room, RequestError | None]:
-        """Return for each room None, or the 403.
+    ) -> dict[Room, PermissionDeniedError | None]:
+        """Return for each room None, or the error.
 
         An authorizer is called for several rooms concurrently. When it takes longer than
         ``AUTHORIZER_BATCH_TIMEOUT_S`` for all of them, the remaining rooms are denied.
@@ -245,8 +264,8 @@ class AccessControl:
             return {room: None if claims.allows_room(room) else denied for room in rooms}
         if not (rooms := tuple(rooms)):  # no item of the batch names a valid room
             return {}
-        late = forbidden("authorizer timed out")
-        verdicts: dict[Room, RequestError | None] = dict.fromkeys(rooms, late)
+        late = PermissionDeniedError("authorizer timed out")
+        verdicts: dict[Room, PermissionDeniedError | None] = dict.fromkeys(rooms, late)
         semaphore = asyncio.Semaphore(AUTHORIZER_CONCURRENCY)
 
         async def authorize_one(room: Room) -> None:
@@ -254,7 +273,7 @@ class AccessControl:
                 async with semaphore:
                     await self.authorize(claims, action, room)
                 verdicts[room] = None
-            except RequestError as error:
+            except PermissionDeniedError as error:
                 verdicts[room] = error
 
         tasks = [asyncio.create_task(authorize_one(room)) for room in verdicts]
@@ -285,7 +304,7 @@ class AccessControl:
             # Only the type is logged, because the text may contain a secret.
             kind = type(error).__name__
             logger.error("authorizer raised %s, denying %r on %r", kind, action, room)
-        raise forbidden("denied by authorizer")
+        raise PermissionDeniedError("denied by authorizer")
 
     def _allows(self, origin: str, host: str | None) -> bool:
         if origin in self._allowed_origins:
@@ -297,31 +316,29 @@ class AccessControl:
         return not self.keys() and is_loopback(host_of(origin))
 
 
-def _rejected(details: str, user: str | None) -> RequestError:
+def _rejected(details: str, user: str | None) -> UnauthenticatedError:
     """Return the error for a token that is not accepted.
 
     The error is created here because an error in a local variable of the raising function is part
     of a reference cycle. A flood of forged tokens would leave them to the garbage collector, which
     blocks the event loop for 60 ms at a time.
     """
-    error = unauthorized(details, invalid=True)
-    error.rejected_user = user
-    return error
+    return UnauthenticatedError(details, is_invalid=True, user=user)
 
 
 def require_scope(claims: Claims, *scopes: Action) -> None:
     """Check that the claims have at least one of the scopes.
 
     Raises:
-        RequestError: 403.
+        PermissionDeniedError: they do not.
     """
     if claims.scopes.isdisjoint(scopes):
-        raise forbidden(f"the {_kind(claims)} lacks scope {scopes[0]!r}")
+        raise PermissionDeniedError(f"the {_kind(claims)} lacks scope {scopes[0]!r}")
 
 
-def room_not_allowed(claims: Claims) -> RequestError:
-    """Return the 403 for a room that the credential does not grant access to."""
-    return forbidden(f"the {_kind(claims)} does not grant access to this room")
+def room_not_allowed(claims: Claims) -> PermissionDeniedError:
+    """Return the error for a room that the credential does not grant access to."""
+    return PermissionDeniedError(f"the {_kind(claims)} does not grant access to this room")
 
 
 def _kind(claims: Claims) -> str:
@@ -341,14 +358,3 @@ def load_authorizer(name: str) -> Authorizer:
             "expected async def authorize(action, room, claims)"
         )
     return cast(Authorizer, rule)
-
-
-def unauthorized(details: str, *, invalid: bool = False) -> RequestError:
-    """Return the 401 with the challenge of RFC 6750, section 3."""
-    challenge = 'Bearer error="invalid_token"' if invalid else "Bearer"
-    headers = {"WWW-Authenticate": challenge}
-    return RequestError(401, "unauthorized", "Unauthorized", details, headers)
-
-
-def forbidden(details: str) -> RequestError:
-    return RequestError(403, "forbidden", "Forbidden", details)

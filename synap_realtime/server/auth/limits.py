@@ -7,11 +7,9 @@ recently used entry is evicted first.
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from throttled import Throttled, per_sec
@@ -20,18 +18,11 @@ from throttled.store import MemoryStore
 from ...loopback import is_loopback
 from ...protocol.rooms import Room
 from ..config.settings import ServerSettings
-from ..messages import RequestError
+from ..errors import RateLimitedError, UserConnectionLimitError
 from . import Claims
 
 MAX_TRACKED_KEYS = 100_000
 """The maximum number of callers that each rate counts."""
-
-
-@dataclass(frozen=True, slots=True)
-class UserConnectionLimitError(Exception):
-    """A user has the maximum number of connections."""
-
-    limit: int
 
 
 class ConnectionSlot(NamedTuple):
@@ -66,7 +57,7 @@ class Limits:
         A rejected request counts nothing. Without keys there is no limit.
 
         Raises:
-            RequestError: 429.
+            RateLimitedError: over the limit.
         """
         who = _name_of(claims)
         if who is None:
@@ -78,7 +69,7 @@ class Limits:
             most, what = self._settings.publish_bytes_per_s, "bytes"
         else:
             return
-        raise rate_limited(f"rate limit exceeded: {most} {what}/s per key", wait_s)
+        raise RateLimitedError(f"rate limit exceeded: {most} {what}/s per key", wait_s)
 
     def check_request(self, claims: Claims | None, address: str | None) -> None:
         """Count a request other than a publish, and check that its caller may read more.
@@ -87,7 +78,7 @@ class Limits:
             claims: of a valid credential; None counts the request for the address.
 
         Raises:
-            RequestError: 429.
+            RateLimitedError: over the limit.
         """
         who = _caller(claims, address)
         if who is None:
@@ -98,7 +89,9 @@ class Limits:
             most, what = self._settings.read_bytes_per_s, "read bytes"
         else:
             return
-        raise rate_limited(f"rate limit exceeded: {most} {what}/s per user, key or address", wait_s)
+        raise RateLimitedError(
+            f"rate limit exceeded: {most} {what}/s per user, key or address", wait_s
+        )
 
     def count_read(self, claims: Claims, address: str | None, size: int) -> None:
         """Count the bytes of an answer.
@@ -115,12 +108,14 @@ class Limits:
         Verifying a token costs more than anything else that an unauthenticated client can request.
 
         Raises:
-            RequestError: 429.
+            RateLimitedError: over the limit.
         """
         who = _limited_address(address)
         if who is not None and (wait_s := self._attempts.try_acquire(who)):
             most = self._settings.requests_per_s
-            raise rate_limited(f"rate limit exceeded: {most} failed attempts/s per address", wait_s)
+            raise RateLimitedError(
+                f"rate limit exceeded: {most} failed attempts/s per address", wait_s
+            )
 
     def check_publisher(self, claims: Claims) -> None:
         """Check that a publisher has not had too many rejected requests.
@@ -128,12 +123,12 @@ class Limits:
         Accepted publishes have their own limits.
 
         Raises:
-            RequestError: 429.
+            RateLimitedError: over the limit.
         """
         who = _name_of(claims)
         if who is not None and (wait_s := self._requests.try_acquire(who)):
             most = self._settings.requests_per_s
-            raise rate_limited(
+            raise RateLimitedError(
                 f"rate limit exceeded: {most} rejected requests/s per user or key", wait_s
             )
 
@@ -155,28 +150,28 @@ class Limits:
         """Count a connection. Call :meth:`release` when it has ended.
 
         Raises:
-            RequestError: 429, over the limit in total, of rooms, of this room, or of this address.
+            RateLimitedError: over the limit in total, of rooms, of this room, or of this address.
             UserConnectionLimitError: over the limit of this user.
         """
         settings = self._settings
         source = _limited_address(address)
         if source is not None:
             if wait_s := self._connects.try_acquire(source, 1):
-                raise rate_limited(
+                raise RateLimitedError(
                     f"rate limit exceeded: {settings.new_connections_per_s} new connections/s "
                     "per address",
                     wait_s,
                 )
             if _at_limit(self._by_address[source], settings.max_connections_per_address):
                 most = settings.max_connections_per_address
-                raise rate_limited(f"connection limit ({most}) per address reached", 10)
+                raise RateLimitedError(f"connection limit ({most}) per address reached", 10)
         if _at_limit(self._connections, settings.max_connections):
-            raise rate_limited(f"connection limit ({settings.max_connections}) reached", 10)
+            raise RateLimitedError(f"connection limit ({settings.max_connections}) reached", 10)
         if room not in self._by_room and _at_limit(len(self._by_room), settings.max_rooms):
-            raise rate_limited(f"active room limit ({settings.max_rooms}) reached", 10)
+            raise RateLimitedError(f"active room limit ({settings.max_rooms}) reached", 10)
         if _at_limit(self._by_room[room], settings.max_connections_per_room):
             most = settings.max_connections_per_room
-            raise rate_limited(f"connection limit ({most}) of the room reached", 10)
+            raise RateLimitedError(f"connection limit ({most}) of the room reached", 10)
         user = claims.user
         if user is not None and _at_limit(self._by_user[user], settings.max_connections_per_user):
             raise UserConnectionLimitError(settings.max_connections_per_user)
@@ -199,11 +194,6 @@ class Limits:
         yield self._by_room, slot.room
         if slot.address is not None:
             yield self._by_address, slot.address
-
-
-def rate_limited(details: str, wait_s: float) -> RequestError:
-    headers = {"Retry-After": str(max(1, math.ceil(wait_s)))}
-    return RequestError(429, "rate_limited", "Too many requests", details, headers)
 
 
 def _name_of(claims: Claims) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from types import TracebackType
 
-from ..messages import unavailable
+from ..errors import UnavailableError
 
 
 class InFlight:
@@ -24,16 +24,16 @@ class InFlight:
         """Check that the node is not draining.
 
         Raises:
-            RequestError: 503.
+            UnavailableError: it is.
         """
         if self.is_draining:
-            raise unavailable("the server is shutting down")
+            raise UnavailableError("the server is shutting down")
 
     def __enter__(self) -> None:
         """Start an operation.
 
         Raises:
-            RequestError: 503, the node is draining.
+            UnavailableError: the node is draining.
         """
         if self.is_draining:
             self.ensure_accepting()

@@ -17,6 +17,7 @@ from ...tracing import NOOP_SPAN, Span
 from ..auth import Claims
 from ..auth.authorization import AccessControl, require_scope
 from ..auth.limits import Limits
+from ..errors import PermissionDeniedError, RateLimitedError, UnavailableError
 from ..logging import events
 from ..messages import (
     Request,
@@ -25,11 +26,11 @@ from ..messages import (
     parse_room_param,
     payload_too_large,
     read_json_body,
-    unavailable,
 )
 from ..metrics import Metrics
 from ..stores.base import Publication, PublishResult, StoreUnavailableError
 from ..stores.measured import InstrumentedStore
+from .errors import to_request_error
 from .in_flight import InFlight
 from .validation import BatchItem, parse_batch, validate_notification
 
@@ -93,10 +94,10 @@ class PublishService:
         request: Request,
         problem: RequestError,
         rooms: Sequence[Room],
-        verdicts: Mapping[Room, RequestError | None],
+        verdicts: Mapping[Room, PermissionDeniedError | None],
     ) -> None:
         """Log a rejected notification of a batch, with the room that the error is about."""
-        room = next((room for room in rooms if verdicts[room] is problem), None)
+        room = next((room for room in rooms if verdicts[room] is not None), None)
         if room is None and rooms:
             room = rooms[0]
         if room is not None and self._access.is_credential(key_of(room)):
@@ -127,7 +128,7 @@ class PublishService:
             stored = iter(await self._publish(claims, publications, size, spans))
             failure = None
         except StoreUnavailableError as error:
-            failure = unavailable(str(error))
+            failure = to_request_error(error)
         results = []
         for entry in validated:
             problem = entry if isinstance(entry, RequestError) else failure
@@ -155,8 +156,7 @@ class PublishService:
             spans: ended when the publish has ended.
 
         Raises:
-            RequestError: 429, or 503 while draining.
-            StoreUnavailableError: nothing was stored.
+            RateLimitedError, UnavailableError, StoreUnavailableError: nothing was stored.
         """
         problem: str | None = "cancelled"
         count = len(publications)
@@ -166,13 +166,11 @@ class PublishService:
                     self._limits.check_publish(claims, count, size)
                 results = await self._store.publish(publications)
             problem = None
-        except RequestError as error:
+        except RateLimitedError as error:
             problem = str(error)
-            self._metrics.published(
-                "unavailable" if error.response.status == 503 else "rejected", count
-            )
+            self._metrics.published("rejected", count)
             raise
-        except StoreUnavailableError as error:
+        except (UnavailableError, StoreUnavailableError) as error:
             problem = str(error)
             self._metrics.published("unavailable", count)
             raise
@@ -189,7 +187,7 @@ class PublishService:
 
 def _validate_item(
     item: BatchItem,
-    verdicts: Mapping[Room, RequestError | None],
+    verdicts: Mapping[Room, PermissionDeniedError | None],
     traceparent: str | None,
     spans: list[Span],
     published_at: float,
@@ -199,7 +197,7 @@ def _validate_item(
         return item.problem
     for room in item.rooms:
         if (verdict := verdicts[room]) is not None:
-            return verdict
+            return to_request_error(verdict)
     try:
         id, text, span = item.validate(traceparent)
     except RequestError as error:

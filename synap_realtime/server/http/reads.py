@@ -14,6 +14,7 @@ from ...protocol.cursor import Cursor
 from ...protocol.rooms import Room
 from ..auth.authorization import AccessControl, room_not_allowed
 from ..auth.limits import Limits
+from ..errors import UnavailableError
 from ..messages import (
     Request,
     Response,
@@ -21,7 +22,6 @@ from ..messages import (
     json_response,
     parse_cursor_param,
     parse_room_param,
-    unavailable,
 )
 from ..rooms.hub import Hub
 from ..rooms.presence import Presence
@@ -76,7 +76,7 @@ class RoomReads:
         """Handle ``GET /rooms/{room}/history``."""
         room = parse_room_param(request.path_segments[1])
         if self._stopped:
-            raise unavailable("the server has stopped")
+            raise UnavailableError("the server has stopped")
         claims = await self._access.authenticate_counted(request)
         await self._access.authorize(claims, "subscribe", room)
         after = request.query.get("after", "earliest")

@@ -8,6 +8,7 @@ from typing import Literal
 from ..auth import MAX_TEXT, MAX_TOKEN_BYTES, MalformedTokenError
 from ..auth.authorization import AccessControl, require_scope
 from ..auth.revocations import Revocations, TooManyRevocationsError
+from ..errors import UnavailableError
 from ..logging import events
 from ..messages import (
     Request,
@@ -16,7 +17,6 @@ from ..messages import (
     decode_json,
     json_response,
     read_json_body,
-    unavailable,
 )
 from .in_flight import InFlight
 
@@ -54,7 +54,7 @@ class RevokeService:
                 name = await self._name_to_revoke(of, given)
                 closed = await self._revocations.revoke("user" if of == "user" else "token", name)
         except TooManyRevocationsError:
-            raise unavailable(
+            raise UnavailableError(
                 "too many revocations are stored; remove the secret from the server's keys, which "
                 "revokes all tokens that it has signed"
             ) from None

@@ -15,11 +15,12 @@ from ...protocol.notification import MAX_BATCH_BYTES
 from ...protocol.rooms import key_of
 from ..auth.authorization import AccessControl, PeerInfo
 from ..auth.limits import Limits
+from ..errors import UnauthenticatedError
 from ..logging import events
-from ..messages import Request, RequestError, Response, method_not_allowed, unavailable
+from ..messages import Request, RequestError, Response, method_not_allowed
 from ..metrics import Metrics
-from ..stores.base import StoreUnavailableError
 from .admin import Admin
+from .errors import ERRORS, DomainError, to_request_error
 from .monitoring import MonitoringService
 from .publish import PublishService
 from .reads import RoomReads
@@ -138,10 +139,8 @@ class Router:
             answer = await self._find(request).handle(request)
             if isinstance(answer, Response):
                 request.hold_answer(answer)
-        except RequestError as error:
+        except ERRORS as error:
             answer = self._reject(request, error).response
-        except StoreUnavailableError as error:
-            answer = self._reject(request, unavailable(str(error))).response
         return answer.with_headers(cors) if cors else answer
 
     async def accept_websocket(self, request: Request) -> AcceptedSubscription:
@@ -163,21 +162,23 @@ class Router:
         except CloseHandshakeError as error:
             code = error.code.name.lower()
             self._metrics.disconnected_by_server(code)
-            self._log_rejected(request, {"code": code, "details": error.reason}, error.code)
+            problem = {"code": code, "details": error.reason}
+            self._log_rejected(request, problem, error.user, error.code)
             raise
-        except RequestError as error:
-            self._reject(request, error)
-            raise
-        except StoreUnavailableError as error:
-            raise self._reject(request, unavailable(str(error))) from None
+        except ERRORS as error:
+            raise self._reject(request, error) from None
 
-    def record_error(self, request: Request, response: Response) -> None:
-        """Count and log an error."""
+    def record_error(self, request: Request, response: Response, user: str | None = None) -> None:
+        """Count and log an error.
+
+        Args:
+            user: the user of a token that is no longer valid.
+        """
         if response.error is not None:
             if request.claims is not None and response.status not in (429, 503):
                 self._limits.count_refusal(request.claims, request.address)
             self._metrics.errored(response.error["code"])
-            self._log_rejected(request, response.error)
+            self._log_rejected(request, response.error, user)
 
     def _find(self, request: Request) -> Route:
         """Return the route of a request.
@@ -204,19 +205,26 @@ class Router:
                 return route
         return find(segments) or find((*segments[:1], "*"))
 
-    def _reject(self, request: Request, error: RequestError) -> RequestError:
-        self.record_error(request, error.response)
-        return error
+    def _reject(self, request: Request, error: RequestError | DomainError) -> RequestError:
+        """Count and log an error, and return it as an error of HTTP."""
+        user = error.user if isinstance(error, UnauthenticatedError) else None
+        answer = to_request_error(error)
+        self.record_error(request, answer.response, user)
+        return answer
 
     def _log_rejected(
-        self, request: Request, problem: Mapping[str, str], code: CloseCode | None = None
+        self,
+        request: Request,
+        problem: Mapping[str, str],
+        user: str | None,
+        code: CloseCode | None = None,
     ) -> None:
         room = request.room()
         if room is not None and self._access.is_credential(key_of(room)):
             room = None
         events.log_rejected(
             problem, request.address, room, request.claims,
-            origin=request.headers.get("origin"), user=request.rejected_user, close_code=code,
+            origin=request.headers.get("origin"), user=user, close_code=code,
         )  # fmt: skip
 
 

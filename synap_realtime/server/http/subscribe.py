@@ -16,7 +16,8 @@ from ...protocol.cursor import is_cursor
 from ...protocol.rooms import Room, key_of
 from ..auth import Claims
 from ..auth.authorization import AccessControl
-from ..auth.limits import Limits, UserConnectionLimitError, rate_limited
+from ..auth.limits import Limits
+from ..errors import PermissionDeniedError, UnauthenticatedError, UserConnectionLimitError
 from ..messages import (
     Request,
     RequestError,
@@ -38,8 +39,6 @@ _EVENT_STREAM_HEADERS = {
     "Cache-Control": "no-store, no-transform",
     "X-Accel-Buffering": "no",  # read by nginx and other proxies
 }
-
-_CLOSE_CODES = {401: CloseCode.UNAUTHORIZED, 403: CloseCode.FORBIDDEN}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +67,18 @@ class CloseHandshakeError(Exception):
 
     A page cannot read the response to a rejected handshake. It can read a close code, which says
     whether to reconnect.
+
+    Attributes:
+        code: the close code.
+        reason: the cause, as text.
+        user: for the log, the user of a token that is no longer valid.
     """
 
-    def __init__(self, code: CloseCode, reason: str) -> None:
+    def __init__(self, code: CloseCode, reason: str, *, user: str | None = None) -> None:
         super().__init__(code)
         self.code = code
         self.reason = reason
+        self.user = user
 
 
 class SubscribeService:
@@ -96,7 +101,7 @@ class SubscribeService:
 
         Raises:
             CloseHandshakeError: accept the handshake, then close it with this code.
-            RequestError, StoreUnavailableError: reject the handshake.
+            RequestError, RejectedError, StoreUnavailableError: reject the handshake.
         """
         params = parse_subscribe_params(request.path_segments[1], request.query)
         if params.wants_presence and not request.supports_control_frames:
@@ -107,11 +112,16 @@ class SubscribeService:
         self._in_flight.ensure_accepting()
         try:
             claims = await self._admit(request, params)
-        except RequestError as error:
-            code = _CLOSE_CODES.get(error.response.status)
-            if code is None or "origin" not in request.headers:
+        except UnauthenticatedError as error:
+            if "origin" not in request.headers:
                 raise
-            raise CloseHandshakeError(code, error.body["details"]) from None
+            raise CloseHandshakeError(
+                CloseCode.UNAUTHORIZED, error.details, user=error.user
+            ) from None
+        except PermissionDeniedError as error:
+            if "origin" not in request.headers:
+                raise
+            raise CloseHandshakeError(CloseCode.FORBIDDEN, error.details) from None
         try:
             session = self._open(request, params, claims, "websocket")
         except UserConnectionLimitError as error:
@@ -139,7 +149,7 @@ class SubscribeService:
         """Handle ``GET /rooms/{room}/events``.
 
         Raises:
-            RequestError, StoreUnavailableError: reject the request.
+            RequestError, RejectedError, StoreUnavailableError: reject the request.
         """
         if last := request.headers.get("last-event-id"):
             # A page cannot choose this header. So an invalid one is a lost position, not a 400.
@@ -153,10 +163,7 @@ class SubscribeService:
         head = Response(200, body or b"", _EVENT_STREAM_HEADERS, _EVENT_STREAM)
         if body is not None:
             return head
-        try:
-            session = self._open(request, params, claims, "sse")
-        except UserConnectionLimitError as error:
-            raise rate_limited(f"connection limit ({error.limit}) per user reached", 10) from None
+        session = self._open(request, params, claims, "sse")
         return AcceptedSubscription(session, after, head)
 
     async def _admit(self, request: Request, params: SubscribeParams) -> Claims:

@@ -34,8 +34,13 @@ from ..auth.authorization import AccessControl
 from ..auth.limits import ConnectionSlot, Limits
 from ..auth.revocations import Revocation, Revocations
 from ..deadlines import TimerQueue
+from ..errors import (
+    PermissionDeniedError,
+    RateLimitedError,
+    UnauthenticatedError,
+    UnavailableError,
+)
 from ..logging import events
-from ..messages import RequestError
 from ..metrics import Metrics
 from ..resources.byte_budget import BacklogBudget, caller_of
 from ..resources.pacing import run_eagerly
@@ -210,17 +215,14 @@ class Session:
             await self._access.authorize(claims, "subscribe", self.room)
             if self.wants_presence:
                 await self._access.authorize(claims, "presence", self.room)
-        except RequestError as error:
-            details = error.body["details"]
-            if error.response.status == 429:
-                close(CloseCode.RATE_LIMITED, details)
-            elif error.response.status != 503:  # not verifiable now: keep the old token
-                close(
-                    CloseCode.FORBIDDEN if error.response.status == 403 else CloseCode.UNAUTHORIZED,
-                    details,
-                )
-        except StoreUnavailableError:
-            pass
+        except RateLimitedError as error:
+            close(CloseCode.RATE_LIMITED, error.details)
+        except PermissionDeniedError as error:
+            close(CloseCode.FORBIDDEN, error.details)
+        except UnauthenticatedError as error:
+            close(CloseCode.UNAUTHORIZED, error.details)
+        except (UnavailableError, StoreUnavailableError):
+            pass  # not verifiable now: keep the old token
         else:
             # Revoked while the authorizer ran.
             if not self._access.is_still_valid(claims):
@@ -317,7 +319,7 @@ class SessionRegistry:
             wants_presence: the client asked for presence frames.
 
         Raises:
-            RequestError: 429, a connection limit is reached.
+            RateLimitedError: a connection limit is reached.
             UserConnectionLimitError: the user has too many connections.
         """
         device = claims.device or device

@@ -15,7 +15,7 @@ import websockets
 from synap_realtime.server.auth import Claims
 from synap_realtime.server.auth.limits import MAX_TRACKED_KEYS, Limits
 from synap_realtime.server.config.settings import load_settings
-from synap_realtime.server.messages import RequestError
+from synap_realtime.server.errors import RateLimitedError
 from synap_realtime.tokens import mint_token
 from tests.support.credentials import API_KEY, ORIGIN, bearer, token
 from tests.support.http_client import NOTE
@@ -163,8 +163,8 @@ def test_publish_over_the_byte_rate_costs_no_notification() -> None:
     def refusal(size: int) -> str | None:
         try:
             limits.check_publish(claims, 1, size)
-        except RequestError as error:
-            return str(error.body["details"])
+        except RateLimitedError as error:
+            return error.details
         return None
 
     assert refusal(60) is None
@@ -288,7 +288,7 @@ def test_a_table_of_callers_is_bounded() -> None:
     limits = Limits(load_settings(requests_per_s=1))
     for _ in range(1000):
         limits.count_failed_attempt(A)
-    with pytest.raises(RequestError):
+    with pytest.raises(RateLimitedError):
         limits.check_attempt(A)
     for n in range(MAX_TRACKED_KEYS):
         limits.count_failed_attempt(f"2001:db8::{n:x}")

@@ -29,7 +29,8 @@ from synap_realtime.server.auth.authorization import AccessControl, Action, requ
 from synap_realtime.server.auth.limits import Limits
 from synap_realtime.server.auth.revocations import Revocations
 from synap_realtime.server.config.settings import load_settings
-from synap_realtime.server.messages import RequestError
+from synap_realtime.server.errors import RejectedError
+from synap_realtime.server.http.errors import to_request_error
 from synap_realtime.server.stores.memory import MemoryStore
 from tests.conformance import vectors
 
@@ -162,8 +163,8 @@ async def status_of(access: AccessControl, claims: Any, ask: dict[str, Any]) -> 
             await access.authorize(claims, action, parse_room(ask["room"]))
         else:
             require_scope(claims, *(("metrics", "admin") if action == "metrics" else (action,)))
-    except RequestError as error:
-        return error.response.status
+    except RejectedError as error:
+        return to_request_error(error).response.status
     return 200
 
 
@@ -171,10 +172,11 @@ async def status_of(access: AccessControl, claims: Any, ask: dict[str, Any]) -> 
 async def test_our_server_agrees(access: AccessControl, entry: dict[str, Any]) -> None:
     expected = entry["expected"]
     if expected["status"] != 200:
-        with pytest.raises(RequestError) as caught:
+        with pytest.raises(RejectedError) as caught:
             await access.authenticate_credential(entry["token"], None)
-        assert caught.value.response.status == expected["status"]
-        assert caught.value.body["code"] == expected["code"]
+        answer = to_request_error(caught.value)
+        assert answer.response.status == expected["status"]
+        assert answer.body["code"] == expected["code"]
         return
     claims = await access.authenticate_credential(entry["token"], None)
     said = {"user": claims.user, "scopes": sorted(claims.scopes), "device": claims.device}
