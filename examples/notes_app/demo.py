@@ -5,7 +5,9 @@
     $ scripts/demo
     room server   http://127.0.0.1:8787
     inngest       http://127.0.0.1:8288 (embedded: not durable, for one machine)
-    notes app     http://127.0.0.1:8000   <- open this
+    notes app     http://127.0.0.1:8000
+
+    Open http://127.0.0.1:8000. Ctrl-C stops it.
 
 ``--once`` needs no browser: it runs each of the five jobs as a user would, and prints the
 notifications.
@@ -60,7 +62,7 @@ async def started(config: Config) -> AsyncGenerator[Config]:
             await stack.enter_async_context(running_server(create_app(config), port=app_port))
             async with asyncio.timeout(30):
                 await local.registered()
-        say("notes app", f"{config.app_url}   <- open this")
+        say("notes app", config.app_url)
         yield config
 
 
@@ -99,7 +101,7 @@ async def main(once: bool) -> int:
     async with started(Config()) as config:
         if once:
             return await do_each_once(config.app_url, config.realtime_url)
-        print("\nCtrl-C stops it.\n", flush=True)
+        print(f"\nOpen {config.app_url}. Ctrl-C stops it.\n", flush=True)
         await until_stopped()
         print("\nstopping", flush=True)
         return 0

@@ -13,6 +13,8 @@ import websockets
 
 WAIT_S = 60.0
 
+RUN_MEMBERS = {"runId", "attempt", "maxAttempts", "stallAfterS"}
+
 EXPECTED = {
     "note": "note.creation.completed",
     "task": "task.creation.completed",
@@ -26,6 +28,7 @@ async def do_each_once(app_url: str, realtime_url: str) -> int:
     """Run the five jobs; return 0 only if all ended as expected."""
     user = f"once-{uuid.uuid4().hex[:8]}"
     ok = 0
+    print("\njob           time since its request, notification, data", flush=True)
     async with httpx.AsyncClient(
         base_url=app_url, headers={"X-User-Id": user}, timeout=30
     ) as client:
@@ -66,15 +69,19 @@ class JobClient:
                 async for text in ws:
                     message = json.loads(text)
                     delay_ms = (time.monotonic() - start) * 1000
-                    shown = json.dumps(message["data"], ensure_ascii=False)
-                    print(
-                        f"{name:<13} {delay_ms:7.0f} ms  {message['type']:<34} {shown}", flush=True
-                    )
+                    shown = f"{message['type']:<34} {_shown(message['data'])}".rstrip()
+                    print(f"{name:<13} {delay_ms:7.0f} ms  {shown}", flush=True)
                     if message["status"] != "pending":
                         return message if message["type"] == EXPECTED[name] else None
         except TimeoutError:
             print(f"{name:<13} no notification within {WAIT_S:.0f} s", flush=True)
         return None
+
+
+def _shown(data: dict[str, Any]) -> str:
+    """Return the data without the members that each notification of a run has."""
+    own = {name: value for name, value in data.items() if name not in RUN_MEMBERS}
+    return json.dumps(own, ensure_ascii=False) if own else ""
 
 
 def _entity(task: dict[str, Any] | None) -> str:
