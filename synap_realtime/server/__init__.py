@@ -13,9 +13,12 @@ with needed_by("the room server", "server"):
     from .auth.authorization import Authorizer
     from .stores import open_store
     from .stores.base import (
+        AckStore,
+        Broker,
         ClusterStore,
         DeliveryHandler,
         Entry,
+        LogStore,
         Page,
         Publication,
         PublishResult,
@@ -27,10 +30,13 @@ with needed_by("the room server", "server"):
     )
 
 __all__ = [
+    "AckStore",
     "Authorizer",
+    "Broker",
     "ClusterStore",
     "DeliveryHandler",
     "Entry",
+    "LogStore",
     "Page",
     "Publication",
     "PublishResult",

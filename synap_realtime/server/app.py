@@ -37,7 +37,7 @@ from .rooms.presence import Presence
 from .rooms.sessions import SessionRegistry
 from .stores import open_store
 from .stores.base import Entry, Retention, Store
-from .stores.measured import InstrumentedStore
+from .stores.instrumented import InstrumentedStore
 from .stores.memory import MemoryStore
 from .stores.sqlite.store import SqliteStore
 

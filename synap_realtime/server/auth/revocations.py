@@ -14,7 +14,7 @@ from typing import Literal
 import uuid_utils
 
 from ...protocol.rooms import Room
-from ..stores.base import Entry, Publication, Retention, Store
+from ..stores.base import Entry, LogStore, Publication, Retention
 from . import LEEWAY_S, Claims
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class Revocations:
 
     def __init__(
         self,
-        store: Store,
+        store: LogStore,
         *,
         leeway_s: float = LEEWAY_S,
         kept_s: float | None = None,

@@ -28,8 +28,7 @@ from ..messages import (
     read_json_body,
 )
 from ..metrics import Metrics
-from ..stores.base import Publication, PublishResult, StoreUnavailableError
-from ..stores.measured import InstrumentedStore
+from ..stores.base import LogStore, Publication, PublishResult, StoreUnavailableError
 from .errors import to_request_error
 from .in_flight import InFlight
 from .validation import BatchItem, parse_batch, validate_notification
@@ -42,7 +41,7 @@ class PublishService:
 
     def __init__(
         self,
-        store: InstrumentedStore,
+        store: LogStore,
         access: AccessControl,
         limits: Limits,
         in_flight: InFlight,

@@ -25,7 +25,7 @@ from ..messages import (
 )
 from ..rooms.hub import Hub
 from ..rooms.presence import Presence
-from ..stores.base import Store
+from ..stores.base import LogStore
 
 HISTORY_LIMIT, MAX_HISTORY_LIMIT = 100, 1000
 MAX_HISTORY_BYTES = 1024 * 1024
@@ -39,7 +39,7 @@ class RoomReads:
     """Handles the routes that read a room."""
 
     def __init__(
-        self, store: Store, hub: Hub, presence: Presence, access: AccessControl, limits: Limits
+        self, store: LogStore, hub: Hub, presence: Presence, access: AccessControl, limits: Limits
     ) -> None:
         self._store = store
         self._hub = hub

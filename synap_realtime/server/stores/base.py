@@ -151,34 +151,17 @@ def deliver_to_nobody(room: Room, entry: Entry, published_at: float | None) -> i
     return 0
 
 
-class Store(Protocol):
-    """The logs of all rooms. One instance serves one room server, on one event loop.
+class LogStore(Protocol):
+    """The logs of all rooms.
 
-    A store guarantees:
+    It guarantees:
 
     - *Atomicity*: if a publish fails, none of its publications is in a log. An entry, its offset
       and its id are stored together.
-    - *Order*: the offsets of a room grow in the order of the publish calls, and the delivery
-      handler is called in that order, after the entry was stored. What a subscriber has received is
-      in the log.
+    - *Order*: the offsets of a room grow in the order of the publish calls.
     - *Offset 0* comes before every entry and is the position of none. A room without publications
       has an empty log; reading it neither creates it nor fails.
-
-    A store logs once when it becomes unavailable and once when it recovers. Its callers do not.
     """
-
-    @property
-    def description(self) -> str:
-        """One line for the operator: the kind of store, and what survives a crash."""
-        ...
-
-    def subscribe(self, handler: DeliveryHandler) -> None:
-        """Call a handler with each new entry of every room, once.
-
-        Called at most once, before any other method, possibly outside of the event loop. Without a
-        handler, entries are stored and delivered to nobody.
-        """
-        ...
 
     def earliest(self) -> Cursor:
         """Return the position before every entry: offset 0."""
@@ -213,6 +196,25 @@ class Store(Protocol):
         """
         ...
 
+
+class Broker(Protocol):
+    """Brings each new entry to this server, whichever server accepted the publish."""
+
+    def subscribe(self, handler: DeliveryHandler) -> None:
+        """Call a handler with each new entry of every room, once.
+
+        Called at most once, before any other method, possibly outside of the event loop. Without a
+        handler, entries are stored and delivered to nobody.
+        """
+        ...
+
+
+class AckStore(Protocol):
+    """The acknowledged cursors of rooms and devices.
+
+    They take effect immediately but are stored later: a crash may lose those of the last second.
+    """
+
     async def get_ack(self, room: Room, device: str | None = None) -> Cursor | None:
         """Return the acknowledged cursor of a device, or of the room.
 
@@ -241,9 +243,23 @@ class Store(Protocol):
     def ack(self, room: Room, position: Cursor, device: str | None = None) -> None:
         """Advance the acknowledged cursors of the room and of a device, without blocking.
 
-        An earlier position than the present one has no effect. The cursors take effect immediately
-        but are stored later: a crash may lose those of the last second.
+        An earlier position than the present one has no effect.
         """
+        ...
+
+
+class Store(LogStore, Broker, AckStore, Protocol):
+    """All that a room server keeps. One instance serves one room server, on one event loop.
+
+    The delivery handler is called in the order of the log, after the entry was stored: what a
+    subscriber has received is in the log.
+
+    A store logs once when it becomes unavailable and once when it recovers. Its callers do not.
+    """
+
+    @property
+    def description(self) -> str:
+        """One line for the operator: the kind of store, and what survives a crash."""
         ...
 
     async def check(self) -> None:

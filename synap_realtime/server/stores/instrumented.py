@@ -1,4 +1,4 @@
-"""Measure the calls of a store."""
+"""A store that records the duration and the failures of its operations."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ _T = TypeVar("_T")
 
 
 class InstrumentedStore:
-    """Wraps a store and records the duration and the failures of its operations."""
+    """Wraps a store and records the duration and the failures of what may block."""
 
     def __init__(self, store: Store, metrics: Metrics) -> None:
         self._store = store
         self._metrics = metrics
         self._publishing = metrics.store_operation("publish")
-        # Non-blocking methods are not measured.
         self.subscribe = store.subscribe
         self.earliest = store.earliest
         self.register_device = store.register_device
