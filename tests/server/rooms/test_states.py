@@ -14,13 +14,18 @@ from synap_realtime.protocol.control import PRESENCE, CloseCode, ControlFrame
 from synap_realtime.protocol.cursor import Cursor
 from synap_realtime.protocol.rooms import Room
 from synap_realtime.server.metrics import Metrics
-from synap_realtime.server.rooms.backlog import MAX_BACKLOG_FRAMES, UnbatchedSink
+from synap_realtime.server.resources.byte_budget import BacklogBudget, Caller, Holder
+from synap_realtime.server.rooms.backlog import (
+    MAX_BACKLOG_FRAMES,
+    SLOW_CONSUMER_TIMEOUT_S,
+    UnbatchedSink,
+)
 from synap_realtime.server.rooms.hub import Hub
 from synap_realtime.server.rooms.subscription import State, Subscription
 from synap_realtime.server.stores.base import Entry, Page, Publication
 from synap_realtime.server.stores.memory import MemoryStore
+from tests.support.clocks import in_virtual_time
 from tests.support.timeouts import TIMEOUT_S
-from tests.support.waits import SetWaits
 
 USER = Room("user_1")
 FRAME = ControlFrame(PRESENCE, {"event": "state", "users": []})
@@ -30,17 +35,22 @@ class ManualSink(UnbatchedSink):
     """Writes while the test lets it.
 
     Attributes:
+        blocks_after: how many more notifications it writes before it blocks; None: any number.
         written: ids of notifications and types of control frames, in order.
     """
 
     def __init__(self) -> None:
         self.is_writable = True
+        self.blocks_after: int | None = None
         self.written: list[str] = []
         self.code: CloseCode | None = None
 
     def send(self, entry: Entry) -> bool:
         assert self.is_writable, "written to a blocked socket"
         self.written.append(json.loads(entry.text)["id"])
+        if self.blocks_after is not None:
+            self.blocks_after -= 1
+            self.is_writable = self.blocks_after > 0
         return self.is_writable
 
     send_batched = send
@@ -54,6 +64,18 @@ class ManualSink(UnbatchedSink):
         self.code = code
 
 
+class Budget(BacklogBudget):
+    """Remembers what the one subscriber is charged."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 0)
+        self.charged = 0
+
+    def charge(self, subscriber: Holder, caller: Caller, size: int) -> None:
+        super().charge(subscriber, caller, size)
+        self.charged = size
+
+
 class Room1:
     """A room with one subscription."""
 
@@ -62,8 +84,9 @@ class Room1:
         self.hub = Hub()
         self.store.subscribe(self.hub.broadcast)
         self.sink = ManualSink()
+        self.budget = Budget()
         self.subscription = Subscription(
-            self.store, self.hub, USER, Metrics("test", 0), acknowledges=True
+            self.store, self.hub, USER, Metrics("test", 0), acknowledges=True, budget=self.budget
         )
         self.published: list[str] = []
         self.running: asyncio.Task[None] | None = None
@@ -233,24 +256,61 @@ async def test_control_frame_precedes_later_notifications(state: State) -> None:
     "state", [State.REPLAYING, State.CATCHING_UP, State.BLOCKED, State.DRAINING],
     ids=lambda state: state.name,
 )  # fmt: skip
-async def test_blocked_socket_is_closed_after_the_timeout(
-    state: State, set_waits: SetWaits
-) -> None:
-    set_waits(slow_consumer_timeout_s=0.01)
+@in_virtual_time
+async def test_blocked_socket_is_closed_after_the_timeout(state: State) -> None:
     room = Room1()
     await room.enter(state)
-    async with asyncio.timeout(TIMEOUT_S):
-        assert await room.subscription.wait_closed() is CloseCode.SLOW_CONSUMER
+    await asyncio.sleep(SLOW_CONSUMER_TIMEOUT_S - 0.1)
+    assert room.state is not State.CLOSED
+    await asyncio.sleep(0.2)
+    assert room.subscription.close_code is CloseCode.SLOW_CONSUMER
     await room.finish()
 
 
-async def test_reading_ends_the_timeout(set_waits: SetWaits) -> None:
-    set_waits(slow_consumer_timeout_s=0.01)
+@in_virtual_time
+async def test_slow_reader_is_not_closed_while_it_reads() -> None:
+    room = Room1()
+    await room.enter(State.BLOCKED)
+    for _ in range(5):
+        for _ in range(2):
+            await room.publish()
+        await asyncio.sleep(SLOW_CONSUMER_TIMEOUT_S / 2)
+        room.sink.blocks_after = 1
+        room.free()
+        assert room.state is State.BLOCKED
+    room.sink.blocks_after = None
+    await room.finish()
+    assert room.sink.written[1:] == room.published
+
+
+@in_virtual_time
+async def test_reading_everything_ends_the_timeout() -> None:
     room = Room1()
     await room.enter(State.BLOCKED)
     room.free()
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(2 * SLOW_CONSUMER_TIMEOUT_S)
     assert room.state is State.LIVE
+    await room.finish()
+
+
+@pytest.mark.parametrize(
+    "state", [State.REPLAYING, State.CATCHING_UP, State.BLOCKED], ids=lambda state: state.name
+)
+@pytest.mark.parametrize("end", ["close", "detach", "read"])
+async def test_backlog_is_charged_until_it_is_written_or_dropped(state: State, end: str) -> None:
+    room = Room1()
+    await room.enter(state)
+    await room.publish()
+    assert room.budget.bytes > 0
+    assert room.budget.charged > 0
+    if end == "close":
+        room.subscription.close(CloseCode.REVOKED)
+    elif end == "detach":
+        room.subscription.detach()
+    for _ in range(20):
+        room.free()
+        await asyncio.sleep(0)
+    assert (room.budget.bytes, room.budget.charged) == (0, 0)
     await room.finish()
 
 

@@ -403,8 +403,18 @@ async def test_a_client_without_the_subprotocol_cannot_acknowledge() -> None:
     cursor = await node.publish(USER)
     session = session_of(Subscription(node.store, node.hub, USER, node.metrics))
     session.on_client_message(json.dumps({"action": "ack", "cursor": cursor}))
+    session.on_client_message(json.dumps({"action": "authenticate", "token": "t"}))
     assert await node.store.get_ack(USER) is None
-    assert session.ignored == 1
+    assert session.ignored == 2
+
+
+async def test_a_token_that_arrives_after_the_end_is_ignored() -> None:
+    node = Node()
+    session = session_of(Subscription(node.store, node.hub, USER, node.metrics, acknowledges=True))
+    session.end()
+    tasks = asyncio.all_tasks()
+    session.on_client_message(json.dumps({"action": "authenticate", "token": "t"}))
+    assert asyncio.all_tasks() == tasks
 
 
 def test_ping_is_answered_and_a_protocol_violation_closes() -> None:
