@@ -16,7 +16,7 @@ from .timeouts import TIMEOUT_S, run_in_thread
 LIMIT_S = 30.0
 """Maximum seconds of a check. The checks' own timeouts are shorter; this is a safeguard."""
 
-_MODULES = (
+MODULES = (
     "installation", "settings", "keys", "certificate", "store", "reachability", "round_trip",
     "clock",
 )  # fmt: skip
@@ -40,7 +40,7 @@ async def run_checks(url: str | None, given: Mapping[str, Any]) -> AsyncGenerato
         await run_in_thread(lambda: load_server_config(context, given))
     except TimeoutError:
         context.keys_problem = f"--keys-file: the file could not be read within {TIMEOUT_S:g} s"
-    for name in _MODULES:
+    for name in MODULES:
         is_of_server = name in _OF_A_SERVER
         if is_of_server and (not context.has_server or context.import_problem):
             continue

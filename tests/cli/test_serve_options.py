@@ -15,7 +15,13 @@ import typer
 
 from synap_realtime.cli.app import app
 from synap_realtime.cli.serve import default_text
-from synap_realtime.server.config.settings import SECRETS, ServerSettings, load_settings
+from synap_realtime.doctor.context import PREFIX
+from synap_realtime.server.config.settings import (
+    ENV_PREFIX,
+    SECRETS,
+    ServerSettings,
+    load_settings,
+)
 
 ROOT = Path(__file__).parents[2]
 FIELDS = {name: field for name, field in ServerSettings.model_fields.items() if name not in SECRETS}
@@ -78,6 +84,7 @@ def test_help_is_whole_sentences_with_the_unit(name: str) -> None:
 
 
 def test_doctor_has_settings_with_the_same_variables() -> None:
+    assert PREFIX == ENV_PREFIX
     shared = {name: option for name, option in options_of("doctor").items() if name in FIELDS}
     assert len(shared) > 3
     for name, option in shared.items():

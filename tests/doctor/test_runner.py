@@ -3,16 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
+import inspect
 from collections.abc import AsyncGenerator
+from pathlib import Path
 
 import pytest
 
-from synap_realtime.doctor import installation
+from synap_realtime.doctor import installation, runner
 from synap_realtime.doctor.context import CheckContext
 from synap_realtime.doctor.finding import Finding, redact
 from tests.support.waits import SetWaits
 
 from .conftest import diagnosis
+
+
+@pytest.mark.parametrize("name", runner.MODULES)
+def test_each_check_of_a_module_runs(name: str) -> None:
+    module = importlib.import_module(f"synap_realtime.doctor.{name}")
+    checks = [
+        function
+        for function in vars(module).values()
+        if inspect.isasyncgenfunction(function)
+        and function.__name__.startswith("check_")
+        and function.__module__ == module.__name__
+    ]
+    assert checks == list(module.CHECKS) != []
+
+
+def test_each_module_of_checks_runs() -> None:
+    folder = Path(runner.__file__).parent
+    with_checks = {path.stem for path in folder.glob("*.py") if "\nCHECKS = " in path.read_text()}
+    assert set(runner.MODULES) == with_checks
+
 
 OTHERS = {"store", "health", "WebSocket", "clock"}
 
