@@ -112,7 +112,7 @@ class AsyncBroadcaster:
         id: str | None = None,
     ) -> BroadcastResult:
         """Publish a notification with ``status: "success"``. ``id`` makes it idempotent."""
-        message = encoding.message_of(type, data, "success", id=id)
+        message = encoding.success_message(type, data, id)
         return await self.broadcast_notification(
             user_id=user_id, request_id=request_id, message=message
         )
@@ -127,7 +127,7 @@ class AsyncBroadcaster:
         id: str | None = None,
     ) -> BroadcastResult:
         """Publish a notification with ``status: "error"`` and ``data: {"error": …}``."""
-        message = encoding.message_of(type, encoding.error_data(error), "error", id=id)
+        message = encoding.error_message(type, error, id)
         return await self.broadcast_notification(
             user_id=user_id, request_id=request_id, message=message
         )

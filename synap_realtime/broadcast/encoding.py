@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -16,7 +17,6 @@ from ..protocol.notification import (
     MAX_BATCH_NOTIFICATIONS,
     MAX_NOTIFICATION_BYTES,
     Notification,
-    Status,
     encode_json,
     format_timestamp,
     parse_notification,
@@ -72,26 +72,22 @@ def normalize(
     return parse_notification(wire)
 
 
-def message_of(
-    type: str,
-    data: Mapping[str, Any] | BaseModel,
-    status: Status,
-    *,
-    id: str | None,
+def success_message(
+    type: str, data: Mapping[str, Any] | BaseModel, id: str | None
 ) -> dict[str, Any]:
-    """Return the message of ``broadcast_success`` and ``broadcast_error``; :func:`normalize` checks
-    it.
+    """Return the message of ``broadcast_success``; :func:`normalize` checks it."""
+    return {"id": id, "type": type, "data": data, "status": "success"}
+
+
+def error_message(type: str, error: str, id: str | None) -> dict[str, Any]:
+    """Return the message of ``broadcast_error``. Its ``data`` is as specified by the original
+    report; :func:`normalize` checks the rest.
     """
-    return {"id": id, "type": type, "data": data, "status": status}
-
-
-def error_data(error: str) -> dict[str, Any]:
-    """Return the ``data`` of an error notification, as specified by the original report."""
     if not isinstance(error, str):
         raise InvalidArgumentError(
-            "error", f"expected a text for the user, got {type(error).__name__}"
+            "error", f"expected a text for the user, got {builtins.type(error).__name__}"
         )
-    return {"error": error}
+    return {"id": id, "type": type, "data": {"error": error}, "status": "error"}
 
 
 class EncodedNotification(NamedTuple):

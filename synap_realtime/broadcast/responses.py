@@ -11,7 +11,7 @@ import httpx
 from ..endpoint import retry_after_s
 from ..errors import ConfigurationError
 from ..network import BoundedBody, find_proxy, reason_of, tls_problem
-from ..protocol.rejections import blames_credential
+from ..protocol import rejections
 from ..protocol.rooms import Room
 from ..redaction import redacted
 from .encoding import EncodedNotification
@@ -231,14 +231,10 @@ def _describe(endpoint: Endpoint, status: int, headers: Mapping[str, str], body:
 
 def _reason(endpoint: Endpoint, body: object) -> str:
     """Return a room server's own reason for a rejection, after a colon."""
-    match body:
-        case {"error": str(error), "details": str(details)}:
-            reason = _bounded(f"{error}: {details}")
-        case {"error": str(error)}:
-            reason = _bounded(error)
-        case _:
-            return ""
-    return f": {reason}; check {endpoint.key_setting}" if blames_credential(body) else f": {reason}"
+    if (given := rejections.reason_of(body)) is None:
+        return ""
+    hint = f"; check {endpoint.key_setting}" if rejections.blames_credential(body) else ""
+    return f": {_bounded(given)}{hint}"
 
 
 def _key_hint(endpoint: Endpoint) -> str:

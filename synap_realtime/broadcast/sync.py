@@ -66,7 +66,7 @@ class Broadcaster:
         id: str | None = None,
     ) -> BroadcastResult:
         """See :meth:`AsyncBroadcaster.broadcast_success`."""
-        message = encoding.message_of(type, data, "success", id=id)
+        message = encoding.success_message(type, data, id)
         return self.broadcast_notification(user_id=user_id, request_id=request_id, message=message)
 
     def broadcast_error(
@@ -79,7 +79,7 @@ class Broadcaster:
         id: str | None = None,
     ) -> BroadcastResult:
         """See :meth:`AsyncBroadcaster.broadcast_error`."""
-        message = encoding.message_of(type, encoding.error_data(error), "error", id=id)
+        message = encoding.error_message(type, error, id)
         return self.broadcast_notification(user_id=user_id, request_id=request_id, message=message)
 
     def broadcast(self, room: str, message: Notification | Mapping[str, Any]) -> BroadcastResult:

@@ -1,6 +1,16 @@
-"""What a rejection says about the credential. See PROTOCOL.md, "Errors"."""
+"""What the body of a rejection says. See PROTOCOL.md, "Errors"."""
 
 from __future__ import annotations
+
+
+def reason_of(body: object) -> str | None:
+    """Return the room server's reason; None if the body is not that of a room server's error."""
+    match body:
+        case {"error": str(error), "details": str(details)}:
+            return f"{error}: {details}"
+        case {"error": str(error)}:
+            return error
+    return None
 
 
 def blames_credential(body: object) -> bool:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from ..endpoint import retry_after_s
 from ..errors import SubscriptionError
+from ..protocol import rejections
 from ..protocol.control import CloseCode
-from ..protocol.rejections import blames_credential
 
 INITIAL_DELAY_S = 1.0
 MAX_DELAY_S = 16.0
@@ -115,16 +115,13 @@ def from_http_response(status: int, headers: Mapping[str, str], body: bytes) -> 
         answer = json.loads(body or b"")
     except (ValueError, RecursionError):
         answer = None
-    match answer:
-        case {"error": str(error), "details": str(details)}:
-            reason += f": {error}: {details}"
-        case {"error": str(error)}:
-            reason += f": {error}"
+    if (given := rejections.reason_of(answer)) is not None:
+        reason += f": {given}"
     if 300 <= status < 400:
         # Redirects are not followed, because they would send the token to another address.
         to = (headers.get("Location") or "nowhere").partition("?")[0]
         reason += f" and redirects to {to}; set the URL to where the room server is"
-    elif status == 401 or blames_credential(answer):
+    elif status == 401 or rejections.blames_credential(answer):
         reason += "; check the token (token=)"
     elif status in (404, 405, 426, 501, 505) or status < 300:
         reason += "; check the URL: is it a room server?"

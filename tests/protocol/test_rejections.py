@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from synap_realtime.protocol.rejections import blames_credential
+from synap_realtime.protocol.rejections import blames_credential, reason_of
 
 
 @pytest.mark.parametrize("details", ["the token lacks scope 'broadcast'", "the key is too weak"])
@@ -28,3 +28,16 @@ def test_recognizes_a_rejected_credential(details: str) -> None:
 )
 def test_other_rejections_do_not_concern_the_credential(body: Any) -> None:
     assert not blames_credential(body)
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ({"error": "Forbidden", "details": "denied"}, "Forbidden: denied"),
+        ({"error": "Forbidden", "details": 1}, "Forbidden"),
+        ({"details": "denied"}, None),
+        ("<html>", None),
+    ],
+)
+def test_reads_the_reason_of_a_room_server_only(body: Any, reason: str | None) -> None:
+    assert reason_of(body) == reason
