@@ -306,3 +306,18 @@ def test_ending_the_queue_fails_delayed_notifications_as_well() -> None:
     queue.end("closed")
     assert [item.result and item.result.error for item in items] == ["closed"] * 2
     assert queue.is_idle
+
+
+def test_a_retried_single_joins_a_batch_once_the_server_has_the_route() -> None:
+    queue = queue_of()
+    queue._endpoint.has_batch_route = False
+    item = item_of("a")
+    queue.add(item)
+    send(queue, FAILURES["away"], 1.0)
+    queue._endpoint.has_batch_route = True
+    queue.add(item_of("b", "B"))
+    batch = queue.next_batch(item.due)
+    assert queue.begin(batch).path == "/broadcast"
+    assert queue.apply_response(batch, ok(2), item.due) is None
+    assert item.result is not None
+    assert (item.result.success, item.result.attempts) == (True, 2)
