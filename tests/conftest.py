@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator, Generator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
-import httpx
 import pytest
 
 from synap_realtime.server import create_app
 from synap_realtime.server.serve import running_server
-from tests.support.timeouts import TIMEOUT_S
+from tests.support.httpx_defaults import set_defaults
 from tests.support.waits import SetWaits, wait_setter
 
-# A client of a test that names no timeout. Of httpx's own 5 s, a busy machine may use up all.
-for phase in ("connect", "read", "write", "pool"):
-    setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, phase, TIMEOUT_S)
+set_defaults()
 
 
 INTEGRATION = (
@@ -65,6 +64,19 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """A developer's own environment changes no test."""
     for name in ("REALTIME_URL", "REALTIME_API_KEY", "INNGEST_DEV", "INNGEST_EVENT_KEY"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _invalid_names_are_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without a name server takes 5 s to say so. RFC 6761, section 6.4."""
+    look_up = socket.getaddrinfo
+
+    def getaddrinfo(host: Any, *arguments: Any, **options: Any) -> Any:
+        if isinstance(host, str) and host.endswith(".invalid"):
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return look_up(host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import json
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -28,6 +27,7 @@ from synap_realtime.server.auth import authorization
 from synap_realtime.server.config.settings import load_settings
 from synap_realtime.server.serve import running_server
 from synap_realtime.tokens import mint_token
+from tests.support.command_line import COMMAND
 from tests.support.credentials import API_KEY, ORIGIN, SECRET, bearer, token
 from tests.support.http_client import NOTE, ask
 from tests.support.servers import Front, serving
@@ -553,7 +553,7 @@ def test_secrets_are_in_nothing_that_the_server_prints(style: str, tmp_path: Pat
         token(), mint_token("1", secret="x" * 32), token(expires_in_s=0.001),
     )  # fmt: skip
     process = subprocess.Popen(
-        [Path(sys.executable).with_name("synap-realtime"), "serve", "--port", "0",
+        [COMMAND, "serve", "--port", "0",
          "--keys-file", str(file), "--log-level", "debug", "--log-format", style],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip

@@ -30,6 +30,7 @@ from synap_realtime.server.stores.base import (
     Retention,
 )
 from synap_realtime.server.stores.memory import MemoryStore
+from tests.support.clocks import in_virtual_time
 from tests.support.stores import LateStore
 from tests.support.timeouts import TIMEOUT_S
 from tests.support.waits import SetWaits
@@ -206,6 +207,7 @@ async def test_replay_of_a_busy_room_becomes_live() -> None:
         assert await reader.until(500) == [f"n{n}" for n in range(1, 501)]
 
 
+@in_virtual_time
 async def test_slow_consumer_is_closed_and_can_resume() -> None:
     node = Node()
     reader = Reader()
