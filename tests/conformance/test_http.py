@@ -148,6 +148,17 @@ async def test_too_many(client: Client) -> None:
         assert (await client.history(name))["notifications"] == []
 
 
+async def test_too_much_over_all_rooms(client: Client) -> None:
+    """HTTP, batch: at most 16 MiB, each notification counted once for each of its rooms."""
+    room = fresh_room()
+    names = [f"{room}-{n}" for n in range(100)]
+    response = await client.post(
+        "/broadcast", {"notifications": [note(rooms=names, data={"x": "y" * 200_000})]}
+    )
+    assert (response.status_code, response.json()["code"]) == (413, "payload_too_large")
+    assert (await client.history(names[0]))["notifications"] == []
+
+
 async def test_almost_a_mebibyte(client: Client) -> None:
     """HTTP, batch: at most 1 MiB."""
     room = fresh_room()
