@@ -13,7 +13,18 @@ import jwt
 import pytest
 from websockets import InvalidStatus
 
-from .client import V1, Client, Listener, check_error, fresh_room, ids_of, note, room_path
+from .client import (
+    V1,
+    Client,
+    Listener,
+    check_error,
+    dial,
+    fresh_room,
+    ids_of,
+    note,
+    raw_head,
+    room_path,
+)
 from .credentials import Secret, bearer
 
 pytestmark = pytest.mark.with_keys
@@ -76,6 +87,33 @@ async def test_authenticates_before_it_reads_the_body(client: Client) -> None:
     anonymous = client.showing("nonsense")
     for path in (room_path(fresh_room(), "broadcast"), "/broadcast", "/revoke"):
         check_error(await anonymous.request("POST", path, content=b"{"), 401, "unauthorized")
+
+
+async def test_rejects_a_credential_before_the_body_arrives(client: Client) -> None:
+    """Limits: a body is read after its credential was checked."""
+    anonymous = client.showing("nonsense")
+
+    def ask(path: str) -> bytes:
+        with dial(client.url) as sock:
+            sock.sendall(raw_head(anonymous, f"POST {path} HTTP/1.1", "Content-Length: 100") + b"{")
+            return sock.recv(65536)
+
+    for path in (room_path(fresh_room(), "broadcast"), "/broadcast", "/revoke"):
+        answer = await asyncio.to_thread(ask, path)
+        assert answer.startswith(b"HTTP/1.1 401 "), answer[:300]
+
+
+async def test_a_credential_is_no_room_and_no_device(client: Client, user: str) -> None:
+    """Authorization: a key or a token as a room or a device is refused, and not repeated."""
+    room, key = f"user_{user}", client.keys.api_key
+    mine = client.showing(client.keys.token(user, rooms=["*"]))
+    status, refusal = await mine.refusal(room_path(room, "subscribe", device=key))
+    assert (status, refusal["code"]) == (400, "invalid_request")
+    assert key not in str(refusal)
+    for path in (room_path(room, "events", device=key), room_path(f"user_{key}", "events")):
+        response = await mine.get(path)
+        check_error(response, 400, "invalid_request")
+        assert key not in response.text
 
 
 # --- keys
