@@ -1,14 +1,9 @@
 /** Subscribe to rooms of synap-realtime without a framework. For React: `@synap/realtime/react`. */
-export { RealtimeError, subscribe } from "./subscription.js";
-export type {
-  CursorStorage,
-  Presence,
-  PresentUser,
-  State,
-  Status,
-  SubscribeOptions,
-  Subscription,
-} from "./subscription.js";
+export { subscribe } from "./subscription.js";
+export { RealtimeError } from "./state.js";
+export type { State, Status, Subscription } from "./state.js";
+export type { CursorStorage, SubscribeOptions } from "./options.js";
+export type { Presence, PresentUser } from "./protocol.js";
 export { subscribeShared } from "./shared.js";
 export { JobTracker } from "./job.js";
 export type { JobState } from "./job.js";

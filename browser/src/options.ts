@@ -1,4 +1,37 @@
-/** Validation of options when `subscribe` or a hook is called: the error names the invalid option. */
+/** The options of `subscribe`, and their validation: the error names the invalid option. */
+import type { NotificationMessage } from "./message.js";
+import type { Presence } from "./protocol.js";
+import type { State } from "./state.js";
+
+/** Storage of the cursor: `localStorage`, or React Native's `AsyncStorage`. */
+export interface CursorStorage {
+  getItem(key: string): string | null | Promise<string | null>;
+  setItem(key: string, value: string): unknown;
+}
+
+export interface SubscribeOptions {
+  /** The URL of the room server, `https://…` or `wss://…`. Default: `NEXT_PUBLIC_REALTIME_URL`, else this machine. */
+  url?: string | undefined;
+  /** A token, or a function that returns one. It is called before each connection, and before the token expires. */
+  token?: string | null | (() => string | null | undefined | Promise<string | null | undefined>) | undefined;
+  /** The position to start from: a cursor, `earliest` or `latest`. Default: see PROTOCOL.md, "Subscribing". */
+  after?: string | undefined;
+  /** Consecutive attempts to reconnect. Default: 5. `Infinity` never gives up. */
+  maxReconnects?: number | undefined;
+  /** The name of this device. The server keeps a position in the room for each device of the user. */
+  device?: string | undefined;
+  /** Acknowledge notifications, so that the server does not replay them to the next connection. Default: true. */
+  acknowledge?: boolean | undefined;
+  /** Report the users who join and leave, to `onPresence`. */
+  presence?: boolean | undefined;
+  /** Keep the cursor across reloads. `true` uses `localStorage`. */
+  persist?: boolean | CursorStorage | undefined;
+  onNotification?: ((notification: NotificationMessage) => void) | undefined;
+  onStateChange?: ((state: State) => void) | undefined;
+  /** Notifications were missed that the server no longer retains: reload the state from your backend. */
+  onGap?: ((room: string) => void) | undefined;
+  onPresence?: ((presence: Presence) => void) | undefined;
+}
 
 declare const process: { env: Record<string, string | undefined> } | undefined;
 

@@ -11,39 +11,41 @@ export class Position {
   cursor: string | undefined;
   /** The cursor for the next connection: nothing is missed after it, and the server can report a gap. */
   resume: string | undefined;
-  private readonly hasStart: boolean;
-  private gapChecked = true;
-  private interrupts = 0;
-  private connections = 0;
-  private readonly seen = new Set<string>();
+  readonly #start: string | undefined;
+  readonly #hasStart: boolean;
+  #gapChecked = true;
+  #interrupts = 0;
+  #connections = 0;
+  readonly #seen = new Set<string>();
 
   /** @param start a cursor, `earliest`, `latest`, or undefined for the room's default. */
-  constructor(private readonly start: string | undefined) {
+  constructor(start: string | undefined) {
+    this.#start = start;
     if (start !== "earliest" && start !== "latest") this.resume = start;
-    this.hasStart = !!this.resume;
+    this.#hasStart = !!this.resume;
   }
 
   /** The `after` parameter of the next connection. */
   get after(): string | undefined {
-    return this.resume ?? this.start;
+    return this.resume ?? this.#start;
   }
 
   /** Whether a gap matters. A first connection without a cursor cannot have missed anything. */
   get reportsGaps(): boolean {
-    return this.connections > 1 || this.hasStart;
+    return this.#connections > 1 || this.#hasStart;
   }
 
   /** @param speaksV1 the server will report the end of the replay, and whether there was a gap. */
   connected(speaksV1: boolean): void {
-    this.connections++;
+    this.#connections++;
     // Without a position there is no gap to report.
-    this.gapChecked = !speaksV1 || this.resume === undefined;
+    this.#gapChecked = !speaksV1 || this.resume === undefined;
   }
 
   /** Handle the end of the replay. */
   replayComplete(cursor: unknown): void {
-    this.gapChecked = true;
-    this.interrupts = 0;
+    this.#gapChecked = true;
+    this.#interrupts = 0;
     this.moveTo(cursor);
   }
 
@@ -54,9 +56,9 @@ export class Position {
    * @returns whether there may be a gap that the server will not report.
    */
   lost(): boolean {
-    if (this.gapChecked || this.cursor === undefined || this.resume === this.cursor) return false;
-    if (++this.interrupts < MAX_INTERRUPTED_REPLAYS) return false;
-    this.interrupts = 0;
+    if (this.#gapChecked || this.cursor === undefined || this.resume === this.cursor) return false;
+    if (++this.#interrupts < MAX_INTERRUPTED_REPLAYS) return false;
+    this.#interrupts = 0;
     this.resume = this.cursor;
     return true;
   }
@@ -64,15 +66,15 @@ export class Position {
   moveTo(cursor: unknown): void {
     if (!isCursor(cursor)) return;
     this.cursor = cursor;
-    if (this.gapChecked) this.resume = cursor;
+    if (this.#gapChecked) this.resume = cursor;
   }
 
   /** Record the id, and return whether it is new. A notification without an id is always new. */
   isNew({ id }: Delivered): boolean {
     if (id === undefined) return true;
-    if (this.seen.has(id)) return false;
-    this.seen.add(id);
-    if (this.seen.size > SEEN_IDS) this.seen.delete(this.seen.values().next().value as string);
+    if (this.#seen.has(id)) return false;
+    this.#seen.add(id);
+    if (this.#seen.size > SEEN_IDS) this.#seen.delete(this.#seen.values().next().value as string);
     return true;
   }
 }

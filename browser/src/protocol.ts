@@ -18,6 +18,17 @@ export interface ControlFrame {
   data: Record<string, unknown>;
 }
 
+export interface PresentUser {
+  user: string;
+  connections: number;
+  devices: string[];
+}
+
+/** The data of `synap.presence`. See PROTOCOL.md, "Presence". */
+export type Presence =
+  | { event: "state"; users: PresentUser[] }
+  | ({ event: "join" | "leave" | "update" } & PresentUser);
+
 const isObject = (value: unknown): value is Record<string, unknown> =>
   typeof value === "object" && value !== null && !Array.isArray(value);
 
@@ -46,5 +57,4 @@ export interface Failure {
 }
 
 /** Whether an HTTP status means that a retry of the request would be rejected, too. */
-export const isFinalStatus = (status: number): boolean =>
-  status >= 400 && status < 500 && status !== 408 && status !== 425 && status !== 429;
+export const isFinalStatus = (status: number): boolean => /^4(?!08|25|29)/.test(`${status}`);

@@ -1,13 +1,20 @@
 /** One connection for several tabs: the leader, which holds a lock, forwards its notifications to the others. */
-import { baseOf, check, checkRoom } from "./options.js";
+import { baseOf, check, checkRoom, type SubscribeOptions } from "./options.js";
 import { Position } from "./position.js";
 import type { NotificationMessage } from "./message.js";
-import { call, subscribe, type State, type SubscribeOptions, type Subscription } from "./subscription.js";
+import { call, type State, type Subscription } from "./state.js";
+import { subscribe } from "./subscription.js";
 
 /** Notifications that the leader keeps for tabs that are opened later. */
 const MAX_BUFFERED = 500;
 /** A tab whose leader does not answer within this time, because it is frozen, opens its own connection. */
 const ANSWER_WITHIN_MS = 2_000;
+
+/**
+ * What a tab does: it waits for the leader's answer, it receives the leader's notifications, it has a connection of
+ * its own because the leader does not answer, or it is the leader.
+ */
+type Role = "joining" | "following" | "alone" | "leading";
 
 /** Messages between tabs. */
 type TabMessage =
@@ -17,8 +24,8 @@ type TabMessage =
   | { notification: NotificationMessage }
   | { state: State }
   | { gap: true }
-  | { say: string }
-  | { dial: true };
+  | { send: string }
+  | { reconnect: true };
 
 interface Answer {
   state: State;
@@ -51,16 +58,15 @@ export function subscribeShared(room: string, options: SubscribeOptions = {}): S
   // already shown what was retained for the user.
   let start = options.after ?? (room.startsWith("request_") ? "earliest" : "latest");
   const position = new Position(options.after);
-  let inner: Subscription | undefined; // of the leader, or of a tab whose leader does not answer
-  let isLeader = false;
+  let role: Role = "joining";
+  let inner: Subscription | undefined; // of a tab that is alone or leads
   let state: State = { status: "connecting" };
   let buffered: NotificationMessage[] = [];
   let isAll = start === "earliest";
-  let pending: NotificationMessage[] | undefined = []; // received before the answer to our hello
-  let release = () => {};
+  let pending: NotificationMessage[] = []; // received while joining
 
   const postToTabs = (message: TabMessage) => {
-    if (isLeader) channel.postMessage(message);
+    if (role === "leading") channel.postMessage(message);
   };
   const setState = (next: State) => {
     state = next;
@@ -79,11 +85,11 @@ export function subscribeShared(room: string, options: SubscribeOptions = {}): S
   };
 
   /** Open our own connection, from our position. */
-  const openConnection = () => {
-    if (stop.signal.aborted) return;
+  const openConnection = (next: "alone" | "leading") => {
     // The previous leader has acknowledged these, so the server would not replay them.
-    if (start === "latest") pending?.forEach(deliver);
-    pending = undefined;
+    if (role === "joining" && start === "latest") pending.forEach(deliver);
+    if (stop.signal.aborted) return;
+    role = next;
     inner = subscribe(room, {
       ...options,
       get token() {
@@ -107,60 +113,59 @@ export function subscribeShared(room: string, options: SubscribeOptions = {}): S
 
   const applyAnswer = (answer: Answer) => {
     const place = answer.buffered.findIndex(({ cursor }) => cursor === start);
-    if (start === "earliest" ? !answer.isAll : start !== "latest" && place < 0) return openConnection();
-    // Notifications that arrived before this answer are also in `kept`.
-    const missed = start === "latest" ? pending : answer.buffered.slice(place + 1);
-    pending = undefined;
+    if (start === "earliest" ? !answer.isAll : start !== "latest" && place < 0) return openConnection("alone");
+    role = "following";
     setState(answer.state);
-    missed?.forEach(deliver);
+    // Notifications that arrived before this answer are also in `buffered`.
+    (start === "latest" ? pending : answer.buffered.slice(place + 1)).forEach(deliver);
     position.moveTo(answer.cursor);
   };
 
   channel.onmessage = ({ data }: MessageEvent<TabMessage>) => {
     if (stop.signal.aborted) return;
-    if (isLeader) {
+    if (role === "leading") {
       if ("hello" in data) postToTabs({ to: data.hello, state: plain(state), buffered, isAll, cursor: inner?.cursor });
-      else if ("say" in data) inner?.send(data.say);
-      else if ("dial" in data) inner?.reconnect();
-    } else if (!inner) {
-      if ("to" in data) {
-        if (data.to === tabId && pending) applyAnswer(data);
-      } else if ("notification" in data) {
-        if (pending) pending.push(data.notification);
-        else deliver(data.notification);
-      } else if (pending) return;
+      else if ("send" in data) inner?.send(data.send);
+      else if ("reconnect" in data) inner?.reconnect();
+    } else if (role === "joining") {
+      if ("notification" in data) pending.push(data.notification);
+      else if ("to" in data && data.to === tabId) applyAnswer(data);
+    } else if (role === "following") {
+      if ("notification" in data) deliver(data.notification);
       else if ("state" in data) setState(data.state);
       else if ("gap" in data) call(options.onGap, room);
       else if ("leads" in data) {
         start = position.cursor ?? start;
-        pending = [];
-        requestState();
+        join();
       }
     }
   };
 
   const becomeLeader = () => {
     if (stop.signal.aborted) return undefined; // otherwise the lock would never be released
-    isLeader = true;
-    if (!inner) openConnection();
-    else postToTabs({ leads: true }); // it had its own connection, and may have received more than the others
-    return new Promise<void>((resolve) => void (release = resolve));
+    if (inner) {
+      role = "leading";
+      postToTabs({ leads: true }); // it had its own connection, and may have received more than the others
+    } else openConnection("leading");
+    // The lock is held until this tab is closed.
+    return new Promise<unknown>((resolve) => void (stop.signal.onabort = resolve));
   };
-  const requestState = () => {
+  const join = () => {
     if (stop.signal.aborted) return;
+    role = "joining";
+    pending = [];
     channel.postMessage({ hello: tabId });
-    setTimeout(() => pending && !isLeader && openConnection(), ANSWER_WITHIN_MS);
+    setTimeout(() => role === "joining" && openConnection("alone"), ANSWER_WITHIN_MS);
   };
-  const wait = { signal: stop.signal };
   void locks
-    .request(name, { ifAvailable: true }, (lock) => (lock ? becomeLeader() : requestState()))
+    .request(name, { ifAvailable: true }, (lock) => (lock ? becomeLeader() : join()))
     // A leader gets here when it is closed; another tab waits here to become the leader.
-    .then(() => (stop.signal.aborted ? undefined : locks.request(name, wait, becomeLeader)))
-    .catch(() => inner ?? openConnection()); // the tab was closed, or this page may not use locks
+    .then(() => (stop.signal.aborted ? undefined : locks.request(name, { signal: stop.signal }, becomeLeader)))
+    .catch(() => inner ?? openConnection("alone")); // the tab was closed, or this page may not use locks
 
   const reconnect = () => {
     if (inner) inner.reconnect();
-    else if (!stop.signal.aborted) channel.postMessage({ dial: true });
+    else if (!stop.signal.aborted) channel.postMessage({ reconnect: true });
   };
   /** The leader cannot observe the visibility of this tab. */
   const onVisible = () => {
@@ -181,7 +186,7 @@ export function subscribeShared(room: string, options: SubscribeOptions = {}): S
     },
     send: (text) => {
       if (inner) inner.send(text);
-      else if (!stop.signal.aborted) channel.postMessage({ say: text });
+      else if (!stop.signal.aborted) channel.postMessage({ send: text });
     },
     reconnect,
     close: () => {
@@ -189,7 +194,6 @@ export function subscribeShared(room: string, options: SubscribeOptions = {}): S
       stop.abort();
       inner?.close();
       channel.close();
-      release();
       globalThis.document?.removeEventListener?.("visibilitychange", onVisible);
       state = { status: "closed" };
     },

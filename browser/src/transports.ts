@@ -2,7 +2,7 @@
 import { shown } from "./options.js";
 import { isFinalStatus, read, type ControlFrame, type Delivered, type Failure } from "./protocol.js";
 
-/** Callbacks of a connection. None is called after `onEnd`. */
+/** Callbacks of a connection. None is called after `onEnd`, or after it was closed. */
 export interface TransportCallbacks {
   /** @param speaksV1 the server sends control frames. */
   onOpen(speaksV1: boolean): void;
@@ -65,21 +65,16 @@ export function webSocket(target: Target, callbacks: TransportCallbacks, plain: 
   const url = address({ ...target, query: { ...query, token: inQuery } }, "subscribe");
   const socket = new WebSocket(url.replace(/^http/, "ws"), protocols);
   let isOpen = false;
+  let isOver = false; // events of the socket are ignored
   let retryAfterMs: number | undefined;
   const opened = (speaksV1: boolean) => {
-    if (isOpen) return;
+    if (isOpen || isOver) return;
     isOpen = true;
     callbacks.onOpen(speaksV1);
   };
-  let isOver = false;
-  /** Replace the handlers instead of removing them: a polyfill may call them without a check. */
-  const detach = () => {
-    isOver = true;
-    socket.onopen = socket.onmessage = socket.onerror = socket.onclose = () => undefined;
-  };
   const end = (failure: Failure) => {
     if (isOver) return;
-    detach();
+    isOver = true;
     callbacks.onEnd(failure);
   };
   const closed = (code: number, reason?: string) =>
@@ -93,6 +88,7 @@ export function webSocket(target: Target, callbacks: TransportCallbacks, plain: 
   // only a close code. So the connection counts as open from the first message on.
   socket.onopen = () => socket.protocol !== "synap.v1" && opened(false);
   socket.onmessage = ({ data }) => {
+    if (isOver) return;
     if (data === "pong") return callbacks.onPong();
     if (typeof data !== "string") return;
     if (data.length > MAX_MESSAGE_CHARS) return end(TOO_LARGE);
@@ -118,7 +114,7 @@ export function webSocket(target: Target, callbacks: TransportCallbacks, plain: 
       }
     },
     close: () => {
-      detach();
+      isOver = true;
       try {
         socket.close();
       } catch {

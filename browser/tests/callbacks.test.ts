@@ -1,6 +1,6 @@
 /** Callbacks that throw, close or reconnect do not break the connection. */
 import { expect, test, vi } from "vitest";
-import type { Subscription } from "../src/subscription.js";
+import type { Subscription } from "../src/state.js";
 import { connected, recordSubscription, pass, ScriptedSocket, settle, useScriptedWorld } from "./world.js";
 
 useScriptedWorld();

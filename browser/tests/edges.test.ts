@@ -1,6 +1,8 @@
 /** Secrets in errors, and edge cases of a subscription. */
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
-import { subscribe, type State, type SubscribeOptions } from "../src/subscription.js";
+import type { SubscribeOptions } from "../src/options.js";
+import type { State } from "../src/state.js";
+import { subscribe } from "../src/subscription.js";
 import { script, settle, Socket, Stream } from "./scripted.js";
 
 const SECRET = "se/cret="; // not a valid subprotocol, so it goes into the URL

@@ -1,6 +1,6 @@
 /** The cursor across reloads. */
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
-import type { CursorStorage } from "../src/subscription.js";
+import type { CursorStorage } from "../src/options.js";
 import { connected, recordSubscription, pass, ScriptedSocket, settle, useScriptedWorld } from "./world.js";
 
 useScriptedWorld();

@@ -1,6 +1,6 @@
 /** Reconnecting: delays, positions and final errors. PROTOCOL.md, "Clients" and "Close codes". */
 import { describe, expect, test, vi } from "vitest";
-import { Backoff } from "../src/backoff.js";
+import { ReconnectPolicy } from "../src/reconnect.js";
 import { connected, recordSubscription, pass, ScriptedSocket, ScriptedStream, settle, useScriptedWorld } from "./world.js";
 
 useScriptedWorld();
@@ -65,14 +65,14 @@ describe("the delays", () => {
 
   test("have a random jitter of up to a quarter", () => {
     const failure = { reason: "" };
-    expect(new Backoff(5, () => 1).nextDelay(failure, 0)).toBe(1250);
-    const half = new Backoff(5, () => 0.5);
-    expect([1, 2, 3, 4, 5].map(() => half.nextDelay(failure, 0))).toEqual([1125, 2250, 4500, 9000, 18_000]);
+    expect(new ReconnectPolicy(5, () => 1).delayAfter(failure, 0)).toBe(1250);
+    const half = new ReconnectPolicy(5, () => 0.5);
+    expect([1, 2, 3, 4, 5].map(() => half.delayAfter(failure, 0))).toEqual([1125, 2250, 4500, 9000, 18_000]);
   });
 
   test("stay at 16 s without a limit", () => {
-    const backoff = new Backoff(Infinity, () => 0);
-    const pauses = Array.from({ length: 100 }, () => backoff.nextDelay({ reason: "" }, 0));
+    const policy = new ReconnectPolicy(Infinity, () => 0);
+    const pauses = Array.from({ length: 100 }, () => policy.delayAfter({ reason: "" }, 0));
     expect(pauses.slice(4)).toEqual(Array<number>(96).fill(16_000));
   });
 

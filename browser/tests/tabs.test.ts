@@ -1,7 +1,8 @@
 /** One connection for several tabs. The locks and the channels are real. */
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
 import type { NotificationMessage } from "../src/message.js";
-import type { State, SubscribeOptions, Subscription } from "../src/subscription.js";
+import type { SubscribeOptions } from "../src/options.js";
+import type { State, Subscription } from "../src/state.js";
 import { subscribeShared } from "../src/shared.js";
 import { Room, script, settle, Socket, until } from "./scripted.js";
 
@@ -412,6 +413,29 @@ test("a tab that closes in a callback receives nothing more", async () => {
   await until(() => late.status === "closed");
   await settle();
   expect(received).toEqual(["n1"]);
+});
+
+test("a tab that closes in a callback opens no connection in place of a leader that does not answer", async () => {
+  new Room();
+  const release = await holdLock();
+  const before = Socket.all.length;
+  vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout"] });
+  const received: (string | undefined)[] = [];
+  const tab = new Tab("user_1", {
+    onNotification: ({ id }) => {
+      received.push(id);
+      tab.close();
+    },
+  });
+  await settle();
+  const leader = new BroadcastChannel(`synap:${url}:user_1:`);
+  leader.postMessage({ notification: { type: "a.b", data: {}, id: "n1", cursor: "c1" } });
+  await settle();
+  vi.advanceTimersByTime(2_000);
+  await settle();
+  leader.close();
+  release();
+  expect([received, tab.status, Socket.all.length]).toEqual([["n1"], "closed", before]);
 });
 
 test("after close() no callback is called, and nothing is sent", async () => {

@@ -1,6 +1,8 @@
 /** Fakes of the network and the clock: the test is the server, and advances the time. */
 import { afterEach, beforeEach, vi } from "vitest";
-import { subscribe, type State, type SubscribeOptions } from "../src/subscription.js";
+import type { SubscribeOptions } from "../src/options.js";
+import type { State } from "../src/state.js";
+import { subscribe } from "../src/subscription.js";
 
 const setImmediate = globalThis.setImmediate;
 

@@ -10,23 +10,27 @@ const STABLE_WITH_TOKEN_MS = 1_000;
 /** The longest delay that a server may ask for. */
 const MAX_RETRY_AFTER_MS = 60_000;
 
-export class Backoff {
+/** Decides whether and when to reconnect. */
+export class ReconnectPolicy {
   /** Consecutive failed attempts. */
   count = 0;
 
-  constructor(
-    readonly limit: number,
-    readonly random: () => number = Math.random,
-  ) {}
+  readonly #limit: number;
+  readonly #random: () => number;
+
+  constructor(limit: number, random: () => number = Math.random) {
+    this.#limit = limit;
+    this.#random = random;
+  }
 
   /** Return the milliseconds to wait before the next attempt; undefined when no attempt is left. */
-  nextDelay({ retryAfterMs, code }: Failure, upMs: number): number | undefined {
+  delayAfter({ retryAfterMs, code }: Failure, upMs: number): number | undefined {
     if (upMs >= (code === 4401 ? STABLE_WITH_TOKEN_MS : STABLE_AFTER_MS)) this.count = 0;
-    if (this.count >= this.limit) return undefined;
+    if (this.count >= this.#limit) return undefined;
     const delay = Math.min(MAX_DELAY_MS, 1000 * 2 ** this.count++);
     // A draining server spreads the reconnects of its clients itself, so its delay gets no jitter; it may be 0.
     return retryAfterMs === undefined
-      ? delay * (1 + JITTER * this.random())
+      ? delay * (1 + JITTER * this.#random())
       : Math.min(retryAfterMs, MAX_RETRY_AFTER_MS);
   }
 }

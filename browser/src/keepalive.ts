@@ -1,0 +1,60 @@
+/** The pings and acknowledgements of one open connection. See PROTOCOL.md, "WebSocket" and "Clients". */
+import { createTimer } from "./timer.js";
+import type { Transport } from "./transports.js";
+
+const PING_EVERY_MS = 30_000;
+export const PONG_WITHIN_MS = 10_000;
+const ACK_EVERY_MS = 500;
+
+export type Keepalive = ReturnType<typeof createKeepalive>;
+
+/** @param onLost called when the server does not answer a ping. */
+export function createKeepalive({ kind, send }: Transport, acknowledges: boolean, onLost: () => void) {
+  const pingTimer = createTimer();
+  const pongTimer = createTimer();
+  const ackTimer = createTimer();
+  // A stream cannot send a ping, but receives a comment line every 15 s.
+  const isStream = kind === "sse";
+  let pingedAt = 0;
+  let received: string | undefined;
+  let acknowledged: string | undefined;
+
+  /** Send a ping. Without a pong within this time, the connection is lost. */
+  const ping = (withinMs = PONG_WITHIN_MS) => {
+    send("ping");
+    pingedAt = Date.now();
+    pingTimer.start(PING_EVERY_MS, ping);
+    pongTimer.ensure(isStream ? PING_EVERY_MS : withinMs, () => {
+      // In a frozen tab the timer fires late, before the messages that arrived meanwhile are read.
+      if (Date.now() - pingedAt > 2 * PING_EVERY_MS) ping();
+      else onLost();
+    });
+  };
+  const flush = () => {
+    if (!acknowledges || received === acknowledged) return;
+    acknowledged = received;
+    send(JSON.stringify({ action: "ack", cursor: received }));
+  };
+
+  if (isStream) ping();
+  else pingTimer.start(PING_EVERY_MS, ping);
+  return {
+    ping,
+    pong: () => {
+      pongTimer.stop();
+      if (isStream) ping();
+    },
+    /** Acknowledge everything up to a cursor soon. */
+    acknowledge: (cursor: string | undefined) => {
+      received = cursor;
+      ackTimer.ensure(ACK_EVERY_MS, flush);
+    },
+    /** Send the pending acknowledgement, and stop. */
+    stop: () => {
+      flush();
+      pingTimer.stop();
+      pongTimer.stop();
+      ackTimer.stop();
+    },
+  };
+}
