@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, BrowserContext, Error, async_playwright
+from playwright.async_api import Browser, BrowserContext
 
 from tests.support.link import Link
 
-from .pages import NODE_MODULES, Kind, Publisher, Server, Tab, bundle, site
+from .chromium import launched
+from .pages import NODE_MODULES, SERVERS, Publisher, Server, Tab, bundle, site
 
-FLAGS = [
-    "--disable-background-networking", "--disable-component-update", "--disable-gpu",
-    "--disable-quic", "--disable-sync", "--no-first-run",
-]  # fmt: skip
-
-SERVERS: tuple[Kind, ...] = ("python", "worker")
 PAGES = ("react-18", "react-19")
 """Of components.tsx, with each version of React that the hooks are for."""
 
@@ -42,26 +34,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             metafunc.parametrize("react", PAGES, indirect=True)
         case ["server"]:
             metafunc.parametrize("server", SERVERS, indirect=True)
-
-
-def chromium() -> str | None:
-    """The system's; None: Playwright's own."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    return next(filter(None, map(shutil.which, names)), None)
-
-
-@asynccontextmanager
-async def launched(**options: Any) -> AsyncIterator[Browser]:
-    flags = [*FLAGS, "--no-sandbox"] if os.geteuid() == 0 else FLAGS  # root has no sandbox
-    async with async_playwright() as playwright:
-        try:
-            found = await playwright.chromium.launch(
-                executable_path=chromium(), args=flags, **options
-            )
-        except Error as error:
-            pytest.fail(f"Chromium does not start (scripts/setup dev gets it): {error}")
-        yield found
-        await found.close()
 
 
 @pytest.fixture

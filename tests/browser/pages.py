@@ -24,11 +24,10 @@ from synap_realtime.server import create_app
 from synap_realtime.server.config.settings import load_settings
 from synap_realtime.server.serve import running_server
 from synap_realtime.tokens import mint_token
+from tests.support import workerd
 from tests.support.program import Program
 from tests.support.timeouts import TIMEOUT_S
-
-from ..conformance import workerd
-from ..conformance.workerd import Workerd
+from tests.support.workerd import Workerd
 
 HERE = Path(__file__).parent
 NODE_MODULES = HERE.parents[1] / "browser/node_modules"
@@ -92,6 +91,7 @@ async def serving(origin: str, port: int = 0, **settings: Any) -> AsyncIterator[
 
 
 Kind = Literal["python", "worker"]
+SERVERS: tuple[Kind, ...] = ("python", "worker")
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from tests.support.link import Link
 from tests.support.program import Program, free_port
 from tests.support.timeouts import TIMEOUT_S
 
-from .conftest import launched
+from .chromium import launched
 from .pages import SECRET, Publisher, Server, Tab, bundle, environment, serving, site, token
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -25,16 +25,16 @@ import httpx
 import inngest
 import inngest.fast_api
 import pytest
-from playwright.async_api import Browser, BrowserContext, async_playwright
+from playwright.async_api import Browser, BrowserContext
 
 from synap_realtime.integrations.inngest.local import LocalInngest
 from synap_realtime.server import create_app
 from synap_realtime.server.config.settings import load_settings
 from synap_realtime.server.serve import running_server
+from tests.support import workerd
 from tests.support.timeouts import TIMEOUT_S
 
-from ..conformance import workerd
-from .conftest import FLAGS, chromium
+from .chromium import launched
 
 ROOT = Path(__file__).parents[2]
 EVIL = "evil.example"
@@ -183,16 +183,12 @@ def evil_site() -> Iterator[int]:
 
 @asynccontextmanager
 async def chromium_that_maps(*rules: str) -> AsyncIterator[Browser]:
-    flags = [*FLAGS, "--no-sandbox"] if os.geteuid() == 0 else list(FLAGS)
-    flags += [
-        f"--host-resolver-rules={', '.join(rules)}",
-        # What the browser itself would prevent is not the servers' defence.
-        "--disable-features=LocalNetworkAccessChecks,BlockInsecurePrivateNetworkRequests",
-    ]
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=chromium(), args=flags)
+    # What the browser itself would prevent is not the servers' defence.
+    features = "LocalNetworkAccessChecks,BlockInsecurePrivateNetworkRequests"
+    async with launched(
+        f"--host-resolver-rules={', '.join(rules)}", f"--disable-features={features}"
+    ) as browser:
         yield browser
-        await browser.close()
 
 
 async def attack(url: str, paths: list[str], bodies: list[Any]) -> list[list[str]]:

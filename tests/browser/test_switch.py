@@ -15,8 +15,7 @@ from synap_realtime import broadcast_error, broadcast_notification, broadcast_su
 from synap_realtime.handlers import Services, handle_note_creation
 from synap_realtime.jobs.inprocess import InProcessRun
 
-from .conftest import SERVERS
-from .pages import KEY, Server, Tab, token
+from .pages import KEY, SERVERS, Server, Tab, token
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

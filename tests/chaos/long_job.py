@@ -38,7 +38,7 @@ from synap_realtime.tokens import mint_token
 from tests.support.command_line import COMMAND
 from tests.support.program import free_port
 
-from ..browser.conftest import launched
+from ..browser.chromium import launched
 from ..browser.pages import KEY, SECRET, bundle, environment, site
 
 REQUEST = "long-1"

@@ -18,6 +18,7 @@ from threading import Thread
 import pytest
 
 from tests.support.timeouts import TIMEOUT_S
+from tests.support.workerd import running as running_worker
 
 from .client import Client, open_client, problem_of
 from .credentials import (
@@ -30,7 +31,6 @@ from .credentials import (
 )
 from .differences import DifferencesError, check_names, load, reason_for
 from .watch import Watch
-from .workerd import running as running_worker
 
 HERE = Path(__file__).parent
 OURS = ("memory", "sqlite", "memory-keys", "asgi", "asgi-keys", "worker", "worker-keys")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from tests.conformance.workerd import run_node
+from tests.support.workerd import run_node
 
 
 def test_in_the_workers_runtime() -> None:

@@ -15,13 +15,11 @@ from websockets.sync.client import connect
 from websockets.typing import Origin
 
 from synap_realtime import Broadcaster, Notification, mint_token, subscribe_sync
-from tests.conformance.workerd import running
 from tests.support.timeouts import scaled
+from tests.support.workerd import RunningWorker, running
 
-from .conftest import Worker
 
-
-def test_publish_and_listen(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_publish_and_listen(worker: RunningWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     user = uuid.uuid4().hex
     monkeypatch.setenv("REALTIME_URL", worker.url)
     monkeypatch.setenv("REALTIME_API_KEY", worker.api_key)
@@ -74,7 +72,7 @@ def test_without_keys_it_answers_this_machine_only(open_worker: str) -> None:
     assert httpx.get(path, headers={"CF-Connecting-IP": "127.0.0.1"}).status_code == 200
 
 
-def test_close_code_arrives_immediately(worker: Worker) -> None:
+def test_close_code_arrives_immediately(worker: RunningWorker) -> None:
     """Close codes: 4401 when the token ends, whatever the TCP connection does after it."""
     user = uuid.uuid4().hex
     token = mint_token(user, secret=worker.token_secret, expires_in_s=2)

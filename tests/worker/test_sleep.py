@@ -19,8 +19,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from synap_realtime import mint_token
-from tests.conformance.workerd import Workerd
 from tests.support.timeouts import TIMEOUT_S
+from tests.support.workerd import Workerd
 
 ROOM = "workspace_1"
 USERS, EACH = 25, 40

@@ -7,7 +7,7 @@ import re
 
 import synap_realtime
 from synap_realtime.server.http.openapi import document
-from tests.conformance.workerd import WORKER
+from tests.support.workerd import WORKER
 
 MAKE_ANEW = (
     "python -c 'import json; from synap_realtime.server.http.openapi import document; "

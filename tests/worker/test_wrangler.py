@@ -16,8 +16,8 @@ from pathlib import Path
 
 import httpx
 
-from tests.conformance.workerd import WORKER, run_node
 from tests.support.timeouts import TIMEOUT_S
+from tests.support.workerd import WORKER, run_node
 
 START_TIMEOUT_S = 2 * TIMEOUT_S
 

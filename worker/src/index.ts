@@ -6,7 +6,9 @@ import { logRejected } from "./events";
 import { checkAnonymous, type RequestContext } from "./http/context";
 import { corsHeaders, isPreflight, preflightResponse, withHeaders } from "./http/cors";
 import { handle } from "./http/routes";
-import { closedWebSocket, misconfigured, parseTarget, RequestError, unavailable } from "./messages";
+import {
+  closedWebSocket, isWebSocketHandshake, misconfigured, parseTarget, RequestError, unavailable,
+} from "./messages";
 import { count } from "./metrics";
 import { ConfigurationError, settingsOf } from "./settings";
 
@@ -36,7 +38,8 @@ export default {
         requestLimitsOf(context.settings).countRefusal(context.claims, addressOf(request));
       }
       logRejected(request, problem.body, { claims: context?.claims, user: problem.rejectedUser });
-      if (error instanceof ConfigurationError && isBrowserHandshake(request)) {
+      // A page cannot read the response to a handshake, but it can read a close reason.
+      if (error instanceof ConfigurationError && request.headers.has("Origin") && isWebSocketHandshake(request)) {
         return closedWebSocket(INTERNAL_ERROR, `${problem.body.error}: ${problem.body.details}`);
       }
       return withHeaders(problem.response, cors);
@@ -53,8 +56,3 @@ function toRequestError(error: unknown): RequestError {
 }
 
 const INTERNAL_ERROR = 1011; // RFC 6455, section 7.4.1. Clients reconnect, with increasing delays
-
-/** Whether a page opens a WebSocket. A page cannot read the response to a handshake, but can read a close reason. */
-function isBrowserHandshake({ headers }: Request): boolean {
-  return headers.has("Origin") && headers.get("Upgrade")?.toLowerCase() === "websocket";
-}

@@ -122,6 +122,10 @@ export function textResponse(
   });
 }
 
+export function isWebSocketHandshake({ headers }: Request): boolean {
+  return headers.get("Upgrade")?.toLowerCase() === "websocket";
+}
+
 /** Accept a WebSocket only to close it: a page cannot read an error response to its handshake. */
 export function closedWebSocket(code: number, reason: string, subprotocol?: string): Response {
   const pair = new WebSocketPair();

@@ -6,7 +6,7 @@ import { addressOf, requestLimitsOf } from "../auth/limits";
 import { isCredential } from "../auth/tokens";
 import { logRejected } from "../events";
 import {
-  badRequest, closedWebSocket, parseCursorParam, parseDeviceParam, parseRoomParam, RequestError,
+  badRequest, closedWebSocket, isWebSocketHandshake, parseCursorParam, parseDeviceParam, parseRoomParam, RequestError,
 } from "../messages";
 import { count } from "../metrics";
 import { BEARER_SUBPROTOCOL, CloseCode, SUBPROTOCOL } from "../protocol/control";
@@ -27,8 +27,8 @@ interface SubscribeParams {
 
 /** `GET /rooms/{room}/subscribe`. @throws RequestError 426 if the request is no WebSocket handshake. */
 export async function subscribe(context: RequestContext, segment: string): Promise<Response> {
-  const { method, headers } = context.request;
-  if (method === "GET" && headers.get("Upgrade")?.toLowerCase() === "websocket") return openWebSocket(context);
+  const { request } = context;
+  if (request.method === "GET" && isWebSocketHandshake(request)) return openWebSocket(context);
   parseRoomParam(segment);
   throw new RequestError(
     426,

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO
@@ -17,6 +18,15 @@ from typing import Self, TextIO
 WORKER = Path(__file__).parents[2] / "worker"
 
 _MEMORY = Path("/dev/shm")  # noqa: S108 - a new folder of our own in it
+
+
+@dataclass(frozen=True, slots=True)
+class RunningWorker:
+    """A Worker that listens, and its keys."""
+
+    url: str
+    api_key: str
+    token_secret: str
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 SOURCES = [ROOT / "browser/src", ROOT / "worker/src"]
 WORKER_LAYERS = ["protocol", "stores", "auth", "rooms", "http"]
 """The Worker's folders: a module imports from its own folder and from those before it."""
