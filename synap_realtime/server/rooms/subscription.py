@@ -21,14 +21,10 @@ from ..stores.base import Entry, Store
 from ..tracing import start_delivery_span
 from .backlog import NULL_SINK, Backlog, Sink
 from .hub import FanoutGroup, Hub
+from .replay import Replay
 
 UNKNOWN_POSITION = "lost"
 """A position that is in no log: replays everything that is retained, with ``recovered: false``."""
-
-_REPLAY_BYTES = 1024  # charged per replayed notification beside its size: the cost of a write
-
-# Entries read in one page. A stalled peer keeps a page in memory, so a page is bounded in bytes.
-_PAGE, _FIRST_PAGE, _PAGE_BYTES = 16, 4, 128 * 1024
 
 
 class State(IntEnum):
@@ -311,7 +307,14 @@ class Subscription:
             # A position beyond the log is unknown: the room is replayed from the start.
             known = position if position.offset <= head.offset else self._store.earliest()
             self._store.register_device(self._room, self._device, known)
-        await self._replay(position, after == UNKNOWN_POSITION)
+        replay = Replay(
+            self._store,
+            self._room,
+            position,
+            recovered=after != UNKNOWN_POSITION,
+            count_read=self._count_read,
+        )
+        await self._replay(replay)
         self._replay_wakeup = None
         self._flush_backlog()
 
@@ -339,7 +342,7 @@ class Subscription:
         if state not in _NEXT_STATES[self.state]:
             raise RuntimeError(f"a subscription cannot become {state.name} from {self.state.name}")
         self.state = state
-        if state is not _LIVE:
+        if self._group is not None:  # it was live until now
             self.leave_group()
 
     def _resume(self) -> None:
@@ -360,33 +363,20 @@ class Subscription:
         acked = await self._store.get_ack(self._room, self._device)
         return acked or self._store.earliest()
 
-    async def _replay(self, position: Cursor, lost: bool) -> None:
-        """Write the log from a position until live entries can follow it, or until closed."""
-        replayed = 0
-        page_size = _FIRST_PAGE
+    async def _replay(self, replay: Replay) -> None:
+        """Write the log until live entries can follow it, or until closed."""
         is_catching_up = False
         while self.state is not _CLOSED:
             newest = self._last_seen
-            head = await self._store.head(self._room)
-            page = await self._store.read(self._room, position, page_size)
-            if not page.recovered:
-                lost = True
-                position = self._store.earliest()
-            # Count replays like reads of the history: reconnecting in a loop must not get around
-            # the read limit.
-            self._count_read(sum(entry.size + _REPLAY_BYTES for entry in page.entries))
-            for number, entry in enumerate(page.entries):
-                if not await self._is_ready(page.entries, number):
+            page = await replay.read_page()
+            for number, entry in enumerate(page):
+                if not await self._is_ready(page, number):
                     return
                 self._send(entry)
                 self._metrics.replayed.inc()
-                position = entry.cursor
-                replayed += 1
             if not await self._is_ready():
                 return
-            if len(page.entries) == page_size:
-                size = sum(entry.size for entry in page.entries)
-                page_size = max(1, min(_PAGE, page_size * _PAGE_BYTES // max(1, size)))
+            if not replay.is_at_end:
                 await asyncio.sleep(0)  # a long replay must not block the event loop
                 continue
             # From here on live entries go to the backlog. Entries that were published since the
@@ -397,18 +387,17 @@ class Subscription:
                     self._enter(State.CATCHING_UP)
                 if newest != self._last_seen:
                     continue
-            # Everything up to the head was read. The head is also the position of an empty room.
-            position = max(position, head, key=lambda cursor: cursor.offset)
+            position = replay.position
             self._sent_offset = position.offset
-            self._metrics.replay_finished(recovered=not lost)
+            self._metrics.replay_finished(recovered=replay.recovered)
             self._sink.send_control(
                 ControlFrame(
                     SUBSCRIBED,
                     {
                         "room": self._room,
                         "cursor": str(position),
-                        "replayed": replayed,
-                        "recovered": not lost,
+                        "replayed": replay.count,
+                        "recovered": replay.recovered,
                     },
                 )
             )

@@ -1,0 +1,91 @@
+"""Read a room's log after a position, in pages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from ...protocol.cursor import Cursor
+from ...protocol.rooms import Room
+from ..stores.base import Entry, LogStore
+
+_ENTRY_BYTES = 1024  # counted per notification beside its size: the cost of a write
+
+# Entries read in one page. A stalled peer keeps a page in memory, so a page is bounded in bytes.
+_PAGE, _FIRST_PAGE, _PAGE_BYTES = 16, 4, 128 * 1024
+
+
+class Replay:
+    """Reads the log of a room. If the position is no longer in the log, it starts at the oldest.
+
+    Attributes:
+        count: the number of entries that were read.
+        is_at_end: whether the last page reached the end of the log.
+        recovered: False if an entry after the first position may be missing.
+    """
+
+    __slots__ = (
+        "_count_read",
+        "_head",
+        "_page_size",
+        "_position",
+        "_room",
+        "_store",
+        "count",
+        "is_at_end",
+        "recovered",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        store: LogStore,
+        room: Room,
+        position: Cursor,
+        *,
+        recovered: bool,
+        count_read: Callable[[int], None],
+    ) -> None:
+        """
+        Args:
+            position: where to start.
+            recovered: False if the client's position is unknown.
+            count_read: called with the bytes of each page. Replays count like reads of the history:
+                reconnecting in a loop must not get around the read limit.
+        """
+        self._store = store
+        self._room = room
+        self._position = self._head = position
+        self._page_size = _FIRST_PAGE
+        self._count_read = count_read
+        self.count = 0
+        self.is_at_end = False
+        self.recovered = recovered
+
+    async def read_page(self) -> Sequence[Entry]:
+        """Return the next entries; none if there are none yet.
+
+        Raises:
+            StoreUnavailableError: the log cannot be read now.
+        """
+        self._head = await self._store.head(self._room)
+        page = await self._store.read(self._room, self._position, self._page_size)
+        if not page.recovered:
+            self.recovered = False
+            self._position = self._store.earliest()
+        entries = page.entries
+        self.is_at_end = len(entries) < self._page_size
+        if entries:
+            self._position = entries[-1].cursor
+            self.count += len(entries)
+            size = sum([entry.size for entry in entries])
+            self._count_read(size + len(entries) * _ENTRY_BYTES)
+            if not self.is_at_end:
+                self._page_size = max(1, min(_PAGE, self._page_size * _PAGE_BYTES // size))
+        return entries
+
+    @property
+    def position(self) -> Cursor:
+        """The position up to which everything was read: that of the head, at the end of the log.
+
+        The head is also the position of an empty room.
+        """
+        return max(self._position, self._head, key=lambda cursor: cursor.offset)
