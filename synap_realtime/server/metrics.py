@@ -156,8 +156,8 @@ class Metrics:
         """Return the totals since the start over all labels, for the admin page."""
         self._flush_counters()
         counters = {
-            "published": self._publishes, "delivered": self._deliveries, "refused": self._errors,
-            "dropped": self._server_disconnects,
+            "published": self._publishes, "delivered": self._deliveries, "rejected": self._errors,
+            "disconnected": self._server_disconnects,
         }  # fmt: skip
         return {
             name: sum(

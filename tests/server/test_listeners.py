@@ -80,8 +80,8 @@ async def test_an_ipv4_peer_of_both_families_has_its_ipv4_address(
         httpx.AsyncClient() as client,
     ):
         await client.get(f"http://127.0.0.1:{urlsplit(url).port}/metrics")
-    (refused,) = [each for each in caplog.records if each.message == "refused"]
-    assert getattr(refused, "address", None) == "127.0.0.1"
+    (rejected,) = [each for each in caplog.records if each.message == "rejected"]
+    assert getattr(rejected, "address", None) == "127.0.0.1"
 
 
 async def test_without_keys_only_loopback_is_listened_on() -> None:

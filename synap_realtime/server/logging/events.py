@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 MAX_LINES_PER_S = 50
 """The maximum rate of one kind of line at ``info``, so that an unauthenticated client cannot fill
-the disk. A line says how many were left out. Lines at ``debug`` are not limited."""
+the disk. A line says how many were suppressed. Lines at ``debug`` are not limited."""
 
 MAX_LINES_PER_CALLER_S = 10
 """The same for one user, key or address, so that one client cannot suppress the lines of others."""
@@ -41,8 +41,8 @@ class RateLimitFilter(logging.Filter):
     """Limit the rate of records of each kind, and of each caller.
 
     A kind is a message with its ``code``. So a flood of one kind does not hide another, and the
-    flood of one caller does not hide the records of others. The field ``left_out`` counts the
-    records that were left out. The next record of the kind has it, or a summary a second later.
+    flood of one caller does not hide the records of others. The field ``suppressed`` counts the
+    records that were suppressed. The next record of the kind has it, or a summary a second later.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class RateLimitFilter(logging.Filter):
         self._second = 0
         self._kinds: dict[tuple[str, object], int] = {}  # counts of this second
         self._callers: Counter[tuple[object, ...]] = Counter()
-        self._left_out: dict[tuple[str, object], tuple[str, int]] = {}
+        self._suppressed: dict[tuple[str, object], tuple[str, int]] = {}
         self._is_summarizing = False
         self._timer: asyncio.TimerHandle | None = None
 
@@ -87,14 +87,14 @@ class RateLimitFilter(logging.Filter):
             or passed >= self._per_s
             or self._callers[kind, caller] >= self._per_caller_s
         ):
-            _, count = self._left_out.get(kind, ("", 0))
-            self._left_out[kind] = record.name, count + 1
+            _, count = self._suppressed.get(kind, ("", 0))
+            self._suppressed[kind] = record.name, count + 1
             self._summarize_later()
             return False
         self._kinds[kind] = passed + 1
         self._callers[kind, caller] += 1
-        if kind in self._left_out:
-            record.left_out = self._left_out.pop(kind)[1]
+        if kind in self._suppressed:
+            record.suppressed = self._suppressed.pop(kind)[1]
         return True
 
     def _summarize_later(self) -> None:
@@ -105,9 +105,9 @@ class RateLimitFilter(logging.Filter):
 
     def _summarize(self) -> None:
         self._timer = None
-        left_out, self._left_out = self._left_out, {}
-        for (message, code), (name, count) in left_out.items():
-            members = {"left_out": count} if code is None else {"code": code, "left_out": count}
+        suppressed, self._suppressed = self._suppressed, {}
+        for (message, code), (name, count) in suppressed.items():
+            members = {"suppressed": count} if code is None else {"code": code, "suppressed": count}
             line = logging.getLogger(name)
             if line.isEnabledFor(logging.INFO):
                 record = line.makeRecord(
@@ -147,7 +147,7 @@ def log_rejected(
         # The details of an invalid request may repeat its content.
         details = problem["error" if problem["code"] == "invalid_request" else "details"]
         _write(
-            logging.INFO, "refused", claims,
+            logging.INFO, "rejected", claims,
             room=room, address=address, code=problem["code"], details=details,
             user=user if claims is None else claims.user,
             origin=None if origin is None else redacted_origin(origin),

@@ -18,7 +18,7 @@ from .events import RateLimitFilter
 logger = logging.getLogger(__name__)
 
 MAX_LINES_PER_S = 5
-"""The maximum rate of lines. The next line counts those that were left out. Tracebacks are logged
+"""The maximum rate of lines. The next line counts those that were suppressed. Tracebacks are logged
 at ``debug``."""
 
 _SHOWN_FRAMES = 3

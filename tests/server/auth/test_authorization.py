@@ -75,7 +75,7 @@ async def test_log_of_a_refusal_names_cause_room_user_and_origin(
     page, unauthorized, forged = [
         tuple(getattr(record, name, None) for name in members)
         for record in caplog.records
-        if record.message == "refused"
+        if record.message == "rejected"
     ]
     assert page == ("unauthorized", "token expired", "user_1", "1", ORIGIN, 4501)
     assert unauthorized[0] == "forbidden"

@@ -90,7 +90,7 @@ async def test_rooms_with_the_most_connections_come_first() -> None:
             {"room": "user_a", "connections": 1},
         ]
         assert (state["roomCount"], state["connections"]) == (3, {"websocket": 4, "sse": 0})
-        assert state["totals"] == {"published": 1, "delivered": 2, "refused": 0, "dropped": 0}
+        assert state["totals"] == {"published": 1, "delivered": 2, "rejected": 0, "disconnected": 0}
         assert "memory store" in state["store"]
         found = (await get(url, "/admin/state?room=user")).json()
         assert [each["room"] for each in found["rooms"]] == ["user_b", "user_a"]

@@ -118,7 +118,7 @@ async def ask(url: str, transport: str, headers: dict[str, str]) -> None:
 
 
 def refusals(caplog: pytest.LogCaptureFixture) -> list[dict[str, object]]:
-    return [vars(record) for record in caplog.records if record.getMessage() == "refused"]
+    return [vars(record) for record in caplog.records if record.getMessage() == "rejected"]
 
 
 @pytest.mark.parametrize("transport", ["http", "sse", "websocket"])

@@ -164,18 +164,18 @@ def test_connections_publishes_and_refusals_have_their_ids(tmp_path: Path) -> No
         assert ended == {**here, "reason": "gone"}
 
         assert server.post("/rooms/user_1/broadcast", "k" * 43, NOTE).status_code == 401
-        assert members("refused") == {
+        assert members("rejected") == {
             "level": "INFO", "room": "user_1", "address": "127.0.0.1", "code": "unauthorized",
             "details": "unknown key: not a key of this server, and not a JWT",
         }  # fmt: skip
         assert server.post("/rooms/user_1/broadcast", JOBS, {"type": "x"}).status_code == 400
-        assert members("refused") == {
+        assert members("rejected") == {
             "level": "INFO", "key": "jobs", "room": "user_1", "address": "127.0.0.1",
             "code": "invalid_request", "details": "Invalid message format. Required: type, data",
         }  # fmt: skip
         batch = {"notifications": [{**NOTE, "rooms": []}]}
         assert server.post("/broadcast", JOBS, batch).status_code == 200
-        assert members("refused")["key"] == "jobs"
+        assert members("rejected")["key"] == "jobs"
 
         with connect(server.subscribe(mint_token("1", secret=SECRET))) as listener:
             assert server.post("/revoke", OPERATOR, {"user": "1"}).status_code == 200
@@ -215,9 +215,9 @@ def test_unauthenticated_clients_cannot_fill_the_disk(tmp_path: Path) -> None:
             asked += 1
         seconds = time.monotonic() - begun
         server.stop()
-    refused = [line for line in server.lines if ": refused " in line]
-    assert len(refused) <= MAX_LINES_PER_S * (seconds + 2)  # of the first and the last, a part
-    assert any(" left_out=" in line for line in refused)
+    rejected = [line for line in server.lines if ": rejected " in line]
+    assert len(rejected) <= MAX_LINES_PER_S * (seconds + 2)  # of the first and the last, a part
+    assert any(" suppressed=" in line for line in rejected)
 
 
 def test_invalid_requests_cannot_fill_the_disk(tmp_path: Path) -> None:
@@ -242,16 +242,16 @@ def test_pipelined_request_is_logged_without_the_previous_user(tmp_path: Path) -
         token = mint_token("1", secret=SECRET)
         with socket.create_connection((where.hostname or "", where.port or 0)) as peer:
             peer.sendall((asked % f"Authorization: Bearer {token}\r\n" + asked % "").encode())
-            refused = json.loads(server.next("refused"))
-    assert refused["code"] == "unauthorized"
-    assert "user" not in refused
+            rejected = json.loads(server.next("rejected"))
+    assert rejected["code"] == "unauthorized"
+    assert "user" not in rejected
 
 
 def lines_of(limit: RateLimitFilter, count: int, **members: object) -> int:
     """How many of so many records with these members pass."""
     passed = 0
     for _ in range(count):
-        record = logging.LogRecord("x", logging.INFO, "", 0, "refused", (), None)
+        record = logging.LogRecord("x", logging.INFO, "", 0, "rejected", (), None)
         vars(record).update(members)
         passed += bool(limit.filter(record))
     return passed
@@ -290,15 +290,15 @@ async def test_suppressed_lines_are_summarized_without_further_lines(
     logger.addFilter(limit)
     try:
         for _ in range(10):
-            logger.info("refused", extra={"code": "forbidden", "address": "203.0.113.7"})
+            logger.info("rejected", extra={"code": "forbidden", "address": "203.0.113.7"})
         async with asyncio.timeout(TIMEOUT_S):
-            while not hasattr(caplog.records[-1], "left_out"):  # noqa: ASYNC110
+            while not hasattr(caplog.records[-1], "suppressed"):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
     finally:
         logger.removeFilter(limit)
     summary = caplog.records[-1]
-    assert (summary.message, vars(summary)["code"]) == ("refused", "forbidden")
-    assert len(caplog.records) - 1 + vars(summary)["left_out"] == 10
+    assert (summary.message, vars(summary)["code"]) == ("rejected", "forbidden")
+    assert len(caplog.records) - 1 + vars(summary)["suppressed"] == 10
 
 
 def test_suppressed_lines_are_counted() -> None:
@@ -306,8 +306,8 @@ def test_suppressed_lines_are_counted() -> None:
     limit = RateLimitFilter(3, clock=lambda: now)
 
     def passes(level: int = logging.INFO) -> bool | int:
-        record = logging.LogRecord("x", level, "", 0, "refused", (), None)
-        return limit.filter(record) and getattr(record, "left_out", True)
+        record = logging.LogRecord("x", level, "", 0, "rejected", (), None)
+        return limit.filter(record) and getattr(record, "suppressed", True)
 
     assert [passes() for _ in range(5)] == [True, True, True, False, False]
     assert passes(logging.DEBUG)

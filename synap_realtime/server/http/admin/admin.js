@@ -37,8 +37,8 @@ const TILES = [
   { name: "rooms with subscribers", value: (now) => now.roomCount },
   { name: "published / s", rate: since("published") },
   { name: "delivered / s", rate: since("delivered") },
-  { name: "errors / s", rate: since("refused"), isBad: true },
-  { name: "server disconnects / s", rate: since("dropped"), isBad: true },
+  { name: "errors / s", rate: since("rejected"), isBad: true },
+  { name: "server disconnects / s", rate: since("disconnected"), isBad: true },
 ];
 let last = null;
 
