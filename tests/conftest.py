@@ -27,16 +27,17 @@ TIERS = {
     "conformance": "conformance",
     **dict.fromkeys(INTEGRATION, "integration"),
 }
-"""The tier of the tests of a folder. Other tests are of the tier "unit"; see CONTRIBUTING.md."""
+"""The tier of the tests of a folder, unless a module names its own. Other tests are of the tier
+"unit"; see CONTRIBUTING.md."""
 
 HERE = Path(__file__).parent
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m deselects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test with its tier."""
+    """Mark each test with its tier: its own marker, else that of its folder."""
     for item in items:
-        if item.path.is_relative_to(HERE):
+        if item.path.is_relative_to(HERE) and not any(map(item.get_closest_marker, TIERS.values())):
             item.add_marker(TIERS.get(item.path.relative_to(HERE).parts[0], "unit"))
 
 

@@ -37,6 +37,8 @@ from tests.support.websocket_client import closed_with, frame, listening
 
 from ..support.replicated_store import PORT, ReplicatedStore
 
+pytestmark = pytest.mark.integration  # several server processes, and a real Valkey
+
 
 class Workers:
     """``synap-realtime serve --workers``, and what it writes.
