@@ -16,6 +16,8 @@ from synap_realtime.server.config.settings import load_settings
 from synap_realtime.server.serve import running_server
 from tests.support.timeouts import TIMEOUT_S
 
+pytestmark = pytest.mark.integration  # it runs the suite itself, against servers of its own
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, NotRequired, TypeVar
 from uuid import UUID
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, RootModel, TypeAdapter
@@ -22,6 +23,8 @@ from synap_realtime.types import build_catalog, to_typescript
 from synap_realtime.types.typescript import Models
 
 from .conftest import Compile
+
+pytestmark = pytest.mark.integration  # it runs the TypeScript compiler
 
 USES = Path(__file__).parent.parent / "typescript"
 
