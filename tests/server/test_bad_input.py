@@ -24,8 +24,9 @@ from websockets.typing import Subprotocol
 from synap_realtime import ConfigurationError
 from synap_realtime.server import create_app
 from synap_realtime.server.config.settings import load_settings
-from synap_realtime.server.protocols import http1, server
+from synap_realtime.server.protocols import server, upgrade
 from synap_realtime.server.protocols.http1 import Http1Protocol
+from synap_realtime.server.protocols.http1_parser import MAX_PIPELINED
 from synap_realtime.server.protocols.websocket import MAX_FRAMES_PER_S, WebSocketProtocol
 from synap_realtime.server.serve import running_server
 from tests.support.servers import FRONTS
@@ -658,7 +659,7 @@ class WatchedHttp(Http1Protocol):
     ended: asyncio.Event
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if not self._is_writable:
+        if not self._responses.is_writable:
             self.ended.set()
         super().connection_lost(exc)
 
@@ -699,10 +700,10 @@ async def test_pipelined_requests_are_bounded(own: str) -> None:
     """Each would delay all others, and hold memory until then."""
     where = urlsplit(own)
     reader, writer = await asyncio.open_connection(where.hostname, where.port)
-    writer.write(http(b"GET /health") * (http1.MAX_PIPELINED + 200))
+    writer.write(http(b"GET /health") * (MAX_PIPELINED + 200))
     async with asyncio.timeout(TIMEOUT_S):
         with contextlib.suppress(ConnectionError):
-            assert (await reader.read()).count(b" 200 OK") <= http1.MAX_PIPELINED
+            assert (await reader.read()).count(b" 200 OK") <= MAX_PIPELINED
     writer.close()
     await require_alive(own, "pipelined")
 
@@ -858,7 +859,7 @@ async def test_pongs_for_a_non_reading_client_are_not_buffered() -> None:
 
     pings = frame(PING, b"x" * 125) * 500
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(http1, "WebSocketProtocol", Watched)
+        patch.setattr(upgrade, "WebSocketProtocol", Watched)
         async with running_server(create_app(load_settings(drain_timeout_s=0))) as url:
             where = urlsplit(url)
             reader, writer = await asyncio.open_connection(where.hostname, where.port, limit=1024)

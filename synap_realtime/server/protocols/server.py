@@ -10,17 +10,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from ..app import Node
-from ..deadlines import Closable, IdleTimeouts, PendingConnections
 from ..listeners import BACKLOG
-from ..resources.pacing import Pacer
 from ..resources.trim import CONNECTION_BYTES, Trimmer
 from .fanout import SocketFanoutGroup
 from .http1 import Http1Protocol
 from .io_uring import IoUring, IoUringUnavailableError
-from .proxies import TrustedProxies
+from .server_state import ServerState
 from .tls import ReloadingCertificate, TlsAcceptor
-from .unread import Unread
-from .writes import WriteBatch, bound_buffers
+from .writes import bound_buffers
 
 logger = logging.getLogger(__name__)
 
@@ -44,25 +41,13 @@ _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class ConnectionServer:
-    """Serves the connections of one node, and holds what they share."""
+    """Accepts, serves and shuts down the connections of one node."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
-        settings = node.settings
-        self.pending_connections = PendingConnections(settings.max_pending_connections)
-        self.request_bytes = node.budgets.requests
-        self.answer_bytes = node.budgets.answers
-        self.unread = Unread()
+        self.state = ServerState(node)
         self._trimmer = Trimmer(self._held_bytes)
-        self.keepalive = IdleTimeouts(settings.idle_timeout_s, settings.ping_interval_s)
-        self.proxies = TrustedProxies(settings.trusted_proxies)
-        self.connections: set[Closable] = set()
-        self.write_batch = WriteBatch()
-        self.pacer = Pacer()
         self._ring: IoUring | None = None
-        self.create_group: Callable[[], SocketFanoutGroup] = partial(
-            SocketFanoutGroup, None, self.write_batch
-        )
         self._connecting: set[asyncio.Task[None]] = set()
         self._stop_accepting: Callable[[], None] = lambda: None
 
@@ -87,7 +72,12 @@ class ConnectionServer:
         on_connection = (
             self._accept
             if certificate is None
-            else TlsAcceptor(self, certificate, self._connection).accept
+            else TlsAcceptor(
+                self.state.pending_connections,
+                self.state.connections,
+                certificate,
+                self._connection,
+            ).accept
         )
         self._stop_accepting = Acceptor(listeners, on_connection).close
 
@@ -109,33 +99,33 @@ class ConnectionServer:
         except IoUringUnavailableError as error:
             logger.debug("fan-out: io_uring unavailable: %s", error)
         else:
-            self.create_group = partial(SocketFanoutGroup, self._ring, self.write_batch)
+            write_batch = self.state.write_batch
+            self.state.create_group = partial(SocketFanoutGroup, self._ring, write_batch)
             logger.debug("fan-out: io_uring available")
 
     def _held_bytes(self) -> int:
         """Return about how many bytes this process holds for its peers."""
-        return self.node.budgets.total() + CONNECTION_BYTES * len(self.connections)
+        return self.node.budgets.total() + CONNECTION_BYTES * len(self.state.connections)
 
     def _connection(self) -> Http1Protocol:
-        return Http1Protocol(self)
+        return Http1Protocol(self.state)
 
     async def stop(self) -> None:
         """Drain the node, finish the responses in progress, then close connections and store."""
         await self.node.drain()
         self._stop_accepting()
-        self.write_batch.flush()
-        for connection in tuple(self.connections):
+        self.state.write_batch.flush()
+        connections = self.state.connections
+        for connection in tuple(connections):
             connection.shutdown()
         loop = asyncio.get_running_loop()
         end = loop.time() + SHUTDOWN_GRACE_S
-        while self.connections and loop.time() < end:  # noqa: ASYNC110 - polls only during shutdown
+        while connections and loop.time() < end:  # noqa: ASYNC110 - polls only during shutdown
             await asyncio.sleep(0.02)
-        for connection in tuple(self.connections):
+        for connection in tuple(connections):
             connection.abort()
-        self.pending_connections.close()
-        self.unread.close()
+        self.state.close()
         self._trimmer.close()
-        self.keepalive.close()
         await asyncio.sleep(0)  # let connection_lost() run
         await self.node.close()
         if self._ring is not None:

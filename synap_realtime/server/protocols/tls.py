@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
 from ...errors import ConfigurationError
 from ..config.file_watcher import FileWatcher
@@ -28,13 +28,6 @@ SHUTDOWN_TIMEOUT_S = 5.0
 _CERT, _KEY = "--tls-cert (SYNAP_REALTIME_TLS_CERT)", "--tls-key (SYNAP_REALTIME_TLS_KEY)"
 
 
-class TlsServerState(Protocol):
-    """The part of the shared state of a server's connections that TLS needs."""
-
-    pending_connections: PendingConnections
-    connections: set[Closable]
-
-
 class TlsAcceptor:
     """Performs the TLS handshake of new connections.
 
@@ -44,17 +37,19 @@ class TlsAcceptor:
 
     def __init__(
         self,
-        owner: TlsServerState,
+        pending_connections: PendingConnections,
+        connections: set[Closable],
         certificate: ReloadingCertificate,
         create_protocol: Callable[[], asyncio.Protocol],
     ) -> None:
         """
         Args:
-            owner: tracks the connections whose handshake is not complete.
+            pending_connections, connections: hold the connections whose handshake is not complete.
             certificate: the certificate for new handshakes.
             create_protocol: called for each accepted connection.
         """
-        self._owner = owner
+        self._pending_connections = pending_connections
+        self._connections = connections
         self._certificate = certificate
         self._create_protocol = create_protocol
         self._tasks: set[asyncio.Task[None]] = set()
@@ -67,8 +62,8 @@ class TlsAcceptor:
 
     async def _handshake(self, peer: socket.socket) -> None:
         pending = _PendingTls(peer)
-        self._owner.connections.add(pending)
-        self._owner.pending_connections.add(pending, HANDSHAKE_TIMEOUT_S)
+        self._connections.add(pending)
+        self._pending_connections.add(pending, HANDSHAKE_TIMEOUT_S)
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
                 self._create_protocol,
@@ -80,8 +75,8 @@ class TlsAcceptor:
         except OSError as error:
             logger.debug("TLS handshake failed: %s", error)
         finally:
-            self._owner.pending_connections.remove(pending)
-            self._owner.connections.discard(pending)
+            self._pending_connections.remove(pending)
+            self._connections.discard(pending)
 
 
 class _PendingTls:

@@ -1,53 +1,81 @@
-"""Validate requests with ``Upgrade``. See RFC 6455, section 4.2.1."""
+"""Upgrade a connection to a WebSocket. See RFC 6455, section 4.2.2."""
 
 from __future__ import annotations
 
-import base64
-import binascii
-import re
+import asyncio
+from collections.abc import Callable
 
-from ..messages import RequestError, bad_request
-from .exchange import HttpRequest
+from ...protocol.control import MAX_CLIENT_TEXT_BYTES
+from ..http.subscribe import CloseHandshakeError
+from .requests import HttpRequest
+from .responses import encode_switching_protocols
+from .server_state import ServerState
+from .websocket import NullHandler, WebSocketHandler, WebSocketProtocol, WebSocketSink
+from .ws_codec import accept_key
 
-_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110, section 5.6.2
+MAX_MESSAGE_BYTES = 16 * MAX_CLIENT_TEXT_BYTES
+"""Largest WebSocket message that is received. One over the protocol's own limit closes with 4540;
+one over this limit closes with 1009."""
 
 
-def validate_upgrade(exchange: HttpRequest) -> bool:
-    """Validate a request with ``Upgrade``. An invalid one gets :attr:`HttpRequest.error`.
+async def upgrade_to_websocket(
+    server: ServerState,
+    transport: asyncio.Transport,
+    request: HttpRequest,
+    rest: bytes,
+    on_accepted: Callable[[], None],
+) -> None:
+    """Authorize a WebSocket handshake, answer it, and start the subscription.
 
-    Returns:
-        Whether HTTP ends on this connection after the request, because it is a WebSocket handshake
-        or ``CONNECT``. Every other upgrade is ignored (RFC 9110, section 7.8).
+    Args:
+        server: the state that the connections of the server share.
+        transport: the connection.
+        request: the handshake.
+        rest: the bytes that follow it.
+        on_accepted: called before HTTP ends on the connection.
+
+    Raises:
+        RequestError: the handshake is rejected. It is not answered yet.
     """
-    headers = exchange.headers
-    if exchange.method == "CONNECT":
-        exchange.error = bad_request("Invalid method", "this server is not a proxy")
-        return True
-    offered = [name.strip().lower() for name in headers.get("upgrade", "").split(",")]
-    if exchange.method != "GET" or "websocket" not in offered:
-        return False
-    if headers.get("content-length", "").strip(" 0") or "transfer-encoding" in headers:
-        exchange.error = bad_request("Invalid WebSocket handshake", "the request has a body")
-        return True
-    protocols = headers.get("sec-websocket-protocol", "").split(",")
-    exchange.subprotocols = [name for part in protocols if (name := part.strip())]
-    if headers.get("sec-websocket-version") != "13":
-        exchange.error = RequestError(
-            426, "upgrade_required", "Unsupported WebSocket version", "expected 13",
-            {"Sec-WebSocket-Version": "13"},
-        )  # fmt: skip
-    elif (
-        exchange.is_http_10
-        or not _is_key(headers.get("sec-websocket-key", ""))
-        or not all(map(_TOKEN.fullmatch, exchange.subprotocols))
-    ):
-        exchange.error = bad_request("Invalid WebSocket handshake", "see RFC 6455, section 4.2.1")
-    exchange.is_websocket = exchange.error is None
-    return True
-
-
-def _is_key(text: str) -> bool:
+    node = server.node
     try:
-        return len(base64.b64decode(text.strip(), validate=True)) == 16
-    except (binascii.Error, ValueError):
-        return False
+        opened = await node.router.accept_websocket(request)
+    except CloseHandshakeError as error:
+        if not transport.is_closing():
+            on_accepted()
+            socket = _switch_protocols(server, transport, request, NullHandler())
+            socket.close(error.code, error.reason)
+        return
+    if transport.is_closing():
+        node.sessions.close(opened.session)
+        return
+    sink = WebSocketSink(
+        opened.session, node, server.idle_timeouts, server.connections, server.create_group,
+        supports_control_frames=request.supports_control_frames,
+    )  # fmt: skip
+    on_accepted()
+    sink.socket = socket = _switch_protocols(server, transport, request, sink)
+    sink.start(opened.after)
+    if rest:
+        socket.data_received(rest)
+
+
+def _switch_protocols(
+    server: ServerState,
+    transport: asyncio.Transport,
+    request: HttpRequest,
+    handler: WebSocketHandler,
+) -> WebSocketProtocol:
+    accept = accept_key(request.headers["sec-websocket-key"])
+    transport.write(encode_switching_protocols(accept, request.chosen_subprotocol))
+    socket = WebSocketProtocol(
+        transport,
+        handler,
+        pending_connections=server.pending_connections,
+        write_batch=server.write_batch,
+        pacer=server.pacer,
+        max_message_bytes=MAX_MESSAGE_BYTES,
+    )
+    transport.set_protocol(socket)
+    transport.resume_reading()
+    return socket

@@ -17,6 +17,7 @@ from ..rooms.hub import FanoutGroup
 from ..rooms.sessions import Session
 from ..stores.base import Entry
 from .fanout import SocketFanoutGroup, encode_entry_frame
+from .flow_control import PacedProtocol
 from .writes import WriteBatch, raw_fd, reset, write_direct
 from .ws_codec import (
     Close,
@@ -39,9 +40,6 @@ MAX_FRAMES_PER_S = 1000
 MAX_DROPPED_BYTES = 1024 * 1024
 """Most bytes that are read and discarded after a protocol violation, so that the client can receive
 the close frame."""
-
-_IMMEDIATE_READ_BYTES = 256  # smaller reads are handled without waiting for a share of the loop
-_SLICE_BYTES = 1024  # about 170 frames: the frame rate is checked after each slice
 
 _PING = ping_frame()
 
@@ -71,7 +69,7 @@ class WebSocketHandler(Protocol):
         """The connection has ended. Called once, after every other event."""
 
 
-class WebSocketProtocol(asyncio.Protocol):
+class WebSocketProtocol(PacedProtocol):
     """Reads and writes one WebSocket, and closes the connections of hostile peers.
 
     An idle connection has no timer, no task and no buffer.
@@ -94,13 +92,9 @@ class WebSocketProtocol(asyncio.Protocol):
         "_has_failed",
         "_is_closing",
         "_is_paused",
-        "_pacer",
         "_pending_connections",
         "_pending_pong",
-        "_read_to",
         "_second",
-        "_transport",
-        "_unread",
         "_write_batch",
         "descriptor",
         "group",
@@ -108,6 +102,8 @@ class WebSocketProtocol(asyncio.Protocol):
     )
 
     max_frames_per_s: ClassVar[int] = MAX_FRAMES_PER_S
+    immediate_read_bytes = 256
+    slice_bytes = 1024  # about 170 frames: the frame rate is checked after each slice
 
     def __init__(
         self,
@@ -129,6 +125,7 @@ class WebSocketProtocol(asyncio.Protocol):
             pacer: divides the event loop's time between all connections.
             max_message_bytes: a longer message closes the connection with 1009.
         """
+        super().__init__(pacer)
         self.descriptor = raw_fd(transport)
         self.group: SocketFanoutGroup | None = None
         self.index = -1
@@ -138,10 +135,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._handler = handler
         self._pending_connections = pending_connections
         self._write_batch = write_batch
-        self._pacer = pacer
         self._pending_pong = b""  # answers the latest ping that came while the socket was blocked
-        self._unread = b""  # received data that waits for its share of the event loop
-        self._read_to = 0  # how much of it was handled
         self._decoder = Decoder(max_message_bytes)
         self._second = 0
         self._dropped = 0
@@ -217,41 +211,12 @@ class WebSocketProtocol(asyncio.Protocol):
         self._leave_group()
         reset(self._transport)
 
-    def data_received(self, data: bytes) -> None:
-        if self._unread:  # TLS delivers decrypted data even while reading is paused
-            self._unread = self._unread[self._read_to :] + data
-            self._read_to = 0
-        elif len(data) <= _IMMEDIATE_READ_BYTES or self._pacer.has_time():
-            self._read_slices(data, 0)
-        else:
-            self._wait_to_read(data, 0)
-
-    def _read_slices(self, data: bytes, start: int) -> None:
-        """Handle at least one slice, and more while this loop iteration has time."""
-        size = len(data)
-        while not self._transport.is_closing():
-            if self._has_failed:
-                self._drop(size - start)
-                return
-            self._read(data[start : start + _SLICE_BYTES])
-            start += _SLICE_BYTES
-            if start >= size:
-                return
-            if not self._pacer.has_time():
-                self._wait_to_read(data, start)
-                return
-
-    def _wait_to_read(self, data: bytes, start: int) -> None:
-        if not self._transport.is_closing():
-            self._unread, self._read_to = data, start
-            self._transport.pause_reading()
-            self._pacer.add(self._read_on, len(data))
-
-    def _read_on(self) -> None:
-        data, self._unread = self._unread, b""
-        if not self._transport.is_closing():
-            self._transport.resume_reading()
-            self._read_slices(data, self._read_to)
+    def _handle_slice(self, data: bytes, start: int) -> bool:
+        if self._has_failed:
+            self._drop(len(data) - start)
+            return False
+        self._read(data[start : start + self.slice_bytes])
+        return True
 
     def pause_writing(self) -> None:
         self._is_paused = True
@@ -385,7 +350,7 @@ class WebSocketSink:
     __slots__ = (
         "_connections",
         "_create_group",
-        "_keepalive",
+        "_idle_timeouts",
         "_node",
         "_pending_answer",
         "_session",
@@ -401,7 +366,7 @@ class WebSocketSink:
         self,
         session: Session,
         node: Node,
-        keepalive: IdleTimeouts,
+        idle_timeouts: IdleTimeouts,
         connections: set[Closable],
         create_group: Callable[[], SocketFanoutGroup],
         *,
@@ -411,13 +376,13 @@ class WebSocketSink:
         self._session = session
         self._subscription = session.subscription
         self._node = node
-        self._keepalive = keepalive
+        self._idle_timeouts = idle_timeouts
         self._connections = connections
         self._supports_control_frames = supports_control_frames
         self._task: asyncio.Task[None] | None = None
         self._pending_answer: str | None = None  # to a ping, until the socket is writable
         connections.add(self)
-        keepalive.touch(self)
+        idle_timeouts.touch(self)
 
     def start(self, after: str | None) -> None:
         self._task = self._session.start(after, self)
@@ -458,7 +423,7 @@ class WebSocketSink:
         group.discard(self.socket)
 
     def on_activity(self) -> None:
-        self._keepalive.touch(self)
+        self._idle_timeouts.touch(self)
 
     def on_message(self, message: str | bytes) -> None:
         answer = self._session.on_client_message(message)
@@ -484,7 +449,7 @@ class WebSocketSink:
     def on_disconnect(self) -> None:
         if self._task is not None:
             self._task.cancel()
-        self._keepalive.remove(self)
+        self._idle_timeouts.remove(self)
         self._connections.discard(self)
         self._node.sessions.close(self._session)
 

@@ -151,7 +151,7 @@ class _Server:
         connections: list[MemoryTransport] = []
 
         def connect() -> None:
-            connections.append(MemoryTransport(self.loop, Http1Protocol(self.front)))
+            connections.append(MemoryTransport(self.loop, Http1Protocol(self.front.state)))
 
         self.loop.run(connect)
         return connections[0]
@@ -159,7 +159,7 @@ class _Server:
     def check_idle(self) -> None:
         """Nothing of a connection is left."""
         require(not self.loop.problems, f"the loop's exception handler: {self.loop.problems}")
-        require(not self.front.connections, "no connection is left")
+        require(not self.front.state.connections, "no connection is left")
         tasks = len(asyncio.all_tasks(self.loop)) - self._tasks
         require(tasks <= 0, f"{tasks} tasks are left")
 

@@ -11,7 +11,7 @@ from email.utils import parsedate_to_datetime
 import pytest
 
 from synap_realtime.server import RoomServer
-from synap_realtime.server.protocols import http1
+from synap_realtime.server.protocols import http1, http1_parser
 from synap_realtime.server.serve import running_server
 from synap_realtime.tokens import mint_token
 from tests.support.credentials import API_KEY, SECRET
@@ -98,8 +98,8 @@ def test_pipelined_requests_wait_for_the_first(run: Run) -> None:
 def test_answers_as_many_pipelined_requests_as_allowed(run: Run) -> None:
     async def test() -> None:
         async with running_server(open_app()) as url, peer(url) as client:
-            await client.say(publish() * http1.MAX_PIPELINED)
-            for _ in range(http1.MAX_PIPELINED):
+            await client.say(publish() * http1_parser.MAX_PIPELINED)
+            for _ in range(http1_parser.MAX_PIPELINED):
                 assert await client.status() == 200
 
     run(test())
@@ -401,8 +401,8 @@ def test_header_fields_are_limited(run: Run) -> None:
     async def test() -> None:
         async with running_server(open_app()) as url:
             for line, fields, status in (
-                (b"GET /health", [b"a:b"] * (http1.MAX_HEADERS - 1), 200),
-                (b"GET /health", [b"a:b"] * http1.MAX_HEADERS, 431),
+                (b"GET /health", [b"a:b"] * (http1_parser.MAX_HEADERS - 1), 200),
+                (b"GET /health", [b"a:b"] * http1_parser.MAX_HEADERS, 431),
                 (b"GET /rooms/user_1/subscribe", [*HANDSHAKE, *[b"a:b"] * 300], 431),
             ):
                 async with peer(url) as client:
@@ -415,7 +415,7 @@ def test_header_fields_are_limited(run: Run) -> None:
 def test_chunks_of_a_body_are_limited(run: Run) -> None:
     """Each costs a call of the parser, also where nobody wants the body."""
     chunked = [b"Transfer-Encoding: chunked", b"Content-Type: application/json"]
-    body = json.dumps({"type": "a", "data": {"text": "x" * (2 * http1.MAX_CHUNKS)}}).encode()
+    body = json.dumps({"type": "a", "data": {"text": "x" * (2 * http1_parser.MAX_CHUNKS)}}).encode()
 
     def pieces(size: int) -> bytes:
         parts = [body[start : start + size] for start in range(0, len(body), size)]
@@ -449,7 +449,7 @@ class Traced(http1.Http1Protocol):
     def data_received(self, data: bytes) -> None:
         type(self).taken += len(data)
         super().data_received(data)
-        if self._read_paused:
+        if self._is_reading_paused:
             self.is_enough.set()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from synap_realtime.server.config.settings import ServerSettings
-from synap_realtime.server.protocols import server
-from synap_realtime.server.protocols.http1 import MAX_PIPELINED
+from synap_realtime.server.protocols import server_state
+from synap_realtime.server.protocols.http1_parser import MAX_PIPELINED
 from synap_realtime.server.resources.pacing import MAX_WAITING_BYTES, SHARE_S, TASK_S, Pacer
 from synap_realtime.server.serve import running_server
 from synap_realtime.tokens import mint_token
@@ -50,7 +50,7 @@ class Clock:
 @pytest.fixture
 def _one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each loop iteration has time for one piece of work."""
-    monkeypatch.setattr(server, "Pacer", partial(Pacer, 0.0))
+    monkeypatch.setattr(server_state, "Pacer", partial(Pacer, 0.0))
 
 
 one_by_one = pytest.mark.usefixtures("_one_by_one")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from synap_realtime.server.protocols.proxies import TrustedProxies
+from synap_realtime.server.protocols.requests import TrustedProxies
 
 PROXY, CLIENT = "10.0.0.1", "203.0.113.7"
 

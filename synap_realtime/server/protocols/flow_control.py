@@ -1,0 +1,258 @@
+"""Flow control: read no more than is needed, and measure what clients have not read.
+
+:class:`PacedProtocol` is for what is received, and :class:`ResponseFlow` for what is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import ClassVar, Protocol
+
+from ..deadlines import WriteStallGuard
+from ..resources.byte_budget import MIN_UNREAD_BYTES, ByteBudget, Caller
+from ..resources.pacing import Pacer
+from .writes import reset, unsent_bytes
+
+UNREAD_CHECK_INTERVAL_S = 0.5
+"""Time between two measurements of the responses that clients have not read."""
+
+
+class PacedProtocol(asyncio.Protocol):
+    """Base of protocols that handle received data in slices; see :class:`Pacer`.
+
+    The transport is not read while data waits for its share of the event loop, nor after
+    :meth:`pause_reading`.
+
+    Attributes:
+        immediate_read_bytes: smaller reads are handled without waiting for a share of the loop.
+        slice_bytes: how much is handled in a row.
+    """
+
+    __slots__ = ("_is_reading_paused", "_pacer", "_read_to", "_transport", "_unread")
+
+    immediate_read_bytes: ClassVar[int]
+    slice_bytes: ClassVar[int]
+
+    _transport: asyncio.Transport
+
+    def __init__(self, pacer: Pacer) -> None:
+        """
+        Args:
+            pacer: divides the event loop's time between all connections.
+        """
+        self._pacer = pacer
+        self._unread = b""  # received data that waits for its share of the event loop
+        self._read_to = 0  # how much of it was handled
+        self._is_reading_paused = False
+
+    def data_received(self, data: bytes) -> None:
+        if self._unread:  # TLS delivers decrypted data even while reading is paused
+            self._unread = self._unread[self._read_to :] + data
+            self._read_to = 0
+        elif len(data) <= self.immediate_read_bytes or self._has_time():
+            self._handle_data(data, 0)
+        else:
+            self._postpone(data, 0)
+            self._on_data_handled(0)
+
+    def pause_reading(self) -> None:
+        """Read nothing more until :meth:`resume_reading`."""
+        if not self._is_reading_paused and not self._transport.is_closing():
+            self._is_reading_paused = True
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read again, as soon as no received data waits."""
+        if self._is_reading_paused:
+            self._is_reading_paused = False
+            if not self._unread:
+                self._transport.resume_reading()
+
+    def _handle_slice(self, data: bytes, start: int) -> bool:
+        """Handle one slice, which begins at ``start``. Return whether to go on with the next."""
+        raise NotImplementedError
+
+    def _on_data_handled(self, size: int) -> None:
+        """Called when all data was handled, or the rest of it waits.
+
+        Args:
+            size: the number of bytes that were handled.
+        """
+
+    def _has_time(self) -> bool:
+        """Return whether this connection may use more of the loop iteration; see :class:`Pacer`."""
+        return self._pacer.has_time()
+
+    def _handle_data(self, data: bytes, start: int) -> None:
+        """Handle at least one slice, and more while this loop iteration has time."""
+        begin, size = start, len(data)
+        while start < size:
+            if self._transport.is_closing() or not self._handle_slice(data, start):
+                return
+            start += self.slice_bytes
+            if start < size and not self._has_time():
+                self._postpone(data, start)
+                break
+        self._on_data_handled(min(start, size) - begin)
+
+    def _postpone(self, data: bytes, start: int) -> None:
+        if not self._transport.is_closing():
+            self._unread, self._read_to = data, start
+            self._transport.pause_reading()
+            self._pacer.add(self._handle_unread, len(data))
+
+    def _handle_unread(self) -> None:
+        data, self._unread = self._unread, b""
+        if data and not self._transport.is_closing():
+            if not self._is_reading_paused:
+                self._transport.resume_reading()
+            self._handle_data(data, self._read_to)
+
+
+class Writer(Protocol):
+    """Writes responses to a connection."""
+
+    def charge_unread(self) -> bool:
+        """Charge the bytes that the peer has not read yet. Return False if there are none."""
+        ...
+
+
+class UnreadResponses:
+    """Polls how much of each connection's responses is unread, until everything was read.
+
+    Polling is needed because no event reports that the kernel's send buffer has become empty. A
+    peer may leave a response in it for as long as a connection may be idle.
+    """
+
+    def __init__(self) -> None:
+        self._writers: set[Writer] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, writer: Writer) -> None:
+        """Track a connection after it wrote a response, or after its peer stopped reading."""
+        if writer.charge_unread():
+            self._writers.add(writer)
+            if self._timer is None:
+                loop = asyncio.get_running_loop()
+                self._timer = loop.call_later(UNREAD_CHECK_INTERVAL_S, self._check)
+
+    def discard(self, writer: Writer) -> None:
+        """Track a connection no longer."""
+        self._writers.discard(writer)
+
+    def close(self) -> None:
+        """Stop measuring."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _check(self) -> None:
+        self._timer = None
+        for writer in tuple(self._writers):
+            if not writer.charge_unread():
+                self._writers.discard(writer)
+        if self._writers:
+            self._timer = asyncio.get_running_loop().call_later(
+                UNREAD_CHECK_INTERVAL_S, self._check
+            )
+
+
+class ResponseFlow:
+    """Writes the responses of one connection, and charges what its client does not read.
+
+    Attributes:
+        is_writable: whether the transport is not paused.
+    """
+
+    __slots__ = (
+        "_budget",
+        "_caller",
+        "_resumed",
+        "_stall",
+        "_transport",
+        "_unmeasured",
+        "_unread",
+        "is_writable",
+    )
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        caller: Caller,
+        budget: ByteBudget,
+        unread: UnreadResponses,
+    ) -> None:
+        """
+        Args:
+            transport: the connection.
+            caller: charged until a response is written.
+            budget: of unread responses.
+            unread: measures the responses of all connections.
+        """
+        self.is_writable = True
+        self._transport = transport
+        self._caller = caller
+        self._budget = budget
+        self._unread = unread
+        self._unmeasured = 0  # written since the unread bytes were last measured
+        self._stall: WriteStallGuard | None = None  # while the transport is paused
+        self._resumed: asyncio.Future[None] | None = None  # while a chunked response is blocked
+
+    def pause(self) -> None:
+        """The transport is paused, until :meth:`resume`."""
+        self.is_writable = False
+        self._stall = WriteStallGuard()
+        self._stall.watch(self._transport, self._abort)
+        self._unread.add(self)
+
+    def resume(self) -> None:
+        """The transport is writable again."""
+        self.is_writable = True
+        self._stop_watching()
+        self._wake()
+
+    def write(self, data: bytes, caller: Caller) -> None:
+        """Write a part of a response. Charge it to the caller if it may stay unread for long."""
+        self._caller = caller
+        self._transport.write(data)
+        self._unmeasured += len(data)
+        if self._unmeasured >= MIN_UNREAD_BYTES:
+            self._unmeasured = 0
+            self._unread.add(self)
+
+    async def wait_for_change(self) -> None:
+        """Wait until the transport is writable again, or the connection has ended."""
+        self._resumed = asyncio.get_running_loop().create_future()
+        await self._resumed
+
+    def close(self) -> None:
+        """Stop, because the connection has ended or is a WebSocket now."""
+        self._stop_watching()
+        self._budget.release(self)
+        self._unread.discard(self)
+        self._wake()
+
+    def charge_unread(self) -> bool:
+        """See :class:`Writer`."""
+        transport = self._transport
+        if transport.is_closing():
+            return False
+        size = transport.get_write_buffer_size() + unsent_bytes(transport)
+        self._budget.hold(self, self._caller, size)
+        return size > 0
+
+    def over_budget(self) -> None:
+        """See :class:`byte_budget.Holder`."""
+        self._abort()
+
+    def _abort(self) -> None:
+        reset(self._transport)
+
+    def _stop_watching(self) -> None:
+        if self._stall is not None:
+            self._stall.stop()
+            self._stall = None
+
+    def _wake(self) -> None:
+        resumed, self._resumed = self._resumed, None
+        if resumed is not None and not resumed.done():
+            resumed.set_result(None)
