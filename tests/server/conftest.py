@@ -1,17 +1,35 @@
-"""Fixtures that run a test on both fronts."""
+"""Fixtures that run a test on both fronts, or on both event loops."""
 
 from __future__ import annotations
 
+import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import throttled.utils
+import uvloop
 
 from synap_realtime.server import create_app
 from synap_realtime.server.auth import limits
 from tests.support.servers import FRONTS, Front
+from tests.support.timeouts import TIMEOUT_S
+
+Run = Callable[[Coroutine[Any, Any, None]], None]
+
+
+@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def run(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Run:
+    """Run a test on one of the loops, for at most 20 s; nothing may be in the log."""
+
+    def run(test: Coroutine[Any, Any, None]) -> None:
+        with asyncio.Runner(loop_factory=request.param) as runner:
+            runner.run(asyncio.wait_for(test, TIMEOUT_S))
+        assert not caplog.records
+
+    return run
 
 
 @pytest.fixture(params=FRONTS)

@@ -1,8 +1,7 @@
-"""Fixtures that run the front on asyncio's loop and, where available, on uvloop's."""
+"""Sockets for tests of fan-out, and whether the system has io_uring."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import ctypes
 import errno
@@ -10,27 +9,9 @@ import platform
 import re
 import socket
 import sys
-from collections.abc import Callable, Coroutine, Iterator
-from typing import Any
+from collections.abc import Iterator
 
-import pytest
-import uvloop
-
-from tests.support.timeouts import TIMEOUT_S
-
-Run = Callable[[Coroutine[Any, Any, None]], None]
-
-
-@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-def run(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Run:
-    """Run a test on one of the loops, for at most 20 s; nothing may be in the log."""
-
-    def run(test: Coroutine[Any, Any, None]) -> None:
-        with asyncio.Runner(loop_factory=request.param) as runner:
-            runner.run(asyncio.wait_for(test, TIMEOUT_S))
-        assert not caplog.records
-
-    return run
+from ..conftest import Run as Run
 
 
 def _has_io_uring() -> bool:

@@ -33,7 +33,7 @@ from tests.support.servers import keyed_app, open_app
 from tests.support.timeouts import TIMEOUT_S
 from tests.support.websocket_frames import PING, TEXT, frame
 
-from ..protocols.conftest import Run
+from ..conftest import Run
 
 KEY = bearer(API_KEY)
 DEFAULTS = ServerSettings()
