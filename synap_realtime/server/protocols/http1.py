@@ -40,7 +40,7 @@ LINGER_S = 10.0
 """Time for a client to close the connection after the server's last response."""
 
 
-class State(enum.Enum):
+class ConnectionState(enum.Enum):
     """What a connection does for its client. See also :class:`ParserState`.
 
     ==============  ==========================================  =============================
@@ -69,7 +69,7 @@ class State(enum.Enum):
 
 
 # In Python 3.11, each access to a member by its class costs as much as a call.
-IDLE, SERVING, ANSWERED, UPGRADING, LINGERING, CLOSED = State
+IDLE, SERVING, ANSWERED, UPGRADING, LINGERING, CLOSED = ConnectionState
 
 
 class Http1Protocol(PacedProtocol):
