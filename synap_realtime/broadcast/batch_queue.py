@@ -328,7 +328,7 @@ class BatchQueue:
             if is_retriable if is_failed else responses.is_unavailable(each):
                 if delay_s is None:
                     delay_s = self._delay_s(answer, max(item.attempts for item in items), now)
-                if self._schedule_retry(item, result.error, now, delay_s):
+                if self._schedule_retry(item, answer, result.error, now, delay_s):
                     continue
                 result = replace(result, error=_final_error(item, answer, result.error, now))
             item.resolve(result)
@@ -338,7 +338,7 @@ class BatchQueue:
     ) -> ApiRequest | None:
         if answer.error is not None and self._policy.is_retriable(answer):
             delay_s = self._delay_s(answer, item.attempts, now)
-            if self._schedule_retry(item, answer.error, now, delay_s):
+            if self._schedule_retry(item, answer, answer.error, now, delay_s):
                 return None
             answer = replace(answer, error=_final_error(item, answer, answer.error, now))
         try:
@@ -354,12 +354,16 @@ class BatchQueue:
             self._paused_until = now + delay_s
         return delay_s
 
-    @staticmethod
     def _schedule_retry(
-        item: QueuedNotification, error: str | None, now: float, delay_s: float
+        self,
+        item: QueuedNotification,
+        answer: ApiResponse,
+        error: str | None,
+        now: float,
+        delay_s: float,
     ) -> bool:
         """Schedule the next attempt; return False if the deadline does not allow it."""
-        if delay_s >= item.deadline - now:
+        if self._policy.stops(answer, delay_s, item.deadline - now):
             return False
         item.due = now + delay_s
         item.failure = error
