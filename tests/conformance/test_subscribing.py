@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 
 import pytest
 
@@ -226,13 +227,18 @@ async def test_rejects_invalid_handshake(client: Client, path: str, status: int,
     assert body["details"]
 
 
-@pytest.mark.parametrize("position", ["first", "altered", "elsewhere"])
+@pytest.mark.parametrize("position", ["first", "altered", "elsewhere", "future"])
 async def test_a_lost_position(client: Client, position: str) -> None:
     """Subscribing: if something after the cursor is gone, or the cursor is of a log that is gone,
     the whole retained log is replayed, and the subscription says `recovered: false`."""
     room = fresh_room()
     cursors = await client.fill(room, 1002)
-    after = {"first": cursors[0], "altered": _altered(cursors[500]), "elsewhere": "elsewhere-1"}
+    after = {
+        "first": cursors[0],
+        "altered": _altered(cursors[500]),
+        "elsewhere": "elsewhere-1",
+        "future": re.sub(r"\d(?=\d*$)", "9", cursors[-1]),
+    }
     path = room_path(room, "subscribe", after=after[position])
     if position != "first":
         # A server may also see that it never wrote such a cursor: then the position is bad.
