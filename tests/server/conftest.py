@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable, Coroutine
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ import uvloop
 
 from synap_realtime.server import create_app
 from synap_realtime.server.auth import limits
+from synap_realtime.server.serve import running_server
 from tests.support.servers import FRONTS, Front
 from tests.support.timeouts import TIMEOUT_S
 
@@ -58,3 +60,18 @@ def slow_rate_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(throttled.utils, "now_mono_f", clock)
     monkeypatch.setattr(limits, "time", SimpleNamespace(monotonic=clock))
+
+
+@pytest.fixture
+async def own() -> AsyncIterator[str]:
+    """The address of a room server on our own front."""
+    async with running_server(create_app()) as url:
+        yield url
+
+
+@pytest.fixture
+def quiet_log(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Fail a test during which the server logs an error or a traceback."""
+    yield
+    wrong = [r for r in caplog.get_records("call") if r.levelno >= logging.ERROR or r.exc_info]
+    assert not wrong, wrong
