@@ -105,25 +105,25 @@ class MemoryStore:
     async def publish(self, publications: Sequence[Publication]) -> Sequence[PublishResult]:
         if len(publications) <= _SWEEP:
             return self._publish_few(publications)
-        receipts: list[PublishResult] = []
+        results: list[PublishResult] = []
         for start in range(0, len(publications), _SWEEP):
-            receipts += self._publish_few(publications[start : start + _SWEEP])
+            results += self._publish_few(publications[start : start + _SWEEP])
             # A large call must not block subscribers and other requests.
             await asyncio.sleep(0)
-        return receipts
+        return results
 
     def _publish_few(self, publications: Sequence[Publication]) -> Sequence[PublishResult]:
         self._start_ticking()
         now = self._clock()
         max_bytes = self._retention.max_memory_bytes
-        receipts = []
+        results = []
         for room, id, text, published_at in publications:
             log = self._logs.get(room) or self._log(room)
             if now >= log.next_expiry:
                 self._trim(room, log, now)
             seen = log.ids.get(id)
             if seen is not None:
-                receipts.append(seen[1]._replace(duplicate=True))
+                results.append(seen[1]._replace(duplicate=True))
                 continue
             self._offset = offset = self._offset_clock.next(self._offset)
             cursor = Cursor(self._epoch, offset)
@@ -133,9 +133,9 @@ class MemoryStore:
                 keep_s = min(self._retention.age_s(room), self._retention.dedupe_window_s)
                 log.next_expiry = min(log.next_expiry, now + keep_s)
             log.kept[offset] = (room, id)
-            receipt = PublishResult(id, cursor, self._deliver(room, entry, published_at), False)
-            log.ids[id] = (now, receipt)
-            receipts.append(receipt)
+            result = PublishResult(id, cursor, self._deliver(room, entry, published_at), False)
+            log.ids[id] = (now, result)
+            results.append(result)
             self._bytes += getsizeof(entry.text) + getsizeof(id) + _ENTRY_BYTES + _ID_BYTES
             if len(log.entries) > log.max_entries:
                 self._remove_entry(log)
@@ -145,7 +145,7 @@ class MemoryStore:
         if self._publishes_since_sweep >= _SWEEP:
             self._publishes_since_sweep = 0
             self._sweep(now, _SWEEP)
-        return receipts
+        return results
 
     def _evict(self) -> None:
         """Delete the oldest notification of all rooms, with its id."""
@@ -167,10 +167,10 @@ class MemoryStore:
             del log.kept[offset]
 
     def _remove_id(self, log: _Log, id: str) -> None:
-        _, receipt = log.ids.pop(id)
+        _, result = log.ids.pop(id)
         self._bytes -= _id_bytes(id)
-        if receipt.cursor.offset <= log.trimmed:  # its entry is deleted, too
-            del log.kept[receipt.cursor.offset]
+        if result.cursor.offset <= log.trimmed:  # its entry is deleted, too
+            del log.kept[result.cursor.offset]
 
     def _remove_device(self, room: Room, device: str) -> None:
         del self._logs[room].devices[device]

@@ -76,7 +76,7 @@ class Budget(BacklogBudget):
         self.charged = size
 
 
-class Room1:
+class SubscribedRoom:
     """A room with one subscription."""
 
     def __init__(self) -> None:
@@ -161,7 +161,7 @@ OPEN_STATES = [each for each in State if each not in (State.DRAINING, State.CLOS
 
 @pytest.mark.parametrize("state", EVERY_STATE, ids=lambda state: state.name)
 async def test_reaches_every_state_by_its_cause(state: State) -> None:
-    room = Room1()
+    room = SubscribedRoom()
     await room.enter(state)
     assert room.state is state
     await room.finish()
@@ -170,7 +170,7 @@ async def test_reaches_every_state_by_its_cause(state: State) -> None:
 
 @pytest.mark.parametrize("state", OPEN_STATES, ids=lambda state: state.name)
 async def test_everything_published_is_written_once_whatever_the_state(state: State) -> None:
-    room = Room1()
+    room = SubscribedRoom()
     await room.enter(state)
     for _ in range(3):
         await room.publish()
@@ -188,7 +188,7 @@ async def test_everything_published_is_written_once_whatever_the_state(state: St
 
 @pytest.mark.parametrize("state", OPEN_STATES, ids=lambda state: state.name)
 async def test_drains_what_was_accepted_and_nothing_later(state: State) -> None:
-    room = Room1()
+    room = SubscribedRoom()
     await room.enter(state)
     await room.publish()
     room.block()
@@ -214,7 +214,7 @@ async def test_drains_what_was_accepted_and_nothing_later(state: State) -> None:
 
 @pytest.mark.parametrize("state", EVERY_STATE[:-1], ids=lambda state: state.name)
 async def test_closes_from_every_state_and_writes_nothing_more(state: State) -> None:
-    room = Room1()
+    room = SubscribedRoom()
     await room.enter(state)
     room.subscription.close(CloseCode.REVOKED)
     room.subscription.close(CloseCode.DRAINING)
@@ -238,7 +238,7 @@ async def test_closes_from_every_state_and_writes_nothing_more(state: State) -> 
 
 @pytest.mark.parametrize("state", OPEN_STATES, ids=lambda state: state.name)
 async def test_control_frame_precedes_later_notifications(state: State) -> None:
-    room = Room1()
+    room = SubscribedRoom()
     await room.enter(state)
     room.subscription.send_control(FRAME)
     if state is State.JOINING:
@@ -258,7 +258,7 @@ async def test_control_frame_precedes_later_notifications(state: State) -> None:
 )  # fmt: skip
 @in_virtual_time
 async def test_blocked_socket_is_closed_after_the_timeout(state: State) -> None:
-    room = Room1()
+    room = SubscribedRoom()
     await room.enter(state)
     await asyncio.sleep(SLOW_CONSUMER_TIMEOUT_S - 0.1)
     assert room.state is not State.CLOSED
@@ -269,7 +269,7 @@ async def test_blocked_socket_is_closed_after_the_timeout(state: State) -> None:
 
 @in_virtual_time
 async def test_slow_reader_is_not_closed_while_it_reads() -> None:
-    room = Room1()
+    room = SubscribedRoom()
     await room.enter(State.BLOCKED)
     for _ in range(5):
         for _ in range(2):
@@ -285,7 +285,7 @@ async def test_slow_reader_is_not_closed_while_it_reads() -> None:
 
 @in_virtual_time
 async def test_reading_everything_ends_the_timeout() -> None:
-    room = Room1()
+    room = SubscribedRoom()
     await room.enter(State.BLOCKED)
     room.free()
     await asyncio.sleep(2 * SLOW_CONSUMER_TIMEOUT_S)
@@ -298,7 +298,7 @@ async def test_reading_everything_ends_the_timeout() -> None:
 )
 @pytest.mark.parametrize("end", ["close", "detach", "read"])
 async def test_backlog_is_charged_until_it_is_written_or_dropped(state: State, end: str) -> None:
-    room = Room1()
+    room = SubscribedRoom()
     await room.enter(state)
     await room.publish()
     assert room.budget.bytes > 0
@@ -315,7 +315,7 @@ async def test_backlog_is_charged_until_it_is_written_or_dropped(state: State, e
 
 
 async def test_control_frames_of_a_blocked_socket_are_bounded() -> None:
-    room = Room1()
+    room = SubscribedRoom()
     await room.enter(State.BLOCKED)
     for _ in range(MAX_BACKLOG_FRAMES):
         room.subscription.send_control(FRAME)
@@ -334,7 +334,7 @@ def test_any_sequence_of_events_is_valid(actions: list[str]) -> None:
     """No event raises in any state, and what is written is a prefix of what was published."""
 
     async def run() -> None:
-        room = Room1()
+        room = SubscribedRoom()
         subscription = room.subscription
         events: dict[str, Callable[[], Awaitable[object] | None]] = {
             "publish": room.publish,
