@@ -27,7 +27,7 @@ UNKNOWN_POSITION = "lost"
 """A position that is in no log: replays everything that is retained, with ``recovered: false``."""
 
 
-class State(IntEnum):
+class DeliveryState(IntEnum):
     """The states of a subscription. Live entries are those that arrive from the hub."""
 
     JOINING = auto()
@@ -53,17 +53,31 @@ class State(IntEnum):
 
 
 _NEXT_STATES = {
-    State.JOINING: {State.REPLAYING, State.DRAINING, State.CLOSED},
-    State.REPLAYING: {State.CATCHING_UP, State.DRAINING, State.CLOSED},
-    State.CATCHING_UP: {State.LIVE, State.BLOCKED, State.DRAINING, State.CLOSED},
-    State.LIVE: {State.BLOCKED, State.DRAINING, State.CLOSED},
-    State.BLOCKED: {State.LIVE, State.DRAINING, State.CLOSED},
-    State.DRAINING: {State.CLOSED},
-    State.CLOSED: set[State](),
+    DeliveryState.JOINING: {DeliveryState.REPLAYING, DeliveryState.DRAINING, DeliveryState.CLOSED},
+    DeliveryState.REPLAYING: {
+        DeliveryState.CATCHING_UP,
+        DeliveryState.DRAINING,
+        DeliveryState.CLOSED,
+    },
+    DeliveryState.CATCHING_UP: {
+        DeliveryState.LIVE,
+        DeliveryState.BLOCKED,
+        DeliveryState.DRAINING,
+        DeliveryState.CLOSED,
+    },
+    DeliveryState.LIVE: {DeliveryState.BLOCKED, DeliveryState.DRAINING, DeliveryState.CLOSED},
+    DeliveryState.BLOCKED: {DeliveryState.LIVE, DeliveryState.DRAINING, DeliveryState.CLOSED},
+    DeliveryState.DRAINING: {DeliveryState.CLOSED},
+    DeliveryState.CLOSED: set[DeliveryState](),
 }
 
 # Global names are faster than attributes, at each delivery.
-_LIVE, _BLOCKED, _DRAINING, _CLOSED = State.LIVE, State.BLOCKED, State.DRAINING, State.CLOSED
+_LIVE, _BLOCKED, _DRAINING, _CLOSED = (
+    DeliveryState.LIVE,
+    DeliveryState.BLOCKED,
+    DeliveryState.DRAINING,
+    DeliveryState.CLOSED,
+)
 
 
 class Subscription:
@@ -127,7 +141,7 @@ class Subscription:
             caller: charged for the backlog of this subscription.
             count_read: called with the bytes of each page that is replayed.
         """
-        self.state = State.JOINING
+        self.state = DeliveryState.JOINING
         self.close_code: CloseCode | None = None
         self.reason = ""
         self._budget = budget or BacklogBudget(0, 0)
@@ -172,7 +186,7 @@ class Subscription:
         if self.state is _DRAINING or self.state is _CLOSED:
             return False
         self._last_seen = entry.cursor.offset
-        if self.state is _BLOCKED or self.state is State.CATCHING_UP:
+        if self.state is _BLOCKED or self.state is DeliveryState.CATCHING_UP:
             self._ensure_backlog().add(entry, published_at)
             return self.state is not _CLOSED  # its backlog may be too large
         return True
@@ -299,8 +313,8 @@ class Subscription:
             return
         self._sink = sink
         self._hub.subscribe(self._room, self)
-        if self.state is State.JOINING:  # else it drains already
-            self._enter(State.REPLAYING)
+        if self.state is DeliveryState.JOINING:  # else it drains already
+            self._enter(DeliveryState.REPLAYING)
         position = await self._start(after)
         if self._device is not None:
             head = await self._store.head(self._room)
@@ -333,7 +347,7 @@ class Subscription:
         self._hub.unsubscribe(self._room, self)
         self._sink = NULL_SINK
 
-    def _enter(self, state: State) -> None:
+    def _enter(self, state: DeliveryState) -> None:
         """Change the state. A subscription that is not live is in no fan-out group.
 
         Raises:
@@ -383,8 +397,8 @@ class Subscription:
             # page was read are in the log: one more page suffices, however busy the room is.
             if not is_catching_up:
                 is_catching_up = True
-                if self.state is State.REPLAYING:
-                    self._enter(State.CATCHING_UP)
+                if self.state is DeliveryState.REPLAYING:
+                    self._enter(DeliveryState.CATCHING_UP)
                 if newest != self._last_seen:
                     continue
             position = replay.position

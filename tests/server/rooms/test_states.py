@@ -21,7 +21,7 @@ from synap_realtime.server.rooms.backlog import (
     UnbatchedSink,
 )
 from synap_realtime.server.rooms.hub import Hub
-from synap_realtime.server.rooms.subscription import State, Subscription
+from synap_realtime.server.rooms.subscription import DeliveryState, Subscription
 from synap_realtime.server.stores.base import Entry, Page, Publication
 from synap_realtime.server.stores.memory import MemoryStore
 from tests.support.clocks import in_virtual_time
@@ -92,7 +92,7 @@ class SubscribedRoom:
         self.running: asyncio.Task[None] | None = None
 
     @property
-    def state(self) -> State:
+    def state(self) -> DeliveryState:
         return self.subscription.state
 
     async def publish(self) -> int:
@@ -115,15 +115,15 @@ class SubscribedRoom:
         self.running = asyncio.create_task(self.subscription.run("earliest", self.sink))
         await asyncio.sleep(0)
 
-    async def enter(self, state: State) -> None:
+    async def enter(self, state: DeliveryState) -> None:
         """Bring the subscription into a state by what causes it."""
-        if state is State.JOINING:
+        if state is DeliveryState.JOINING:
             return
-        if state in (State.REPLAYING, State.CATCHING_UP):
+        if state in (DeliveryState.REPLAYING, DeliveryState.CATCHING_UP):
             await self.publish()
             self.sink.is_writable = False
             await self.start()
-            if state is State.CATCHING_UP:
+            if state is DeliveryState.CATCHING_UP:
                 self.sink.is_writable = True
                 self.store.read = self._blocking_read  # type: ignore[method-assign]
                 self.subscription.on_writable()
@@ -131,12 +131,12 @@ class SubscribedRoom:
                 await asyncio.sleep(0)
             return
         await self.start()
-        if state is State.BLOCKED:
+        if state is DeliveryState.BLOCKED:
             self.block()
-        elif state is State.DRAINING:
+        elif state is DeliveryState.DRAINING:
             self.block()
             self.subscription.drain(100)
-        elif state is State.CLOSED:
+        elif state is DeliveryState.CLOSED:
             self.subscription.close(CloseCode.REVOKED)
 
     async def _blocking_read(self, room: Room, after: Cursor, limit: int) -> Page:
@@ -155,31 +155,35 @@ class SubscribedRoom:
         await self.store.close()
 
 
-EVERY_STATE = list(State)
-OPEN_STATES = [each for each in State if each not in (State.DRAINING, State.CLOSED)]
+EVERY_STATE = list(DeliveryState)
+OPEN_STATES = [
+    each for each in DeliveryState if each not in (DeliveryState.DRAINING, DeliveryState.CLOSED)
+]
 
 
 @pytest.mark.parametrize("state", EVERY_STATE, ids=lambda state: state.name)
-async def test_reaches_every_state_by_its_cause(state: State) -> None:
+async def test_reaches_every_state_by_its_cause(state: DeliveryState) -> None:
     room = SubscribedRoom()
     await room.enter(state)
     assert room.state is state
     await room.finish()
-    assert room.state is State.CLOSED
+    assert room.state is DeliveryState.CLOSED
 
 
 @pytest.mark.parametrize("state", OPEN_STATES, ids=lambda state: state.name)
-async def test_everything_published_is_written_once_whatever_the_state(state: State) -> None:
+async def test_everything_published_is_written_once_whatever_the_state(
+    state: DeliveryState,
+) -> None:
     room = SubscribedRoom()
     await room.enter(state)
     for _ in range(3):
         await room.publish()
-    if state is State.JOINING:
+    if state is DeliveryState.JOINING:
         await room.start()
     for _ in range(20):
         room.free()
         await asyncio.sleep(0)
-    assert room.state is State.LIVE
+    assert room.state is DeliveryState.LIVE
     await room.publish()
     assert [each for each in room.sink.written if each in room.published] == room.published
     assert room.sink.written.count("synap.subscribed") == 1
@@ -187,23 +191,23 @@ async def test_everything_published_is_written_once_whatever_the_state(state: St
 
 
 @pytest.mark.parametrize("state", OPEN_STATES, ids=lambda state: state.name)
-async def test_drains_what_was_accepted_and_nothing_later(state: State) -> None:
+async def test_drains_what_was_accepted_and_nothing_later(state: DeliveryState) -> None:
     room = SubscribedRoom()
     await room.enter(state)
     await room.publish()
     room.block()
     room.subscription.drain(100)
-    assert room.state is State.DRAINING
+    assert room.state is DeliveryState.DRAINING
     accepted = list(room.published)
-    if state is not State.JOINING:  # else the hub does not know it yet
+    if state is not DeliveryState.JOINING:  # else the hub does not know it yet
         assert await room.publish() == 0, "accepted while draining"
         accepted = room.published[:-1]
-    if state is State.JOINING:
+    if state is DeliveryState.JOINING:
         await room.start()
     for _ in range(20):
         room.free()
         await asyncio.sleep(0)
-    assert (room.state, room.sink.code) == (State.CLOSED, CloseCode.DRAINING)
+    assert (room.state, room.sink.code) == (DeliveryState.CLOSED, CloseCode.DRAINING)
     written = [each for each in room.sink.written if each in room.published]
     # A replay also has what was published while it drains: it is in the log.
     assert written[: len(accepted)] == accepted
@@ -213,35 +217,35 @@ async def test_drains_what_was_accepted_and_nothing_later(state: State) -> None:
 
 
 @pytest.mark.parametrize("state", EVERY_STATE[:-1], ids=lambda state: state.name)
-async def test_closes_from_every_state_and_writes_nothing_more(state: State) -> None:
+async def test_closes_from_every_state_and_writes_nothing_more(state: DeliveryState) -> None:
     room = SubscribedRoom()
     await room.enter(state)
     room.subscription.close(CloseCode.REVOKED)
     room.subscription.close(CloseCode.DRAINING)
-    assert (room.state, room.subscription.close_code) == (State.CLOSED, CloseCode.REVOKED)
+    assert (room.state, room.subscription.close_code) == (DeliveryState.CLOSED, CloseCode.REVOKED)
     written = list(room.sink.written)
     room.subscription.drain(100)
     room.subscription.send_control(FRAME)
     room.subscription.on_write_blocked()
     assert await room.publish() == 0
-    if state is State.JOINING:
+    if state is DeliveryState.JOINING:
         await room.start()
     for _ in range(5):
         room.free()
         await asyncio.sleep(0)
     assert room.sink.code is CloseCode.REVOKED
     assert room.sink.written == written
-    assert room.state is State.CLOSED
+    assert room.state is DeliveryState.CLOSED
     assert await room.subscription.wait_closed() is CloseCode.REVOKED
     await room.finish()
 
 
 @pytest.mark.parametrize("state", OPEN_STATES, ids=lambda state: state.name)
-async def test_control_frame_precedes_later_notifications(state: State) -> None:
+async def test_control_frame_precedes_later_notifications(state: DeliveryState) -> None:
     room = SubscribedRoom()
     await room.enter(state)
     room.subscription.send_control(FRAME)
-    if state is State.JOINING:
+    if state is DeliveryState.JOINING:
         await room.start()
     await room.publish()
     for _ in range(20):
@@ -253,15 +257,15 @@ async def test_control_frame_precedes_later_notifications(state: State) -> None:
 
 
 @pytest.mark.parametrize(
-    "state", [State.REPLAYING, State.CATCHING_UP, State.BLOCKED, State.DRAINING],
+    "state", [DeliveryState.REPLAYING, DeliveryState.CATCHING_UP, DeliveryState.BLOCKED, DeliveryState.DRAINING],
     ids=lambda state: state.name,
 )  # fmt: skip
 @in_virtual_time
-async def test_blocked_socket_is_closed_after_the_timeout(state: State) -> None:
+async def test_blocked_socket_is_closed_after_the_timeout(state: DeliveryState) -> None:
     room = SubscribedRoom()
     await room.enter(state)
     await asyncio.sleep(SLOW_CONSUMER_TIMEOUT_S - 0.1)
-    assert room.state is not State.CLOSED
+    assert room.state is not DeliveryState.CLOSED
     await asyncio.sleep(0.2)
     assert room.subscription.close_code is CloseCode.SLOW_CONSUMER
     await room.finish()
@@ -270,14 +274,14 @@ async def test_blocked_socket_is_closed_after_the_timeout(state: State) -> None:
 @in_virtual_time
 async def test_slow_reader_is_not_closed_while_it_reads() -> None:
     room = SubscribedRoom()
-    await room.enter(State.BLOCKED)
+    await room.enter(DeliveryState.BLOCKED)
     for _ in range(5):
         for _ in range(2):
             await room.publish()
         await asyncio.sleep(SLOW_CONSUMER_TIMEOUT_S / 2)
         room.sink.blocks_after = 1
         room.free()
-        assert room.state is State.BLOCKED
+        assert room.state is DeliveryState.BLOCKED
     room.sink.blocks_after = None
     await room.finish()
     assert room.sink.written[1:] == room.published
@@ -286,18 +290,22 @@ async def test_slow_reader_is_not_closed_while_it_reads() -> None:
 @in_virtual_time
 async def test_reading_everything_ends_the_timeout() -> None:
     room = SubscribedRoom()
-    await room.enter(State.BLOCKED)
+    await room.enter(DeliveryState.BLOCKED)
     room.free()
     await asyncio.sleep(2 * SLOW_CONSUMER_TIMEOUT_S)
-    assert room.state is State.LIVE
+    assert room.state is DeliveryState.LIVE
     await room.finish()
 
 
 @pytest.mark.parametrize(
-    "state", [State.REPLAYING, State.CATCHING_UP, State.BLOCKED], ids=lambda state: state.name
+    "state",
+    [DeliveryState.REPLAYING, DeliveryState.CATCHING_UP, DeliveryState.BLOCKED],
+    ids=lambda state: state.name,
 )
 @pytest.mark.parametrize("end", ["close", "detach", "read"])
-async def test_backlog_is_charged_until_it_is_written_or_dropped(state: State, end: str) -> None:
+async def test_backlog_is_charged_until_it_is_written_or_dropped(
+    state: DeliveryState, end: str
+) -> None:
     room = SubscribedRoom()
     await room.enter(state)
     await room.publish()
@@ -316,10 +324,10 @@ async def test_backlog_is_charged_until_it_is_written_or_dropped(state: State, e
 
 async def test_control_frames_of_a_blocked_socket_are_bounded() -> None:
     room = SubscribedRoom()
-    await room.enter(State.BLOCKED)
+    await room.enter(DeliveryState.BLOCKED)
     for _ in range(MAX_BACKLOG_FRAMES):
         room.subscription.send_control(FRAME)
-    assert room.state is State.BLOCKED
+    assert room.state is DeliveryState.BLOCKED
     room.subscription.send_control(FRAME)
     assert room.subscription.close_code is CloseCode.SLOW_CONSUMER
     await room.finish()
@@ -353,11 +361,11 @@ def test_any_sequence_of_events_is_valid(actions: list[str]) -> None:
                     await room.start()
             elif (waiting := events[action]()) is not None:
                 await waiting
-        if subscription.state is not State.CLOSED and room.running is not None:
+        if subscription.state is not DeliveryState.CLOSED and room.running is not None:
             for _ in range(20):
                 room.free()
                 await asyncio.sleep(0)
-            assert subscription.state in (State.LIVE, State.CLOSED)
+            assert subscription.state in (DeliveryState.LIVE, DeliveryState.CLOSED)
         await room.finish()
         written = [each for each in room.sink.written if each in room.published]
         assert written == room.published[: len(written)]
