@@ -52,32 +52,18 @@ class DeliveryState(IntEnum):
     """It writes nothing more."""
 
 
-_NEXT_STATES = {
-    DeliveryState.JOINING: {DeliveryState.REPLAYING, DeliveryState.DRAINING, DeliveryState.CLOSED},
-    DeliveryState.REPLAYING: {
-        DeliveryState.CATCHING_UP,
-        DeliveryState.DRAINING,
-        DeliveryState.CLOSED,
-    },
-    DeliveryState.CATCHING_UP: {
-        DeliveryState.LIVE,
-        DeliveryState.BLOCKED,
-        DeliveryState.DRAINING,
-        DeliveryState.CLOSED,
-    },
-    DeliveryState.LIVE: {DeliveryState.BLOCKED, DeliveryState.DRAINING, DeliveryState.CLOSED},
-    DeliveryState.BLOCKED: {DeliveryState.LIVE, DeliveryState.DRAINING, DeliveryState.CLOSED},
-    DeliveryState.DRAINING: {DeliveryState.CLOSED},
-    DeliveryState.CLOSED: set[DeliveryState](),
-}
-
 # Global names are faster than attributes, at each delivery.
-_LIVE, _BLOCKED, _DRAINING, _CLOSED = (
-    DeliveryState.LIVE,
-    DeliveryState.BLOCKED,
-    DeliveryState.DRAINING,
-    DeliveryState.CLOSED,
-)
+_JOINING, _REPLAYING, _CATCHING_UP, _LIVE, _BLOCKED, _DRAINING, _CLOSED = DeliveryState
+
+_NEXT_STATES = {
+    _JOINING: {_REPLAYING, _DRAINING, _CLOSED},
+    _REPLAYING: {_CATCHING_UP, _DRAINING, _CLOSED},
+    _CATCHING_UP: {_LIVE, _BLOCKED, _DRAINING, _CLOSED},
+    _LIVE: {_BLOCKED, _DRAINING, _CLOSED},
+    _BLOCKED: {_LIVE, _DRAINING, _CLOSED},
+    _DRAINING: {_CLOSED},
+    _CLOSED: set[DeliveryState](),
+}
 
 
 class Subscription:
@@ -141,7 +127,7 @@ class Subscription:
             caller: charged for the backlog of this subscription.
             count_read: called with the bytes of each page that is replayed.
         """
-        self.state = DeliveryState.JOINING
+        self.state = _JOINING
         self.close_code: CloseCode | None = None
         self.reason = ""
         self._budget = budget or BacklogBudget(0, 0)
@@ -186,7 +172,7 @@ class Subscription:
         if self.state is _DRAINING or self.state is _CLOSED:
             return False
         self._last_seen = entry.cursor.offset
-        if self.state is _BLOCKED or self.state is DeliveryState.CATCHING_UP:
+        if self.state is _BLOCKED or self.state is _CATCHING_UP:
             self._ensure_backlog().add(entry, published_at)
             return self.state is not _CLOSED  # its backlog may be too large
         return True
@@ -313,8 +299,8 @@ class Subscription:
             return
         self._sink = sink
         self._hub.subscribe(self._room, self)
-        if self.state is DeliveryState.JOINING:  # else it drains already
-            self._enter(DeliveryState.REPLAYING)
+        if self.state is _JOINING:  # else it drains already
+            self._enter(_REPLAYING)
         position = await self._start(after)
         if self._device is not None:
             head = await self._store.head(self._room)
@@ -397,8 +383,8 @@ class Subscription:
             # page was read are in the log: one more page suffices, however busy the room is.
             if not is_catching_up:
                 is_catching_up = True
-                if self.state is DeliveryState.REPLAYING:
-                    self._enter(DeliveryState.CATCHING_UP)
+                if self.state is _REPLAYING:
+                    self._enter(_CATCHING_UP)
                 if newest != self._last_seen:
                     continue
             position = replay.position

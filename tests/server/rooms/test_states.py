@@ -156,6 +156,7 @@ class SubscribedRoom:
 
 
 EVERY_STATE = list(DeliveryState)
+BLOCKED_STATES = [DeliveryState.REPLAYING, DeliveryState.CATCHING_UP, DeliveryState.BLOCKED]
 OPEN_STATES = [
     each for each in DeliveryState if each not in (DeliveryState.DRAINING, DeliveryState.CLOSED)
 ]
@@ -257,9 +258,8 @@ async def test_control_frame_precedes_later_notifications(state: DeliveryState) 
 
 
 @pytest.mark.parametrize(
-    "state", [DeliveryState.REPLAYING, DeliveryState.CATCHING_UP, DeliveryState.BLOCKED, DeliveryState.DRAINING],
-    ids=lambda state: state.name,
-)  # fmt: skip
+    "state", [*BLOCKED_STATES, DeliveryState.DRAINING], ids=lambda state: state.name
+)
 @in_virtual_time
 async def test_blocked_socket_is_closed_after_the_timeout(state: DeliveryState) -> None:
     room = SubscribedRoom()
@@ -297,11 +297,7 @@ async def test_reading_everything_ends_the_timeout() -> None:
     await room.finish()
 
 
-@pytest.mark.parametrize(
-    "state",
-    [DeliveryState.REPLAYING, DeliveryState.CATCHING_UP, DeliveryState.BLOCKED],
-    ids=lambda state: state.name,
-)
+@pytest.mark.parametrize("state", BLOCKED_STATES, ids=lambda state: state.name)
 @pytest.mark.parametrize("end", ["close", "detach", "read"])
 async def test_backlog_is_charged_until_it_is_written_or_dropped(
     state: DeliveryState, end: str
