@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import hypothesis
@@ -19,6 +20,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from synap_realtime.server import create_app
 from synap_realtime.server.config.settings import load_settings
 from synap_realtime.server.http.openapi import document
+from synap_realtime.server.http.routes import route_table
 from synap_realtime.server.serve import running_server
 from tests.support.timeouts import TIMEOUT_S
 
@@ -72,6 +74,18 @@ def test_protocol_lists_the_same_routes() -> None:
         for method in operations
         if method != "parameters"
     )
+
+
+def test_the_document_describes_each_route() -> None:
+    handlers = Mock()
+    table = route_table(handlers, handlers, handlers, handlers, handlers, admin=None)
+    documented = {
+        (path, method.upper())
+        for path, operations in document()["paths"].items()
+        for method in operations
+        if method != "parameters"
+    }
+    assert {(path, route.method) for path, route in table.items()} == documented
 
 
 async def test_each_documented_route_accepts_only_its_methods(rooms: str) -> None:
