@@ -14,14 +14,12 @@ from pydantic import SecretStr
 from synap_realtime.server import create_app
 from synap_realtime.server.config.settings import load_settings
 from synap_realtime.server.serve import running_server
+from tests.support.credentials import API_KEY, SECRET
 from tests.support.timeouts import TIMEOUT_S
 
 pytestmark = pytest.mark.integration  # it runs the suite itself, against servers of its own
 
 ROOT = Path(__file__).parents[1]
-
-
-SECRET, API_KEY = "s" * 32, "k" * 43
 
 
 def suite(

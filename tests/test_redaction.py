@@ -6,9 +6,7 @@ import base64
 import logging
 import random
 import subprocess
-import sys
 import time
-from pathlib import Path
 from urllib.parse import quote
 
 import httpx
@@ -22,6 +20,7 @@ from synap_realtime.redaction import MAX_SHOWN, holds_token, redacted, redacted_
 from synap_realtime.server import create_app
 from synap_realtime.server.config.settings import load_settings
 from synap_realtime.tokens import mint_token
+from tests.support.command_line import COMMAND
 from tests.support.servers import by_uvicorn
 from tests.support.timeouts import TIMEOUT_S, scaled
 
@@ -33,7 +32,6 @@ KEYS = [
     "Ab_9fE2kLmN4pQ6rS8tUvW1xY3zA5bC7dE9fG1hJ2kL", RANDOM.randbytes(32).hex(), "s" * 32,
     "k" * 43, TOKEN, f"Bearer {TOKEN}", "AbCd1234+EfGh5678/IjKl9012+MnOp3456/QrSt7890=",
 ]  # fmt: skip
-COMMAND = str(Path(sys.executable).with_name("synap-realtime"))
 
 
 def pieces(secret: str) -> list[str]:

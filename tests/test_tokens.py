@@ -9,8 +9,7 @@ import jwt
 import pytest
 
 from synap_realtime import ConfigurationError, InvalidArgumentError, mint_token
-
-SECRET = "s" * 32
+from tests.support.credentials import SECRET
 
 
 def test_token_holds_user_scopes_and_expiry() -> None:

@@ -23,9 +23,9 @@ from synap_realtime.server import create_app
 from synap_realtime.server.config.settings import load_settings
 from synap_realtime.server.serve import running_server
 from synap_realtime.tokens import mint_token
+from tests.support.command_line import COMMAND
+from tests.support.credentials import API_KEY, SECRET
 
-COMMAND = str(Path(sys.executable).with_name("synap-realtime"))
-API_KEY, SECRET = "k" * 43, "s" * 32
 PENDING_CLIENTS, KEPT = 5000, 200
 
 BODY = (

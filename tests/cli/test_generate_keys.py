@@ -17,8 +17,7 @@ import pytest
 from synap_realtime import ConfigurationError
 from synap_realtime.cli import key_file, main
 from synap_realtime.server.auth import KeyRing, Keys
-
-COMMAND = str(Path(sys.executable).with_name("synap-realtime"))
+from tests.support.command_line import COMMAND
 
 
 def run(*arguments: object, code: int = 0) -> str:

@@ -14,9 +14,8 @@ import pytest
 from synap_realtime import mint_token
 from synap_realtime.server.auth import KeyRing
 from tests.support.command_line import COMMAND
+from tests.support.credentials import SECRET
 from tests.support.timeouts import TIMEOUT_S
-
-SECRET = "s" * 32
 
 
 def run(*arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:

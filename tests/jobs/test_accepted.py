@@ -9,8 +9,7 @@ import pytest
 
 from synap_realtime import ConfigurationError, InvalidArgumentError
 from synap_realtime.jobs import accepted_response, new_request_id
-
-SECRET = "s" * 32
+from tests.support.credentials import SECRET
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,6 @@ import resource
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -30,10 +29,9 @@ from synap_realtime.server.listeners import authority, bind, holding, port_of
 from synap_realtime.server.protocols import server
 from synap_realtime.server.serve import running_server
 from tests.support.certificates import certify
+from tests.support.command_line import COMMAND
 from tests.support.timeouts import TIMEOUT_S
 from tests.support.waits import SetWaits
-
-COMMAND = str(Path(sys.executable).with_name("synap-realtime"))
 
 needs_ipv6 = pytest.mark.skipif(
     not socket.has_dualstack_ipv6(), reason="this machine has no IPv6 beside IPv4"

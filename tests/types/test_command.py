@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support.command_line import COMMAND
 from tests.support.timeouts import TIMEOUT_S
 
 from .conftest import Compile
-
-COMMAND = str(Path(sys.executable).with_name("synap-realtime"))
 
 REPORTS = """
 from pydantic import BaseModel, Field

@@ -17,6 +17,7 @@ from synap_realtime.server import RoomServer, create_app
 from synap_realtime.server.config.settings import load_settings
 from synap_realtime.server.resources.pacing import Pacer
 from synap_realtime.tokens import mint_token
+from tests.support.credentials import API_KEY, SECRET
 from tests.support.servers import by_uvicorn
 from tests.support.timeouts import TIMEOUT_S
 from tests.support.waits import SetWaits
@@ -179,7 +180,6 @@ async def test_reports_a_body_that_the_asgi_server_dropped() -> None:
 
 # --- bytes that are held for peers --------------------------------------------------------------
 
-API_KEY, SECRET = "k" * 43, "s" * 32
 MIB = 1024 * 1024
 
 

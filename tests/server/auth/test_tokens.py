@@ -19,10 +19,10 @@ from synap_realtime.server.auth import (
     jwks,
 )
 from synap_realtime.tokens import mint_token
+from tests.support.credentials import API_KEY
 from tests.support.keys import DOCUMENT, EC_KEY, ED_KEY, PRIVATE, RSA_KEY
 
 OLD, NEW, OTHER = "o" * 32, "n" * 32, "x" * 32
-API_KEY = "k" * 43
 CLAIMS = {"sub": "1", "exp": time.time() + 3600}
 
 

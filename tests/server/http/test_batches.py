@@ -19,8 +19,7 @@ from synap_realtime.server.config.settings import load_settings
 from synap_realtime.server.http import validation
 from synap_realtime.server.serve import running_server
 from synap_realtime.tokens import mint_token
-
-SECRET, API_KEY = "s" * 32, "k" * 43
+from tests.support.credentials import API_KEY, SECRET
 
 
 def publisher_token() -> str:

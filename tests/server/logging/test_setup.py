@@ -26,9 +26,8 @@ from websockets.sync.client import connect
 
 from synap_realtime.server.logging.events import MAX_LINES_PER_S, RateLimitFilter
 from synap_realtime.tokens import mint_token
+from tests.support.command_line import COMMAND
 from tests.support.timeouts import TIMEOUT_S
-
-COMMAND = str(Path(sys.executable).with_name("synap-realtime"))
 
 
 def test_json_is_one_object_a_line(tmp_path: Path) -> None:
