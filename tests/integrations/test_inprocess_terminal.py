@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from pydantic import BaseModel, RootModel, computed_field
+from pydantic import RootModel
 
 from synap_realtime import (
     ConfigurationError,
@@ -27,6 +27,7 @@ from synap_realtime.integrations.inprocess import run_job
 from synap_realtime.jobs import JobRun
 from synap_realtime.testing import RealtimeRecorder
 from synap_realtime.testing.recorder import record
+from tests.support.models import Computed
 
 WHO = {"userId": "42"}
 
@@ -148,15 +149,6 @@ async def test_exception_group_is_classified_by_its_members(
     assert words(realtime) == expected
     said = realtime.sent()[-1].data["error"]
     assert said == text if text else said.startswith("Something went wrong")
-
-
-class Computed(BaseModel):
-    url: str = "/7.pdf"
-
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def size(self) -> int:
-        raise RuntimeError("the file is gone")
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 
 import pytest
 from django.utils.functional import lazy
-from pydantic import BaseModel, Field, RootModel, computed_field
+from pydantic import BaseModel, Field, RootModel
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from synap_realtime.jobs import JobType, RunNotifications
 from synap_realtime.jobs.strict import strict
 from synap_realtime.jobs.truncation import truncate_result
+from tests.support.models import Computed
 from tests.support.numbers import Float32
 
 
@@ -46,15 +47,6 @@ class Validated:
 class Aliased(BaseModel):
     file_url: str = Field(default="/7.pdf", serialization_alias="fileUrl")
     missing: str | None = None
-
-
-class Computed(BaseModel):
-    url: str = "/7.pdf"
-
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def size(self) -> int:
-        raise RuntimeError("the file is gone")
 
 
 class UnreadableError(Exception):

@@ -7,10 +7,11 @@ from typing import Any
 
 import inngest
 import pytest
-from pydantic import BaseModel, RootModel, computed_field
+from pydantic import RootModel
 
 from synap_realtime import InvalidInputError, JobError
 from tests.integrations.inngest.functions import function
+from tests.support.models import Computed
 
 from .conftest import Stage
 
@@ -18,15 +19,6 @@ from .conftest import Stage
 @pytest.fixture(params=["async", "sync"])
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-class Computed(BaseModel):
-    url: str = "/7.pdf"
-
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def size(self) -> int:
-        raise RuntimeError("the file is gone")
 
 
 async def test_reports_the_failure_when_the_app_is_back(stage: Stage, kind: str) -> None:

