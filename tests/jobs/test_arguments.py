@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import numbers
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -20,8 +19,6 @@ from synap_realtime import InvalidArgumentError
 from synap_realtime.jobs import strict
 from synap_realtime.jobs.arguments import check_delta, check_progress, check_stall_after_s
 from tests.support.numbers import Float32
-
-numbers.Real.register(Float32)
 
 
 class Stage(StrEnum):

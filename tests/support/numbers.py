@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+
 
 class Float32:
     """As NumPy's scalars: no float, but registered as a real number."""
@@ -11,3 +13,6 @@ class Float32:
 
     def __float__(self) -> float:
         return self._value
+
+
+numbers.Real.register(Float32)
