@@ -354,7 +354,7 @@ class WebSocketSink:
         "_node",
         "_pending_answer",
         "_session",
-                "_subscription",
+        "_subscription",
         "_supports_control_frames",
         "_task",
         "socket",
