@@ -27,6 +27,7 @@ from synap_realtime.server import create_app
 from synap_realtime.server.config.settings import load_settings
 from synap_realtime.server.listeners import authority, bind, holding, port_of
 from synap_realtime.server.protocols import server
+from synap_realtime.server.protocols.server import ACCEPT_RETRY_S
 from synap_realtime.server.serve import running_server
 from tests.support.certificates import certify
 from tests.support.command_line import COMMAND
@@ -181,7 +182,7 @@ def test_out_of_descriptors_accepting_pauses_with_one_log_line(tmp_path: Path, t
                 for _ in range(100)
             ]
             log.until("accepting connections paused")
-            time.sleep(2.5)  # it tries again, and finds no more
+            time.sleep(1.5 * ACCEPT_RETRY_S)  # it tries again, and finds no more
             for peer in peers:  # none was dropped
                 peer.setblocking(False)
                 with pytest.raises(BlockingIOError):
