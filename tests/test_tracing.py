@@ -25,6 +25,7 @@ from synap_realtime import AsyncBroadcaster, Broadcaster, progress, subscribe, t
 from synap_realtime.broadcast import BackgroundBroadcaster
 from synap_realtime.integrations.inprocess import run_job
 from synap_realtime.jobs import JobRun
+from synap_realtime.protocol.notification import MAX_NOTIFICATION_BYTES
 from synap_realtime.server import create_app
 from synap_realtime.server.config.settings import load_settings
 from synap_realtime.server.serve import running_server
@@ -136,6 +137,17 @@ async def test_request_continues_its_traceparent(
     assert [span.context.trace_id == int("ab" * 16, 16) for span in published if span.context] == [
         True, False, False, False, False,
     ]  # fmt: skip
+
+
+async def test_the_span_of_a_publish_that_is_too_large_ends_as_an_error(
+    rooms: str, exporter: InMemorySpanExporter
+) -> None:
+    note = {"type": "a", "data": {"text": "x" * MAX_NOTIFICATION_BYTES}}
+    async with httpx.AsyncClient(base_url=rooms) as client:
+        answer = await client.post("/rooms/user_8/broadcast", json=note)
+        assert answer.status_code == 413
+    (span,) = await spans(exporter, "publish")
+    assert (span.status.is_ok, span.status.description) == (False, "too large")
 
 
 async def test_a_refused_publish_is_an_error_and_sync_clients_are_traced(

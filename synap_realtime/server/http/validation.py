@@ -184,6 +184,7 @@ def encode_notification(
     Args:
         is_checked: see :func:`decode_notification`.
     """
+    span = NOOP_SPAN
     try:
         if isinstance(value, dict):  # values of the publisher are replaced on delivery
             for name in _SERVER_FIELDS:
@@ -194,15 +195,18 @@ def encode_notification(
             wire["id"] = str(uuid_utils.uuid7())
         if "timestamp" not in wire:
             wire["timestamp"] = now_as_timestamp()
-        span = start_publish_span(wire, traceparent) if is_enabled() else NOOP_SPAN
+        if is_enabled():
+            span = start_publish_span(wire, traceparent)
         content = to_json(wire)
         if b"Infinity" in content or b"NaN" in content:  # perhaps a number
             content = encode_json("notification", wire)
     except InvalidArgumentError as error:
+        span.end("invalid")
         raise bad_request(
             "Invalid message format. Required: type, data", f"{error.field}: {error.problem}"
         ) from error
     if len(content) > MAX_NOTIFICATION_BYTES:
+        span.end("too large")
         raise payload_too_large(f"a notification has at most {MAX_NOTIFICATION_BYTES} bytes")
     return wire["id"], content.decode(), span
 

@@ -199,19 +199,19 @@ def debug_enabled() -> bool:
 
 def log_published(
     claims: Claims,
-    receipts: Iterable[tuple[Room, PublishResult]],
+    results: Iterable[tuple[Room, PublishResult]],
     is_credential: Callable[[str], bool],
 ) -> None:
     """Log accepted notifications, one line for each room.
 
     A room or an id is not shown if it contains a credential by mistake.
     """
-    for room, receipt in receipts:
+    for room, result in results:
         _write(
             logging.DEBUG, "published", claims,
             room=None if is_credential(key_of(room)) else room,
-            id="…" if is_credential(receipt.id) else receipt.id,
-            listeners=receipt.broadcast_count, duplicate=receipt.duplicate,
+            id="…" if is_credential(result.id) else result.id,
+            subscribers=result.broadcast_count, duplicate=result.duplicate,
         )  # fmt: skip
 
 

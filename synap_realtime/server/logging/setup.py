@@ -24,7 +24,7 @@ _OWN = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
 
 
 class _TextFormatter(logging.Formatter):
-    """Append the extra fields of a record to its line: ``published room=user_1 listeners=2``."""
+    """Append the extra fields of a record to its line: ``published room=user_1 subscribers=2``."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         members = vars(record).items()

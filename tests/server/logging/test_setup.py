@@ -155,7 +155,7 @@ def test_connections_publishes_and_refusals_have_their_ids(tmp_path: Path) -> No
             assert members("connected") == {**here, "transport": "websocket"}
             assert server.post("/rooms/user_1/broadcast", JOBS, NOTE).status_code == 200
             assert members("published") == {
-                "level": "DEBUG", "key": "jobs", "room": "user_1", "id": "n1", "listeners": 1,
+                "level": "DEBUG", "key": "jobs", "room": "user_1", "id": "n1", "subscribers": 1,
                 "duplicate": False,
             }  # fmt: skip
         ended = members("disconnected")
