@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from email.utils import formatdate
 from http import HTTPStatus
 
@@ -17,10 +18,13 @@ _STATUS = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
 }
 
-_PLAIN = (
-    b"HTTP/1.1 200 OK\r\nCache-Control: no-store\r\nContent-Type: application/json\r\n"
-    b"Content-Length: "
-)
+
+def _encode_fields(fields: Mapping[str, str]) -> bytes:
+    return "".join([f"{name}: {value}\r\n" for name, value in fields.items()]).encode("latin-1")
+
+
+_PLAIN = _STATUS[200] + _encode_fields(Response(200, b"").header_fields()) + b"Content-Length: "
+"""The head of the most frequent response, up to its length."""
 
 
 def encode_head(
@@ -48,8 +52,7 @@ def encode_head(
         fields["Transfer-Encoding"] = "chunked"
     if not keeps_alive:
         fields.setdefault("Connection", "close")
-    text = "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
-    return b"%b%bDate: %b\r\n\r\n" % (_STATUS[response.status], text.encode("latin-1"), _date())
+    return b"%b%bDate: %b\r\n\r\n" % (_STATUS[response.status], _encode_fields(fields), _date())
 
 
 def encode_switching_protocols(accept: str, subprotocol: str | None) -> bytes:
