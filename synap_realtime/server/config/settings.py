@@ -17,11 +17,10 @@ from ...errors import ConfigurationError
 from ...loopback import normalize_origin
 from ...protocol.control import IDLE_TIMEOUT_S, PING_QUIET_S
 from ...redaction import redacted
+from .references import REFERENCE
 
 # An Origin as browsers send it: no path, no user, no upper case.
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.\-]*://(?:\[[0-9a-f:.]+\]|[a-z0-9_.\-]+)(?::[0-9]{1,5})?")
-
-_REFERENCE = re.compile(r"[\w.]+:\w+")
 
 ENV_PREFIX = "SYNAP_REALTIME_"
 """The prefix of the environment variables of the settings."""
@@ -227,7 +226,7 @@ class ServerSettings(BaseSettings):
     @pydantic.field_validator("authorizer")
     @classmethod
     def _check_reference(cls, reference: str | None) -> str | None:
-        if reference is not None and not _REFERENCE.fullmatch(reference):
+        if reference is not None and not REFERENCE.fullmatch(reference):
             raise PydanticCustomError("reference", "expected module:function")
         return reference
 
