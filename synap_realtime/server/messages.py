@@ -14,6 +14,7 @@ import pydantic_core
 from ..errors import InvalidArgumentError
 from ..protocol.control import BEARER_SUBPROTOCOL, SUBPROTOCOL
 from ..protocol.cursor import Cursor, parse_cursor
+from ..protocol.notification import MAX_BATCH_BYTES
 from ..protocol.rooms import Room, parse_room
 from ..tokens import parse_device
 from .auth import Claims
@@ -22,6 +23,9 @@ RETRY_AFTER_S = 1
 
 MAX_TARGET_BYTES = 8 * 1024
 """The longest request target, path and query together (RFC 9112, section 3)."""
+
+MAX_BODY_BYTES = MAX_BATCH_BYTES
+"""The largest request body of any route."""
 
 MAX_QUERY_FIELDS = 32
 """The maximum number of parameters in a query. The routes know six."""
@@ -271,8 +275,8 @@ def payload_too_large(details: str) -> RequestError:
     return RequestError(413, "payload_too_large", "Too large", details)
 
 
-def body_too_large(most: int) -> RequestError:
-    return payload_too_large(f"a body has at most {most} bytes")
+def body_too_large() -> RequestError:
+    return payload_too_large(f"a body has at most {MAX_BODY_BYTES} bytes")
 
 
 def body_too_slow(limit_s: float) -> RequestError:

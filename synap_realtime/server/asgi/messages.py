@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from ..errors import RateLimitedError, UnavailableError
-from ..http.routes import MAX_BODY_BYTES
 from ..messages import (
+    MAX_BODY_BYTES,
     RETRY_AFTER_S,
     Request,
     RequestError,
@@ -176,7 +176,7 @@ async def _read_chunks(request: AsgiRequest, receive: Receive) -> bytes:
     # A chunked body, or one over HTTP/2, declares no length.
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > MAX_BODY_BYTES:
-        raise body_too_large(MAX_BODY_BYTES)
+        raise body_too_large()
     body = bytearray()  # a list of many small parts would take more memory
     while True:
         message = await receive()
@@ -185,7 +185,7 @@ async def _read_chunks(request: AsgiRequest, receive: Receive) -> bytes:
         body += message.get("body", b"")
         size = len(body)
         if size > MAX_BODY_BYTES:
-            raise body_too_large(MAX_BODY_BYTES)
+            raise body_too_large()
         if size > _SMALL_BYTES:
             request.hold_request(size)
         if not message.get("more_body"):

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 from ...loopback import forwarded_for, is_visit
 from ...protocol.control import CloseCode
-from ...protocol.notification import MAX_BATCH_BYTES
 from ...protocol.rooms import key_of
 from ..auth.authorization import AccessControl, PeerInfo
 from ..auth.limits import Limits
@@ -26,9 +25,6 @@ from .publish import PublishService
 from .reads import RoomReads
 from .revoke import RevokeService
 from .subscribe import AcceptedSubscription, CloseHandshakeError, SubscribeService
-
-MAX_BODY_BYTES = MAX_BATCH_BYTES
-"""Largest request body of any route."""
 
 _PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, POST",

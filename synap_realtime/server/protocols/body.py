@@ -6,8 +6,7 @@ import asyncio
 import enum
 from collections.abc import Callable
 
-from ..http.routes import MAX_BODY_BYTES
-from ..messages import RequestError, bad_request, body_too_large, body_too_slow
+from ..messages import MAX_BODY_BYTES, RequestError, bad_request, body_too_large, body_too_slow
 from .responses import CONTINUE
 
 AHEAD_BYTES = 64 * 1024
@@ -124,13 +123,13 @@ class RequestBody:
         if transport.is_closing():
             raise incomplete_body()
         if declared_bytes > MAX_BODY_BYTES:
-            raise body_too_large(MAX_BODY_BYTES)
+            raise body_too_large()
         if self.state is not COMPLETE and self.size <= MAX_BODY_BYTES:
             if expects_continue and not self.size:
                 transport.write(CONTINUE)
             await self._wait(resume_reading, timeout_s)
         if self.size > MAX_BODY_BYTES:
-            raise body_too_large(MAX_BODY_BYTES)
+            raise body_too_large()
         if self._error is not None:
             raise self._error
         if self.state is not COMPLETE:

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple, Protocol
 
 import httptools
 
-from ..http.routes import MAX_BODY_BYTES
 from ..messages import (
+    MAX_BODY_BYTES,
     MAX_TARGET_BYTES,
     RequestError,
     bad_request,
