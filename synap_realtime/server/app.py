@@ -36,10 +36,8 @@ from .rooms.hub import Hub
 from .rooms.presence import Presence
 from .rooms.sessions import SessionRegistry
 from .stores import open_store
-from .stores.base import Entry, Retention, Store
+from .stores.base import Entry, Retention, Store, needs_task
 from .stores.instrumented import InstrumentedStore
-from .stores.memory import MemoryStore
-from .stores.sqlite.store import SqliteStore
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +70,7 @@ class Node:
         metrics.show_limits(settings.limits())
         self._hub = hub = Hub(metrics.delivered)
         store.subscribe(self._deliver)
-        # A store of another author may use asyncio.timeout(), which needs a current task.
-        self._store_needs_tasks = type(store) not in (MemoryStore, SqliteStore)
+        self._store_needs_task = needs_task(store)
         self._store = store = InstrumentedStore(store, metrics)
         self._presence = presence = Presence()
         self._limits = limits = Limits(settings)
@@ -158,7 +155,7 @@ class Node:
 
     def may_block(self) -> bool:
         """Whether serving a request may await something that requires a current task."""
-        return self._store_needs_tasks or self._access.may_block()
+        return self._store_needs_task or self._access.may_block()
 
     def monitor_event_loop(self) -> None:
         """Start to monitor the running event loop and the keys. Further calls do nothing."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from ...errors import ConfigurationError
@@ -11,17 +12,32 @@ from ..config.references import REFERENCE, resolve
 from .base import OPTION, Retention, Store
 
 
-def _memory(path: str, retention: Retention) -> Store:
-    from .memory import MemoryStore
+class _Kind(NamedTuple):
+    """A kind of store that a URL can name.
 
+    Attributes:
+        check_path: checks the path of the URL, which begins with the slash after the host.
+        open: opens the store at a path.
+        is_shared: whether it is a :class:`~.base.ClusterStore`, which several workers can share.
+    """
+
+    check_path: Callable[[str], None]
+    open: Callable[[str, Retention], Store]
+    is_shared: bool
+
+
+def _check_no_path(path: str) -> None:
     if path:
         raise ConfigurationError(f"{OPTION}: memory:// takes no path, got {path!r}")
+
+
+def _open_memory(_path: str, retention: Retention) -> Store:
+    from .memory import MemoryStore
+
     return MemoryStore(retention)
 
 
-def _sqlite(path: str, retention: Retention) -> Store:
-    from .sqlite.store import SqliteStore
-
+def _check_file(path: str) -> None:
     if path == "/:memory:":
         raise ConfigurationError(
             f"{OPTION}: sqlite needs a file; for a store in memory use memory://"
@@ -31,10 +47,31 @@ def _sqlite(path: str, retention: Retention) -> Store:
             f"{OPTION}: sqlite needs a file: sqlite:///rooms.db in this directory, or an absolute "
             "path as in sqlite:////var/lib/rooms.db"
         )
-    return SqliteStore(path.removeprefix("/"), retention)
 
 
-_STORES: dict[str, Callable[[str, Retention], Store]] = {"memory": _memory, "sqlite": _sqlite}
+def _open_sqlite(path: str, retention: Retention) -> Store:
+    from .sqlite.store import SqliteStore
+
+    return SqliteStore(path, retention)
+
+
+_KINDS = {
+    "memory": _Kind(_check_no_path, _open_memory, is_shared=False),
+    "sqlite": _Kind(_check_file, _open_sqlite, is_shared=False),
+}
+"""The stores of this package, by the scheme of their URLs."""
+
+
+class StoreUrl(NamedTuple):
+    """A parsed URL of a store.
+
+    Attributes:
+        scheme: the kind of store.
+        path: the decoded path, without the slash after the host. So it may be a relative path.
+    """
+
+    scheme: str
+    path: str
 
 
 def is_own(url: str) -> bool:
@@ -59,12 +96,15 @@ def _open_custom(reference: str, retention: Retention) -> Store:
 
 
 def check_shared(url: str) -> None:
-    """Check that several workers can share the store of a URL.
+    """Check that several workers can share the store of a URL. A custom store is checked later.
 
     Raises:
-        ConfigurationError: the store belongs to one process.
+        ConfigurationError: the URL is invalid, or the store belongs to one process.
     """
-    if (scheme := urlsplit(url).scheme) in _STORES:
+    if is_own(url):
+        return
+    scheme = parse_store_url(url).scheme
+    if not _KINDS[scheme].is_shared:
         raise ConfigurationError(
             "--workers (SYNAP_REALTIME_WORKERS): several workers need a store that they share, and "
             f"a {scheme} store belongs to one process: a notification published at one worker "
@@ -87,6 +127,16 @@ def open_store(url: str, retention: Retention) -> Store:
     """
     if is_own(url):
         return _open_custom(url, retention)
+    scheme, path = parse_store_url(url)
+    return _KINDS[scheme].open(path, retention)
+
+
+def parse_store_url(url: str) -> StoreUrl:
+    """Parse and check the URL of a store, without opening it.
+
+    Raises:
+        ConfigurationError: the URL is invalid.
+    """
     expected = f"{OPTION}: expected memory://, sqlite:///path or module:function"
     try:
         parts = urlsplit(url)
@@ -107,7 +157,9 @@ def open_store(url: str, retention: Retention) -> Store:
                 f"{expected}; write three slashes before a relative path, and four before an "
                 "absolute one: sqlite:///rooms.db, sqlite:////var/lib/rooms.db"
             )
-    if parts.scheme not in _STORES or parts.netloc or parts.query or parts.fragment:
+    if parts.scheme not in _KINDS or parts.netloc or parts.query or parts.fragment:
         # Only the scheme is shown: another kind of URL may contain a password.
         raise ConfigurationError(f"{expected}, got {redacted(parts.scheme)}://…")
-    return _STORES[parts.scheme](unquote(parts.path), retention)
+    path = unquote(parts.path)
+    _KINDS[parts.scheme].check_path(path)
+    return StoreUrl(parts.scheme, path.removeprefix("/"))

@@ -283,6 +283,15 @@ class Store(LogStore, Broker, AckStore, Protocol):
         ...
 
 
+def needs_task(store: Store) -> bool:
+    """Return whether the methods of a store may await something that requires a current task.
+
+    ``asyncio.timeout()`` does, for example. The class of a store that never does has
+    ``runs_without_task = True``. It is not inherited, because a subclass may await something else.
+    """
+    return not vars(type(store)).get("runs_without_task", False)
+
+
 @runtime_checkable
 class ClusterStore(Store, Protocol):
     """A store that several servers share. A publish at one reaches the subscribers of all.

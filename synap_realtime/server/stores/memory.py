@@ -63,6 +63,7 @@ class MemoryStore:
     returns ``recovered: false``.
     """
 
+    runs_without_task = True
     description = "memory store: fast, for this process only; notifications are lost when it ends"
 
     def __init__(

@@ -54,6 +54,8 @@ class SqliteStore:
     be a second old, and a repeated publish may return a count of 0.
     """
 
+    runs_without_task = True
+
     def __init__(
         self,
         path: str | Path,
