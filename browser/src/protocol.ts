@@ -45,6 +45,10 @@ export function read(text: unknown): Delivered | ControlFrame | undefined {
   return value as unknown as Delivered;
 }
 
+/** The close codes that the client handles. See PROTOCOL.md, "Close codes". */
+export const TOKEN_EXPIRED = 4401;
+export const UNAUTHORIZED = 4501;
+
 /** Why a connection could not be opened, or ended. */
 export interface Failure {
   reason: string;
@@ -55,6 +59,9 @@ export interface Failure {
   /** The delay that a draining server asked for. */
   retryAfterMs?: number;
 }
+
+/** Whether a close code or an HTTP status means that the token was rejected. */
+export const isUnauthorized = (code?: number): boolean => code === UNAUTHORIZED || code === 401;
 
 /** Whether an HTTP status means that a retry of the request would be rejected, too. */
 export const isFinalStatus = (status: number): boolean => /^4(?!08|25|29)/.test(`${status}`);

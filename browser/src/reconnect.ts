@@ -1,5 +1,5 @@
 /** Delays between reconnects. See PROTOCOL.md, "Clients". */
-import type { Failure } from "./protocol.js";
+import { TOKEN_EXPIRED, type Failure } from "./protocol.js";
 
 const MAX_DELAY_MS = 16_000;
 const JITTER = 0.25;
@@ -25,7 +25,7 @@ export class ReconnectPolicy {
 
   /** Return the milliseconds to wait before the next attempt; undefined when no attempt is left. */
   delayAfter({ retryAfterMs, code }: Failure, upMs: number): number | undefined {
-    if (upMs >= (code === 4401 ? STABLE_WITH_TOKEN_MS : STABLE_AFTER_MS)) this.count = 0;
+    if (upMs >= (code === TOKEN_EXPIRED ? STABLE_WITH_TOKEN_MS : STABLE_AFTER_MS)) this.count = 0;
     if (this.count >= this.#limit) return undefined;
     const delay = Math.min(MAX_DELAY_MS, 1000 * 2 ** this.count++);
     // A draining server spreads the reconnects of its clients itself, so its delay gets no jitter; it may be 0.

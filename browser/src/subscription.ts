@@ -6,7 +6,9 @@ import { baseOf, check, checkRoom, type SubscribeOptions } from "./options.js";
 import { observePage } from "./page.js";
 import { createPersistence } from "./persistence.js";
 import { Position } from "./position.js";
-import type { ControlFrame, Delivered, Failure, Presence } from "./protocol.js";
+import {
+  isUnauthorized, type ControlFrame, type Delivered, type Failure, type Presence,
+} from "./protocol.js";
 import { ReconnectPolicy } from "./reconnect.js";
 import { call, RealtimeError, type State, type Subscription } from "./state.js";
 import { createTimer } from "./timer.js";
@@ -78,7 +80,7 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
     // If the token had expired before it arrived, the function may return a newer one.
     const hasFunction = typeof options.token === "function";
     const isExpired = hasFunction && /\bexpired\b/.test(failure.reason);
-    const isFinal = !!failure.isFinal && !(isExpired && [401, 4501].includes(failure.code ?? 0));
+    const isFinal = failure.isFinal && !(isExpired && isUnauthorized(failure.code));
     if (hasUnreportedGap) call(options.onGap, room);
     if (state !== before) return; // the callback has closed or reconnected
     const delayMs = isFinal ? undefined : policy.delayAfter(failure, upMs);

@@ -10,8 +10,9 @@ const MAX_REFRESH_MS = 10_000;
 export async function fetchToken({ token }: Pick<SubscribeOptions, "token">): Promise<string | undefined> {
   const found: unknown = await (typeof token === "function" ? token() : token);
   if ((found ?? "") === "") return undefined;
-  if (!isToken(found)) throw new Error(`token() returned ${typeof found === "string" ? "an error page?" : typeof found}`);
-  return found;
+  if (isToken(found)) return found;
+  const given = typeof found;
+  throw new Error(`token() returned ${given === "string" ? "text that is not a token; is it an error page?" : given}`);
 }
 
 /** @param authenticate sends the new token to the server; undefined: there is none. */

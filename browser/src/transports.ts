@@ -1,6 +1,8 @@
 /** The transports: WebSocket, and Server-Sent Events where WebSockets are blocked. */
 import { shown } from "./options.js";
-import { isFinalStatus, read, type ControlFrame, type Delivered, type Failure } from "./protocol.js";
+import {
+  isFinalStatus, read, TOKEN_EXPIRED, UNAUTHORIZED, type ControlFrame, type Delivered, type Failure,
+} from "./protocol.js";
 
 /** Callbacks of a connection. None is called after `onEnd`, or after it was closed. */
 export interface TransportCallbacks {
@@ -45,9 +47,9 @@ const REASONS: Record<number, string> = {
   4008: "slow consumer",
   4009: "idle timeout",
   4012: "the server is restarting",
-  4029: "rate limit exceeded",
-  4401: "token expired",
-  4501: "token missing or invalid",
+  4029: "rate limit reached",
+  [TOKEN_EXPIRED]: "token expired",
+  [UNAUTHORIZED]: "token missing or invalid",
   4503: "token does not grant access to this room",
   4504: "token revoked",
   4529: "connection limit reached",
@@ -181,7 +183,7 @@ async function readStream(target: Target, callbacks: TransportCallbacks, signal:
   }
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let isOpen = false;
-  let isExpiring = false; // a stream cannot renew its token, so it ends when the token expires
+  let ending: Failure = { reason: "the stream ended" };
   let retryAfterMs: number | undefined;
   // The size of an unfinished event is bounded, and each character is scanned once.
   let fields: Record<string, string> = {};
@@ -189,8 +191,7 @@ async function readStream(target: Target, callbacks: TransportCallbacks, signal:
   let size = 0;
   for (;;) {
     const { done, value } = await reader.read();
-    if (done || signal.aborted)
-      return isExpiring ? { reason: REASONS[4401]!, code: 4401, retryAfterMs } : { reason: "the stream ended", retryAfterMs };
+    if (done || signal.aborted) return { ...ending, retryAfterMs };
     callbacks.onPong(); // comment lines count as keepalives
     const pieces = value.split("\n");
     const rest = pieces.length - 1;
@@ -220,7 +221,8 @@ async function readStream(target: Target, callbacks: TransportCallbacks, signal:
       retryAfterMs = undefined;
       callbacks.onOpen(true);
     }
-    isExpiring ||= control === "synap.token_expiring";
+    // A stream cannot renew its token, so it ends when the token expires.
+    if (control === "synap.token_expiring") ending = { reason: REASONS[TOKEN_EXPIRED]!, code: TOKEN_EXPIRED };
     if (retry && (!isOpen || control === "synap.closing")) retryAfterMs = Number(retry);
     if (message && !signal.aborted) callbacks.onMessage(message);
   }
