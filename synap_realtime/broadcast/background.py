@@ -226,7 +226,11 @@ class BackgroundBroadcaster:
             self._queue.end(_CLOSED)
             self._wake(tuple(self._waiters))
             if lost:
-                logger.error("lost %d notifications for %s", lost, self._endpoint.redacted)
+                logger.error(
+                    "lost %d notifications for %s: they could not be sent before close() timed out",
+                    lost,
+                    self._endpoint.redacted,
+                )
             self._changed.notify_all()
             thread = self._thread
         if thread is not None:

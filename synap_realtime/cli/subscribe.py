@@ -72,7 +72,10 @@ async def _print_notifications(
     count: int | None,
     timeout_s: float | None,
 ) -> bool:
-    """Print until the count, the timeout or a closed pipe. Return False at the timeout.
+    """Print notifications until the count or the timeout is reached, or the pipe is closed.
+
+    Returns:
+        False at the timeout.
 
     Raises:
         SubscriptionError: the server cannot be reached at the start, or rejects the subscription.

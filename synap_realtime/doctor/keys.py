@@ -56,7 +56,7 @@ async def check_keys(context: CheckContext) -> AsyncGenerator[Finding]:
         advice = "correct it, then run doctor again"
         yield Finding("fail", "keys", context.keys_problem or "they cannot be read", advice)
     elif not keys:
-        found = "none: a server in this environment accepts this machine only"
+        found = "none: without keys, a server accepts connections from this machine only"
         yield Finding("ok", "keys", found)
     else:
         counts = (
@@ -134,7 +134,8 @@ async def _fetch_jwks(context: CheckContext, url: str) -> Finding:
         return Finding("fail", "JWKS", f"{host} {error}", advice)
     if answer.status != 200:
         return Finding("fail", "JWKS", f"{host} answered {answer.status}", advice)
-    with _disabled("synap_realtime.server.auth.jwks"):  # its log would contain the whole address
+    # Its log lines contain the whole URL, which may hold a password.
+    with _disabled("synap_realtime.server.auth.jwks"):
         jwks = Jwks(url)
         try:
             found = [key for name in ALGORITHMS for key in await jwks.find(name, None)]

@@ -127,7 +127,7 @@ class _Probe:
         opening.cancel()
 
     def opened(self) -> Finding:
-        """Report the subscription where nothing could be published."""
+        """Report whether the subscription opened, for a room where the publish failed."""
         if self._task.done() and (error := self._task.exception()) is not None:
             return self._not_received(error)
         if self._is_open.is_set():
@@ -215,12 +215,12 @@ async def _receive_websocket(target: _Target, is_open: asyncio.Event) -> None:
         raise _NotReceivedError(str(error)) from None
     except SubscriptionError as error:
         raise _NotReceivedError(str(error), error.code) from None
-    raise _NotReceivedError("it ended")
+    raise _NotReceivedError("the subscription ended")
 
 
 async def _receive_sse(target: _Target, is_open: asyncio.Event) -> None:
     base, headers = target.address, {}
-    if target.token:  # replaces the URL's user and password, as for the WebSocket
+    if target.token:  # The token replaces the URL's user and password, as for the WebSocket.
         base = ServerUrl(base.url.copy_with(username=None, password=None), base.redacted)
         headers["Authorization"] = authorization_header("token", target.token)
     url = f"{base}/rooms/{target.room}/events"

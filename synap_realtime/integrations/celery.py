@@ -421,7 +421,7 @@ def _attempt_of(request: Any, task_id: str | None = None) -> _Attempt | None:
 def _end_parts(
     app: celery.Celery, request: Any, end: Callable[[Reporter], None], *names: str
 ) -> None:
-    """End the runs that cannot succeed without this task."""
+    """End the runs of a canvas that this task was a part of and that can no longer succeed."""
     for run in [run for name in names or ("parts",) for run in _runs(request, name)]:
         try:
             reporter = _reporter(app, run, Recipient(run.user_id, run.request_id))

@@ -73,15 +73,10 @@ class RateLimitedError(RejectedError):
 
 
 class UserConnectionLimitError(RateLimitedError):
-    """A user has the maximum number of connections.
-
-    Attributes:
-        limit: the maximum.
-    """
+    """A user has the maximum number of connections."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"connection limit ({limit}) per user reached", 10.0)
-        self.limit = limit
 
 
 class UnavailableError(RejectedError):

@@ -343,7 +343,7 @@ def parse_cursor_param(text: str, words: str = "'earliest' or 'latest'") -> Curs
     try:
         return parse_cursor(text)
     except InvalidArgumentError as error:
-        raise bad_request("Invalid position", f"after: expected a cursor, {words}") from error
+        raise bad_request("Invalid cursor", f"after: expected a cursor, {words}") from error
 
 
 def parse_device_param(query: Mapping[str, str]) -> str | None:

@@ -203,7 +203,7 @@ def dial_socket(arguments: dict[str, Any], options: Options) -> None:
 
 
 def dial_errors() -> tuple[type[Exception], ...]:
-    """Return the exceptions that the library raises when it cannot connect."""
+    """Return the exceptions that websockets raises when it cannot connect."""
     exceptions = library("exceptions")
     return (
         OSError,

@@ -107,7 +107,8 @@ class RealtimeRecorder(httpx.BaseTransport, httpx.AsyncBaseTransport):
             if each.run_id is not None and run_id in (None, each.run_id):
                 runs.setdefault(each.run_id, []).append(each)
         if not runs:
-            raise AssertionError(f"no run {run_id or ''} has notifications\n{self._story()}")
+            whose = "no run has" if run_id is None else f"run {run_id} has no"
+            raise AssertionError(f"{whose} notifications\n{self._story()}")
         for id, received in runs.items():
             terminal = [each for each in received if each.is_terminal]
             if len(terminal) != 1:

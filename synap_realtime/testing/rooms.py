@@ -73,7 +73,11 @@ class FakeRoomServer:
                     return 200, {**self._publish(value, [unquote(room)]), "message": "recorded"}
                 case [*_, "broadcast"]:
                     if len(body) > MAX_BATCH_BYTES:
-                        return 413, _error("payload_too_large", "Too large", "the batch")
+                        return 413, _error(
+                            "payload_too_large",
+                            "Too large",
+                            f"a batch has at most {MAX_BATCH_BYTES} bytes",
+                        )
                     results = [self._one_of_a_batch(each) for each in value["notifications"]]
                     success = all(result["success"] for result in results)
                     return 200, {"success": success, "results": results}
@@ -95,7 +99,9 @@ class FakeRoomServer:
         rooms = [parse_room(name) for name in names]
         notification = parse_notification(value)
         if len(encode_json("data", notification.to_wire())) > MAX_NOTIFICATION_BYTES:
-            raise InvalidArgumentError("data", "the notification is too large")
+            raise InvalidArgumentError(
+                "data", f"a notification has at most {MAX_NOTIFICATION_BYTES} bytes"
+            )
         if notification.id is None:
             notification = notification.model_copy(update={"id": str(uuid_utils.uuid7())})
         self.arrivals.append(notification)

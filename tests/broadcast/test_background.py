@@ -183,7 +183,7 @@ def test_close_logs_what_it_could_not_send(caplog: pytest.LogCaptureFixture) -> 
     for n in range(3):
         post(broadcaster, n)
     broadcaster.close(timeout_s=0.05)
-    assert "lost 3 notifications for http://127.0.0.1:9" in caplog.text
+    assert "lost 3 notifications for http://127.0.0.1:9: they could not be sent" in caplog.text
 
 
 def test_close_waits_for_a_server_that_recovers(realtime: RealtimeRecorder) -> None:

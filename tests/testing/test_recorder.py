@@ -160,7 +160,7 @@ def test_assert_single_terminal_rejects_other_counts(
     if said is None:
         realtime.assert_single_terminal()
         realtime.assert_single_terminal("r7")
-        with pytest.raises(AssertionError, match="no run r8"):
+        with pytest.raises(AssertionError, match="run r8 has no notifications"):
             realtime.assert_single_terminal("r8")
     else:
         with pytest.raises(AssertionError, match=said):

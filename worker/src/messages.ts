@@ -190,7 +190,7 @@ export function parseRoomParam(segment: string): string {
  */
 export function parseCursorParam(text: string, words = "'earliest' or 'latest'"): Cursor {
   const cursor = parseCursor(text);
-  if (!cursor) throw badRequest("Invalid position", `after: expected a cursor, ${words}`);
+  if (!cursor) throw badRequest("Invalid cursor", `after: expected a cursor, ${words}`);
   return cursor;
 }
 

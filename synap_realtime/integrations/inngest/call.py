@@ -102,7 +102,15 @@ class FunctionCall:
         if len(set(recipients)) == 1:
             self.reporter.completed(result)
         else:
-            self.reporter.completed_batch(_results_of(recipients, result))
+            results = _results_of(recipients, result)
+            if not results:
+                logger.debug(
+                    "result of run %s of %s omitted: expected a list with one result per event; "
+                    "its notifications hold no result",
+                    self._ctx.run_id,
+                    self._function.id,
+                )
+            self.reporter.completed_batch(results)
 
     def on_terminal_event(self, options: ReportingOptions) -> bool:
         """Publish that Inngest has ended the run. Return whether it has failed."""
@@ -174,7 +182,6 @@ def _results_of(recipients: list[Recipient], result: object) -> dict[Recipient, 
     omitted.
     """
     if not isinstance(result, list) or len(result) != len(recipients):
-        logger.debug("batch result omitted: expected one result per event")
         return {}
     results: dict[Recipient, list[object]] = defaultdict(list)
     for recipient, each in zip(recipients, result, strict=True):

@@ -125,8 +125,7 @@ class SubscribeService:
         try:
             session = self._open(request, params, claims, "websocket")
         except UserConnectionLimitError as error:
-            reason = f"connection limit: at most {error.limit} connections per user"
-            raise CloseHandshakeError(CloseCode.CONNECTION_LIMIT, reason) from None
+            raise CloseHandshakeError(CloseCode.CONNECTION_LIMIT, error.details) from None
         return AcceptedSubscription(session, params.after)
 
     async def reject_plain_request(self, request: Request) -> NoReturn:

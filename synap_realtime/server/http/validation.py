@@ -54,7 +54,7 @@ class _RawWire(TypedDict, total=False):
 
 
 class _Wire(_RawWire, total=False):
-    """The same, without reserved types."""
+    """A notification from a publisher, without reserved types."""
 
     __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
 

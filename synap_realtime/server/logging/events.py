@@ -27,7 +27,8 @@ MAX_LINES_PER_S = 50
 the disk. A line says how many were suppressed. Lines at ``debug`` are not limited."""
 
 MAX_LINES_PER_CALLER_S = 10
-"""The same for one user, key or address, so that one client cannot suppress the lines of others."""
+"""The maximum rate of the lines about one user, key or address, so that one client cannot suppress
+the lines of others."""
 
 _MAX_KINDS_S = 4  # how many kinds may use their full rate in one second
 _MAX_KINDS = 50

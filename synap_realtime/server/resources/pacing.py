@@ -113,7 +113,7 @@ def run_eagerly(
 ) -> asyncio.Task[None] | None:
     """Run a coroutine up to its first suspension, and the rest of it as a task.
 
-    Python 3.12 has ``eager_start`` for this. Here there is no current task before the first
+    Python 3.12 has ``eager_start`` for this. Unlike there, no task is current before the first
     suspension, so code that needs one (``asyncio.timeout``) must not run before it.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The in-memory store: fast, for one process, lost when it exits."""
+"""Keep logs in memory, for one process; they are lost when it exits."""
 
 from __future__ import annotations
 

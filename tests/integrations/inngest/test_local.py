@@ -430,6 +430,7 @@ async def test_unavailable_app_is_retried(stage: Stage, caplog: pytest.LogCaptur
     error = {"error": "Unable to reach SDK URL", "message": text, "name": "Error"}
     assert (second["error"], second["result"]) == (error, text)
     assert caplog.text.count("could not be reached") == 2
+    assert caplog.text.count("the attempt has failed") == 4
 
 
 async def test_logs_ignored_options(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:

@@ -102,7 +102,7 @@ class Executor:
             logger.info("%s was cancelled", run)
             terminal_events = lifecycle_events.cancelled(*about)
         elif error := run.task.exception():
-            failure = _as_failure(error)
+            failure = _as_failure(run, error)
             logger.warning("%s failed: %s", run, failure)
             terminal_events = lifecycle_events.failed(*about, failure)
         else:
@@ -112,8 +112,8 @@ class Executor:
             self._publish(event)
 
 
-def _as_failure(error: BaseException) -> RunFailedError:
+def _as_failure(run: Run, error: BaseException) -> RunFailedError:
     if isinstance(error, RunFailedError):
         return error
-    logger.error("LocalInngest itself failed", exc_info=error)
+    logger.error("internal error of LocalInngest in %s; the run fails", run, exc_info=error)
     return RunFailedError({"name": type(error).__name__, "message": str(error)})

@@ -83,13 +83,15 @@ async def call_over_http(
     try:
         reply = await exchange(client, "POST", url, content=content, headers=headers)
     except httpx.RequestError as error:
-        logger.warning("the app at %s could not be reached: %r", url, error)
+        logger.warning("the app at %s could not be reached: %r; the attempt has failed", url, error)
         return _unreachable()
     except ReplyError as error:
-        logger.warning("call to %s failed: %s", function.url, error)
+        logger.warning("call to %s failed: %s; the attempt has failed", function.url, error)
         return failure("ResponseError", str(error))
     if "x-inngest-sdk" not in reply.headers:
-        logger.warning("%s is not an Inngest endpoint (HTTP %d)", url, reply.status)
+        logger.warning(
+            "%s is not an Inngest endpoint (HTTP %d); the attempt has failed", url, reply.status
+        )
         return _no_sdk(reply)
     status, answered = reply.status, dict(reply.headers)
     try:

@@ -254,7 +254,7 @@ class Database:
     def _prepare(self, db: sqlite3.Connection) -> None:
         """Create missing tables, and read the time of the store's clock."""
         if not has_tables(db, self.path):
-            # Restrict a file that existed empty, if this user owns it.
+            # An empty file that existed before has its creator's mode: make it private.
             with contextlib.suppress(PermissionError):
                 self.path.chmod(0o600)
             create_tables(db)
@@ -281,7 +281,8 @@ class Database:
             self.generation += 1
             self._connect_first()
         logger.warning(
-            "%s was %s by another program: its notifications were saved into %s; using a new log",
+            "write-ahead log %s was %s by another program: saved its content into %s; "
+            "continuing with a new one",
             self._wal_path,
             change.value,
             self.path.name,
