@@ -171,14 +171,14 @@ class AsyncBroadcaster:
         span.end(result.error)
         return result
 
-    async def _publish(self, parcel: encoding.EncodedNotification) -> BroadcastResult:
+    async def _publish(self, encoded: encoding.EncodedNotification) -> BroadcastResult:
         deadline = time.monotonic() + self._deadline_s
         try:
             loop = running_loop("an asynchronous broadcast", _INSTEAD)
         except ConfigurationError as error:
-            return responses.failure_result(parcel, 0, str(error))
+            return responses.failure_result(encoded, 0, str(error))
         pool = self._pools.get(loop) or await self._open(loop)
-        return await pool.sender.send(QueuedNotification(parcel, deadline))
+        return await pool.sender.send(QueuedNotification(encoded, deadline))
 
     async def _open(self, loop: asyncio.AbstractEventLoop) -> _LoopClient:
         self._release_closed()

@@ -29,11 +29,11 @@ from .result import BroadcastResult
 
 logger = logging.getLogger(__name__)
 
-MAX_WAITING = 10_000
+MAX_PENDING = 10_000
 """Maximum number of notifications queued while the server is unavailable. The oldest are dropped.
 """
 
-MAX_WAITING_BYTES = 64 * 1024 * 1024
+MAX_PENDING_BYTES = 64 * 1024 * 1024
 
 BATCH = 100
 """Maximum number of notifications in one request."""
@@ -41,10 +41,12 @@ BATCH = 100
 FLUSH_S = 5.0
 """Seconds that the end of a job, and of the process, waits for notifications in flight."""
 
-MAX_PAUSE_S = 15.0
+MAX_BACKOFF_S = 15.0
 """Maximum retry interval while the server is unavailable; the first are 0.1, 0.2, 0.4 s, …."""
 
-_POLICY = retry.RetryPolicy(MAX_PAUSE_S, MAX_PAUSE_S, retries_misconfigured=True, pauses_queue=True)
+_POLICY = retry.RetryPolicy(
+    MAX_BACKOFF_S, MAX_BACKOFF_S, retries_misconfigured=True, pauses_queue=True
+)
 
 _CLOSED = "the broadcaster is closed"
 
@@ -68,7 +70,7 @@ class BackgroundBroadcaster:
         api_key: str | None = None,
         *,
         timeout_s: float = retry.TIMEOUT_S,
-        max_pending: int = MAX_WAITING,
+        max_pending: int = MAX_PENDING,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         """Create a client; nothing is connected yet.
@@ -96,7 +98,7 @@ class BackgroundBroadcaster:
         self._reset()
 
     def _reset(self) -> None:
-        limits = QueueLimits(self._max_pending, MAX_WAITING_BYTES, BATCH, concurrent_singles=1)
+        limits = QueueLimits(self._max_pending, MAX_PENDING_BYTES, BATCH, concurrent_singles=1)
         self._changed = threading.Condition()
         self._queue = BatchQueue(self._endpoint, limits, _POLICY)
         self._waiters: dict[QueuedNotification, list[Future[None]]] = {}

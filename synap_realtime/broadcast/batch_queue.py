@@ -35,10 +35,10 @@ from .retry import RetryPolicy, last_error
 MAX_CONCURRENT_SINGLES = 32
 """Maximum number of concurrent requests to a server without ``POST /broadcast``."""
 
-MAX_WAITING = 1000
+MAX_QUEUED = 1000
 """Maximum queue length. Later callers wait for free space."""
 
-MAX_WAITING_BYTES = 4 * 1024 * 1024
+MAX_QUEUED_BYTES = 4 * 1024 * 1024
 
 _SPLITTABLE_STATUSES = (None, 400, 413, 422, 429, 500)
 """Statuses of a batch that smaller batches may avoid; None is a timeout."""
@@ -56,8 +56,8 @@ class QueueLimits:
             ``POST /broadcast``.
     """
 
-    notifications: int = MAX_WAITING
-    bytes: int = MAX_WAITING_BYTES
+    notifications: int = MAX_QUEUED
+    bytes: int = MAX_QUEUED_BYTES
     batch: int = MAX_BATCH_NOTIFICATIONS
     concurrent_singles: int = MAX_CONCURRENT_SINGLES
 

@@ -115,13 +115,13 @@ class BatchBudget:
         self._bytes = len(_EMPTY_BATCH)
         self._spread_bytes = 0
 
-    def add(self, parcel: EncodedNotification) -> bool:
+    def add(self, encoded: EncodedNotification) -> bool:
         """Add a notification if it fits. The first always fits, because it could not be sent
         otherwise.
         """
-        rooms = self._rooms + len(parcel.rooms)
-        size = len(parcel.body) + sum(len(room) + 3 for room in parcel.rooms) + 12
-        spread = self._spread_bytes + size * len(parcel.rooms)
+        rooms = self._rooms + len(encoded.rooms)
+        size = len(encoded.body) + sum(len(room) + 3 for room in encoded.rooms) + 12
+        spread = self._spread_bytes + size * len(encoded.rooms)
         if self._count and (
             self._count >= self._most
             or rooms > MAX_BATCH_NOTIFICATIONS
@@ -162,7 +162,7 @@ def start_broadcast_span(notification: Notification) -> Span:
     )
 
 
-def batch_request(parcels: Sequence[EncodedNotification]) -> ApiRequest:
+def batch_request(batch: Sequence[EncodedNotification]) -> ApiRequest:
     """Build one request for all notifications."""
-    notifications = b",".join([parcel.as_batch_item for parcel in parcels])
+    notifications = b",".join([encoded.as_batch_item for encoded in batch])
     return ApiRequest("/broadcast", b'{"notifications":[%b]}' % notifications)

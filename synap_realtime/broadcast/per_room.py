@@ -23,7 +23,7 @@ from .result import BroadcastResult
 PerRoom = Generator[ApiRequest, ApiResponse, BroadcastResult]
 
 
-def publish_per_room(endpoint: Endpoint, parcel: EncodedNotification) -> PerRoom:
+def publish_per_room(endpoint: Endpoint, encoded: EncodedNotification) -> PerRoom:
     """Yield one ``POST /rooms/{room}/broadcast`` for each room, receive its final response, and
     return the result without its number of attempts.
     """
@@ -31,11 +31,11 @@ def publish_per_room(endpoint: Endpoint, parcel: EncodedNotification) -> PerRoom
     duplicates = 0
     reached: list[str] = []
     errors: list[str] = []
-    for room in parcel.rooms:
-        answer = yield ApiRequest(f"/rooms/{quote(room, safe='')}/broadcast", parcel.body)
+    for room in encoded.rooms:
+        answer = yield ApiRequest(f"/rooms/{quote(room, safe='')}/broadcast", encoded.body)
         if answer.status in (404, 405):
             endpoint.has_batch_route = True  # a later server at this address may have the route
-            return failure_result(parcel, 0, unexpected_response(endpoint, answer))
+            return failure_result(encoded, 0, unexpected_response(endpoint, answer))
         error = read_single(endpoint, answer)
         if error is None:
             reached.append(room)
@@ -46,9 +46,9 @@ def publish_per_room(endpoint: Endpoint, parcel: EncodedNotification) -> PerRoom
     return BroadcastResult(
         success=not errors,
         broadcast_count=count,
-        id=parcel.id,
+        id=encoded.id,
         rooms=tuple(reached),
         attempts=0,
         error="; ".join(errors) or None,
-        duplicate=duplicates == len(parcel.rooms),
+        duplicate=duplicates == len(encoded.rooms),
     )

@@ -126,16 +126,16 @@ def batch_results(answer: ApiResponse, count: int) -> list[object]:
 
 
 def failure_result(
-    parcel: EncodedNotification, attempts: int, error: str | None
+    encoded: EncodedNotification, attempts: int, error: str | None
 ) -> BroadcastResult:
     """Return the result of a notification that no room has."""
-    return BroadcastResult(False, 0, parcel.id, (), attempts, error)
+    return BroadcastResult(False, 0, encoded.id, (), attempts, error)
 
 
-def unsent(endpoint: Endpoint, parcel: EncodedNotification, error: Exception) -> BroadcastResult:
+def unsent(endpoint: Endpoint, encoded: EncodedNotification, error: Exception) -> BroadcastResult:
     """Return the result of a notification that could not be sent for a non-network reason."""
     reason = _bounded(str(error) or type(error).__name__)
-    return failure_result(parcel, 1, f"nothing could be sent to {endpoint.redacted}: {reason}")
+    return failure_result(encoded, 1, f"nothing could be sent to {endpoint.redacted}: {reason}")
 
 
 def is_unavailable(result: object) -> bool:
@@ -147,7 +147,7 @@ def read_result(
     endpoint: Endpoint,
     answer: ApiResponse,
     result: object,
-    parcel: EncodedNotification,
+    encoded: EncodedNotification,
     attempts: int,
 ) -> BroadcastResult:
     """Convert one of :func:`batch_results`; ``attempts`` counts the notification's requests."""
@@ -158,16 +158,16 @@ def read_result(
                 return BroadcastResult(
                     success=True,
                     broadcast_count=delivery_count(result),
-                    id=parcel.id,
-                    rooms=parcel.rooms,
+                    id=encoded.id,
+                    rooms=encoded.rooms,
                     attempts=attempts,
-                    duplicate=_are_duplicates(result, parcel.rooms),
+                    duplicate=_are_duplicates(result, encoded.rooms),
                 )
             case {"error": str()}:
                 error = f"{endpoint.named} rejected the notification{_reason(endpoint, result)}"
             case _:
                 error = unexpected_response(endpoint, answer)
-    return failure_result(parcel, attempts, error)
+    return failure_result(encoded, attempts, error)
 
 
 def read_single(endpoint: Endpoint, answer: ApiResponse) -> str | None:

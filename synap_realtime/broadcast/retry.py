@@ -26,8 +26,8 @@ DEADLINE_S = 10.0
 TIMEOUT_S = 5.0
 """Default timeout of one attempt in seconds."""
 
-FIRST_PAUSE_S = 0.1
-MAX_PAUSE_S = 3.0
+FIRST_BACKOFF_S = 0.1
+MAX_BACKOFF_S = 3.0
 MAX_JITTER_S = 0.1
 
 _FOREVER_S = 365 * 86_400.0  # for a caller without a deadline
@@ -47,7 +47,7 @@ class RetryPolicy:
             during an outage.
     """
 
-    max_backoff_s: float = MAX_PAUSE_S
+    max_backoff_s: float = MAX_BACKOFF_S
     max_delay_s: float = math.inf
     retries_misconfigured: bool = False
     pauses_queue: bool = False
@@ -92,7 +92,7 @@ class RetryPolicy:
 
 def load() -> None:
     """Import the policy's dependencies before a thread or a forked child needs them."""
-    _backoff(MAX_PAUSE_S)
+    _backoff(MAX_BACKOFF_S)
     RetryPolicy().delay_s(ApiResponse(), 1)
 
 
@@ -112,7 +112,7 @@ def last_error(answer: ApiResponse, error: str | None) -> str | None:
 def _backoff(max_backoff_s: float) -> Callable[[RetryCallState], float]:
     from tenacity import wait_exponential, wait_random
 
-    return wait_exponential(FIRST_PAUSE_S, max_backoff_s) + wait_random(0, MAX_JITTER_S)
+    return wait_exponential(FIRST_BACKOFF_S, max_backoff_s) + wait_random(0, MAX_JITTER_S)
 
 
 def _state(

@@ -113,8 +113,8 @@ class Broadcaster:
         span.end(result.error)
         return result
 
-    def _publish(self, parcel: encoding.EncodedNotification) -> BroadcastResult:
-        item = QueuedNotification(parcel, time.monotonic() + self._deadline_s)
+    def _publish(self, encoded: encoding.EncodedNotification) -> BroadcastResult:
+        item = QueuedNotification(encoded, time.monotonic() + self._deadline_s)
         try:
             self._enter(item)
             while self._wait_for_result_or_lead(item):

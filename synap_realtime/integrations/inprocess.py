@@ -20,7 +20,7 @@ from ..jobs.notifications import STALL_AFTER_S
 
 T = TypeVar("T")
 
-MAX_PAUSE_S = 60.0
+MAX_BACKOFF_S = 60.0
 
 
 @overload
@@ -118,19 +118,19 @@ async def run_job(
             stall_after_s=stall_after_s,
         )
         reporter = Reporter(lifecycle, [recipient], broadcaster)
-        pause_s = min(initial_backoff_s * 2 ** (attempt - 1), MAX_PAUSE_S)
+        backoff_s = min(initial_backoff_s * 2 ** (attempt - 1), MAX_BACKOFF_S)
         try:
             try:
                 with cancelled_at_exit(reporter), report_run(reporter):
                     result = await _call(fn, run)
             except Exception as error:
                 again = reporter.attempt_failed(
-                    error, retry_in_s=pause_s if attempt <= retries else None
+                    error, retry_in_s=backoff_s if attempt <= retries else None
                 )
                 if not again:
                     raise
                 await reporter.aflush()
-                await asyncio.sleep(pause_s)
+                await asyncio.sleep(backoff_s)
                 continue
             reporter.completed(result)
             await reporter.aflush()

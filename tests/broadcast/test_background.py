@@ -209,8 +209,8 @@ def test_several_event_loops_share_one(realtime: RealtimeRecorder) -> None:
 
 def test_waiting_for_a_notification_makes_it_due(realtime: RealtimeRecorder) -> None:
     broadcaster = realtime.broadcaster()
-    parcel = normalize({"type": "a", "data": {"n": 1}})
-    posted = broadcaster.post((user_room("1"),), parcel, due=time.monotonic() + 1000)
+    notification = normalize({"type": "a", "data": {"n": 1}})
+    posted = broadcaster.post((user_room("1"),), notification, due=time.monotonic() + 1000)
     broadcaster.wait_sent(posted, timeout_s=1000)
     assert posted.result is not None
 

@@ -64,8 +64,10 @@ class OutboxMachine(RuleBasedStateMachine):
     def call(self, rooms: list[Any], size: int) -> None:
         id = f"{self.count:05d}"
         self.count += 1
-        parcel = EncodedNotification(tuple(Room(f"user_{room}") for room in rooms), id, b"x" * size)
-        item = QueuedNotification(parcel, self.now + DEADLINE_S)
+        encoded = EncodedNotification(
+            tuple(Room(f"user_{room}") for room in rooms), id, b"x" * size
+        )
+        item = QueuedNotification(encoded, self.now + DEADLINE_S)
         item.done = lambda: self.settle(id)
         self.open[id] = item
         for room in rooms:
@@ -193,8 +195,8 @@ def queue_of(limits: QueueLimits | None = None, policy: RetryPolicy | None = Non
 
 
 def item_of(id: str, room: str = "A", size: int = 10, due: float = 0.0) -> QueuedNotification:
-    parcel = EncodedNotification((Room(f"user_{room}"),), id, b"x" * size)
-    return QueuedNotification(parcel, due=due)
+    encoded = EncodedNotification((Room(f"user_{room}"),), id, b"x" * size)
+    return QueuedNotification(encoded, due=due)
 
 
 def send(queue: BatchQueue, answer: ApiResponse, now: float) -> list[str]:

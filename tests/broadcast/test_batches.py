@@ -321,7 +321,7 @@ async def test_limits_concurrent_requests_to_a_server_without_the_batch_route(
     assert all(result.success for result in await asyncio.gather(*calls))
 
 
-def parcel(id: str, user: str = "42") -> encoding.EncodedNotification:
+def encoded(id: str, user: str = "42") -> encoding.EncodedNotification:
     message = encoding.normalize({"type": "a", "data": {}, "id": id})
     return encoding.encode(encoding.rooms_for(user, None), message)
 
@@ -331,7 +331,7 @@ async def test_deadline_ends_only_its_own_call(gate: Gate, callers: Callers, at:
     (first,) = await callers.calls("first")
     held = await gate.next()
     loop = asyncio.get_running_loop()
-    short = QueuedNotification(parcel("short"), loop.time() + (0.2 if at == "queue" else 1.5))
+    short = QueuedNotification(encoded("short"), loop.time() + (0.2 if at == "queue" else 1.5))
     hurried = asyncio.create_task(callers.sender.send(short))
     await asyncio.sleep(0)
     (patient,) = await callers.calls("patient")
@@ -401,7 +401,7 @@ async def test_timed_out_waiter_leaves_queue_space_to_the_next(
     limit_queues(monkeypatch, QueueLimits(notifications=1))
     first = await callers.call("a")
     held = await gate.next()
-    short = QueuedNotification(parcel("short"), asyncio.get_running_loop().time() + 0.2)
+    short = QueuedNotification(encoded("short"), asyncio.get_running_loop().time() + 0.2)
     hurried = asyncio.create_task(callers.sender.send(short))
     await asyncio.sleep(0)
     second = await callers.call("b")

@@ -21,8 +21,8 @@ def outcome_at(answer: ApiResponse, left_s: float, *, has_batch_route: bool) -> 
     endpoint = Endpoint("http://rooms.test", None)
     endpoint.has_batch_route = has_batch_route
     queue = BatchQueue(endpoint)
-    parcel = encode((user_room("1"),), normalize({"type": "a", "data": {}}))
-    item = QueuedNotification(parcel, deadline=100.0 + left_s)
+    encoded = encode((user_room("1"),), normalize({"type": "a", "data": {}}))
+    item = QueuedNotification(encoded, deadline=100.0 + left_s)
     queue.add(item)
     batch = queue.next_batch(100.0)
     queue.begin(batch)

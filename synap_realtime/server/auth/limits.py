@@ -137,7 +137,7 @@ class Limits:
         if (who := _limited_address(address)) is not None:
             self._attempts.charge(who, 1)
 
-    def count_refusal(self, claims: Claims, address: str | None) -> None:
+    def count_rejection(self, claims: Claims, address: str | None) -> None:
         """Count a rejected request of an authenticated client, because rejecting it has a cost."""
         if (who := _caller(claims, address)) is not None:
             self._requests.charge(who, 1)

@@ -172,7 +172,7 @@ class Router:
         """
         if response.error is not None:
             if request.claims is not None and response.status not in (429, 503):
-                self._limits.count_refusal(request.claims, request.address)
+                self._limits.count_rejection(request.claims, request.address)
             self._metrics.errored(response.error["code"])
             self._log_rejected(request, response.error, user)
 

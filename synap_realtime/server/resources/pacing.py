@@ -20,7 +20,7 @@ after the sockets have been polled."""
 TASK_S = 0.00025
 """The charge for starting a task, which runs in the next iteration and is not measured."""
 
-MAX_WAITING_BYTES = 128 * 1024 * 1024
+MAX_DEFERRED_BYTES = 128 * 1024 * 1024
 """The maximum of received data that waits for its share. Beyond it, data is handled on arrival, so
 that pacing itself cannot exhaust memory. By default, the budget of ``--max-request-bytes`` aborts
 connections long before: 65 connections that send 256 KiB each must not delay all others."""
@@ -59,7 +59,7 @@ class Pacer:
             self._begin()
             return True
         if not self._is_running and self._waiting:
-            return self._waiting_bytes > MAX_WAITING_BYTES
+            return self._waiting_bytes > MAX_DEFERRED_BYTES
         return self._clock() < self._deadline
 
     def charge(self, cost_s: float) -> None:

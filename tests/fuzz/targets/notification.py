@@ -79,10 +79,10 @@ class NotificationTarget(Target):
             message = json.loads(data)
             if not isinstance(message, dict):
                 return
-            parcel = encoding.encode((ROOM,), encoding.normalize(message))
+            encoded = encoding.encode((ROOM,), encoding.normalize(message))
         except (ValueError, RecursionError, InvalidArgumentError):
             return
-        response = self._post(f"/rooms/{ROOM}/broadcast", parcel.body)
+        response = self._post(f"/rooms/{ROOM}/broadcast", encoded.body)
         is_too_deep = b"recursion limit" in response.body
         require(
             response.status in (200, 413) or is_too_deep,

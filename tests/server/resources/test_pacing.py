@@ -13,7 +13,7 @@ import pytest
 from synap_realtime.server.config.settings import ServerSettings
 from synap_realtime.server.protocols import server_state
 from synap_realtime.server.protocols.http1_parser import MAX_PIPELINED
-from synap_realtime.server.resources.pacing import MAX_WAITING_BYTES, SHARE_S, TASK_S, Pacer
+from synap_realtime.server.resources.pacing import MAX_DEFERRED_BYTES, SHARE_S, TASK_S, Pacer
 from synap_realtime.server.serve import running_server
 from synap_realtime.tokens import mint_token
 from tests.support.credentials import API_KEY, SECRET
@@ -134,7 +134,7 @@ def test_tasks_are_charged_to_the_share(run: Run) -> None:
 def test_data_does_not_wait_when_too_much_waits(run: Run) -> None:
     async def test() -> None:
         pacer = Pacer(clock=Clock())
-        pacer.add(lambda: None, MAX_WAITING_BYTES)
+        pacer.add(lambda: None, MAX_DEFERRED_BYTES)
         assert not pacer.has_time()
         pacer.add(lambda: None, 1)
         assert pacer.has_time()
