@@ -20,7 +20,7 @@ MODULES = (
     "installation", "settings", "keys", "certificate", "store", "reachability", "round_trip",
     "clock",
 )  # fmt: skip
-"""The modules whose ``CHECKS`` run, in this order."""
+"""The modules of ``checks`` whose ``CHECKS`` run, in this order."""
 
 _OF_A_SERVER = ("settings", "keys", "certificate", "store")
 """The modules that need the settings of a server."""
@@ -53,7 +53,7 @@ async def run_checks(url: str | None, given: Mapping[str, Any]) -> AsyncGenerato
 async def _run_module(name: str, context: CheckContext) -> AsyncGenerator[Finding]:
     try:
         # Imported here because some need packages that may be missing.
-        checks = import_module(f".{name}", __package__).CHECKS
+        checks = import_module(f".checks.{name}", __package__).CHECKS
     except ImportError as error:
         advice = install("server", "cli")
         yield Finding("warn", name.replace("_", " "), f"not checked: {error}", advice)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from .accepted import accepted_response, new_request_id
 from .context import bind_reporter, delta, progress, report_run
-from .inprocess import InProcessRun
 from .job_types import JobType
 from .notifications import RunNotifications
 from .recipients import Recipient
 from .reporter import Reporter
-from .run import JobRun
+from .run import InProcessRun, JobRun
 
 __all__ = [
     "InProcessRun",

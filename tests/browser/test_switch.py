@@ -13,7 +13,7 @@ from examples.notes_app.replies import ModelResponder
 from examples.notes_app.storage import ObjectStorage
 from synap_realtime import broadcast_error, broadcast_notification, broadcast_success
 from synap_realtime.handlers import Services, handle_note_creation
-from synap_realtime.jobs.inprocess import InProcessRun
+from synap_realtime.jobs.run import InProcessRun
 
 from .pages import KEY, SERVERS, Server, Tab, token
 

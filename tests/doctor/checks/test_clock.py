@@ -7,7 +7,7 @@ from email.utils import formatdate
 
 import pytest
 
-from .conftest import HEALTH, Answer, answering, diagnosis
+from ..conftest import HEALTH, Answer, answering, diagnosis
 
 
 @pytest.mark.parametrize(

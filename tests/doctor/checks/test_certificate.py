@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.certificates import certify
 
-from .conftest import diagnosis
+from ..conftest import diagnosis
 
 
 async def test_no_certificate_gives_no_finding() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 
-from .context import CheckContext
-from .finding import Finding
+from ..context import CheckContext
+from ..finding import Finding
 
 _RESOLUTION_S = 2.0  # a header has whole seconds, and servers may cache it for a second
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 
-from ..loopback import is_loopback
-from ..tokens import KEYGEN_COMMAND
-from .context import CheckContext
-from .finding import Finding
+from ...loopback import is_loopback
+from ...tokens import KEYGEN_COMMAND
+from ..context import CheckContext
+from ..finding import Finding
 
 _OTHER_FILES = 100  # as in server/serve.py: the store's, the log's, and a process's standard files
 

@@ -12,14 +12,14 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from ..endpoint import SCHEMES, ServerUrl, parse_server_url
-from ..errors import ConfigurationError
-from ..network import find_proxy, tls_context
-from .context import CheckContext
-from .expiry import rate_expiry
-from .finding import Finding
-from .probe import ProbeError, ProbeResponse, probe
-from .timeouts import TIMEOUT_S, run_in_thread
+from ...endpoint import SCHEMES, ServerUrl, parse_server_url
+from ...errors import ConfigurationError
+from ...network import find_proxy, tls_context
+from ..context import CheckContext
+from ..expiry import rate_expiry
+from ..finding import Finding
+from ..probe import ProbeError, ProbeResponse, probe
+from ..timeouts import TIMEOUT_S, run_in_thread
 
 _PUBLIC = ("REALTIME_PUBLIC_URL", "NEXT_PUBLIC_REALTIME_URL")  # read as in jobs/accepted.py
 

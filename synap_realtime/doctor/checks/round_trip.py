@@ -14,16 +14,16 @@ from typing import Any
 
 import httpx
 
-from ..broadcast import AsyncBroadcaster
-from ..endpoint import ServerUrl, authorization_header
-from ..errors import ConfigurationError, SubscriptionError
-from ..network import async_client
-from ..protocol.rooms import Room, request_room
-from ..subscriber import subscribe
-from ..tokens import mint_token
-from .context import CheckContext
-from .finding import Finding
-from .timeouts import TIMEOUT_S
+from ...broadcast import AsyncBroadcaster
+from ...endpoint import ServerUrl, authorization_header
+from ...errors import ConfigurationError, SubscriptionError
+from ...network import async_client
+from ...protocol.rooms import Room, request_room
+from ...subscriber import subscribe
+from ...tokens import mint_token
+from ..context import CheckContext
+from ..finding import Finding
+from ..timeouts import TIMEOUT_S
 
 _SECRET, _KEY = "REALTIME_TOKEN_SECRET", "REALTIME_API_KEY"
 _UPGRADE = (

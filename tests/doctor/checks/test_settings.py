@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from synap_realtime.doctor.settings import open_files
+from synap_realtime.doctor.checks.settings import open_files
 from synap_realtime.server.serve import running_server
 from tests.support.credentials import API_KEY, ORIGIN, SECRET
 from tests.support.servers import serving
 
-from .conftest import diagnosis, findings
+from ..conftest import diagnosis, findings
 
 
 async def test_suggests_the_variable_for_a_typo(

@@ -12,13 +12,13 @@ from pathlib import Path
 import httpx
 import pytest
 
+from synap_realtime.doctor.checks.store import FEW_BYTES, TOO_FEW_BYTES, rate_space
 from synap_realtime.doctor.finding import Finding
-from synap_realtime.doctor.store import FEW_BYTES, TOO_FEW_BYTES, rate_space
 from synap_realtime.server.stores.sqlite.store import SqliteStore
 from tests.support.program import Program
 from tests.support.stores import ids, publish
 
-from .conftest import diagnosis
+from ..conftest import diagnosis
 
 NOBODY = 65534
 

@@ -10,10 +10,10 @@ from collections.abc import AsyncGenerator
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-from .. import __version__
-from ..extras import install
-from .context import PREFIX, CheckContext
-from .finding import Finding
+from ... import __version__
+from ...extras import install
+from ..context import PREFIX, CheckContext
+from ..finding import Finding
 
 _SHOWN = ("httpx", "pydantic", "uvicorn", "uvloop", "websockets")
 
@@ -66,7 +66,7 @@ async def check_variables(context: CheckContext) -> AsyncGenerator[Finding]:
     """Check that each variable of a server names a setting."""
     if not context.has_server or context.import_problem:
         return
-    from ..server.config.settings import ServerSettings
+    from ...server.config.settings import ServerSettings
 
     known = [PREFIX + name.upper() for name in ServerSettings.model_fields]
     for name in sorted(os.environ):

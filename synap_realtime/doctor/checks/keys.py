@@ -14,13 +14,13 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from ..endpoint import ServerUrl
-from ..server.auth.jwks import ALGORITHMS, Jwks, KeysUnavailableError
-from ..tokens import KEYGEN_COMMAND
-from .context import CheckContext
-from .finding import Finding
-from .probe import ProbeError, probe
-from .timeouts import run_in_thread
+from ...endpoint import ServerUrl
+from ...server.auth.jwks import ALGORITHMS, Jwks, KeysUnavailableError
+from ...tokens import KEYGEN_COMMAND
+from ..context import CheckContext
+from ..finding import Finding
+from ..probe import ProbeError, probe
+from ..timeouts import run_in_thread
 
 # Readable for the group is allowed: it may be the server's own.
 _OPEN = stat.S_IROTH | stat.S_IWOTH | stat.S_IWGRP

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator
 
-from ..errors import ConfigurationError
-from ..server.protocols.tls import open_certificate
-from .context import CheckContext
-from .expiry import rate_expiry
-from .finding import Finding
+from ...errors import ConfigurationError
+from ...server.protocols.tls import open_certificate
+from ..context import CheckContext
+from ..expiry import rate_expiry
+from ..finding import Finding
+from ..timeouts import TIMEOUT_S, run_in_thread
 from .keys import rate_mode
-from .timeouts import TIMEOUT_S, run_in_thread
 
 
 async def check_key_mode(context: CheckContext) -> AsyncGenerator[Finding]:

@@ -13,7 +13,7 @@ from tests.support.credentials import API_KEY, SECRET
 from tests.support.keys import DOCUMENT
 from tests.support.timeouts import TIMEOUT_S
 
-from .conftest import WRONG_KEY, WRONG_SECRET, answering, diagnosis
+from ..conftest import WRONG_KEY, WRONG_SECRET, answering, diagnosis
 
 
 @pytest.fixture

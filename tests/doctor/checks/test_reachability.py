@@ -11,7 +11,7 @@ import pytest
 from tests.support.certificates import certify
 from tests.support.timeouts import TIMEOUT_S
 
-from .conftest import HEALTH, answering, diagnosis
+from ..conftest import HEALTH, answering, diagnosis
 
 
 async def test_a_room_server(rooms: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from synap_realtime.server.serve import running_server
 from tests.support.credentials import API_KEY, SECRET
 from tests.support.servers import serving
 
-from .conftest import WRONG_KEY, WRONG_SECRET, diagnosis, proxy
+from ..conftest import WRONG_KEY, WRONG_SECRET, diagnosis, proxy
 
 CHECKS = ("publish", "WebSocket", "event stream")
 
