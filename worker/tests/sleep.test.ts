@@ -144,10 +144,10 @@ test("a connection whose key was removed by a deployment is closed when the room
   await runInDurableObject(roomStub(room), (_, state) => {
     for (const socket of state.getWebSockets()) {
       const attachment = socket.deserializeAttachment() as Attachment;
-      const { voucher, ...kept } = attachment.credential;
+      const { anchor, ...kept } = attachment.credential;
       const store = (credential: Credential) => socket.serializeAttachment({ ...attachment, credential });
-      expect(voucher).toMatch(/^.{16}$/);
-      if (kept.user === "a") store({ ...kept, voucher: "of another key" });
+      expect(anchor).toMatch(/^.{16}$/);
+      if (kept.user === "a") store({ ...kept, anchor: "of another key" });
       if (kept.user === "b") store(kept); // as opened before keys were configured
     }
   });

@@ -4,7 +4,7 @@
  * See PROTOCOL.md, "Authentication and authorization".
  */
 
-import { ANYONE, allowsRoom, type Claims, type Scope } from "./claims";
+import { UNRESTRICTED, allowsRoom, type Claims, type Scope } from "./claims";
 import { KeysUnavailableError } from "./jwks";
 import { claimsForKey, authenticateToken, InvalidTokenError } from "./tokens";
 import { registriesOf } from "./registry";
@@ -55,7 +55,7 @@ function rejectCrossSiteRequest(request: Request): void {
 }
 
 /**
- * Verify a credential and return its claims; without keys, return {@link ANYONE}. Revocations are checked by
+ * Verify a credential and return its claims; without keys, return {@link UNRESTRICTED}. Revocations are checked by
  * {@link rejectRevoked}.
  *
  * @param address the client's address, whose rate limit applies until a credential is valid; undefined: no limit.
@@ -66,7 +66,7 @@ export async function authenticate(
   credential: string | undefined,
   address: string | undefined,
 ): Promise<Claims> {
-  if (!hasKeys(settings)) return ANYONE;
+  if (!hasKeys(settings)) return UNRESTRICTED;
   const limits = requestLimitsOf(settings);
   if (!credential) {
     limits.checkRequest(undefined, address);

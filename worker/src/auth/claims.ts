@@ -17,15 +17,15 @@ export interface Claims {
   key?: string;
   /** The id for revoking the token: `jti`, else a hash. Undefined for a key. */
   tokenId?: string;
-  /** Identifies the secret or the JWK set that verified the token. Undefined for a key. */
-  voucher?: string;
+  /** The trust anchor: it identifies the secret or the JWK set that verified the token. Undefined for a key. */
+  anchor?: string;
   issuedAt?: number;
   /** Undefined for a key, which does not expire. */
   expiresAt?: number;
 }
 
 /** The claims of every client of a Worker without keys: all rooms and scopes. Only loopback clients get here. */
-export const ANYONE: Claims = { rooms: ["*"], scopes: [...SCOPES] };
+export const UNRESTRICTED: Claims = { rooms: ["*"], scopes: [...SCOPES] };
 
 /** Whether the room is the user's own, or matches a pattern of the credential. */
 export function allowsRoom(claims: Claims, room: string): boolean {

@@ -7,19 +7,19 @@ import type { Settings } from "../settings";
 export interface Candidate {
   key: CryptoKey;
   /**
-   * A digest that a connection stores, so that it can be closed when a deployment removes the secret or the JWK
-   * set. It does not reveal the secret, which has at least 32 bytes.
+   * The trust anchor: a digest that a connection stores, so that it can be closed when a deployment removes the
+   * secret or the JWK set. It does not reveal the secret, which has at least 32 bytes.
    */
-  voucher: string;
+  anchor: string;
 }
 
 export interface KeyRing {
   /** For HS256: several during a rotation. */
   secrets: Candidate[];
-  /** The vouchers of JWK sets, by URL. */
+  /** The trust anchors of JWK sets, by URL. */
   addresses: Map<string, string>;
-  /** The vouchers of all secrets and JWK sets. */
-  vouchers: Set<string>;
+  /** The trust anchors of all secrets and JWK sets. */
+  anchors: Set<string>;
   /** The SHA-256 of each API key, by name. */
   digests: Map<string, ArrayBuffer>;
 }
@@ -47,18 +47,18 @@ async function make(settings: Settings): Promise<KeyRing> {
   const secrets = await Promise.all(
     settings.tokenSecrets.map(async (secret) => ({
       key: await crypto.subtle.importKey("raw", encoder.encode(secret), hmac, false, ["verify"]),
-      voucher: await voucherOf(`secret ${secret}`),
+      anchor: await anchorOf(`secret ${secret}`),
     })),
   );
   const addresses = new Map<string, string>();
-  for (const url of settings.jwksUrls) addresses.set(url, await voucherOf(`url ${url}`));
+  for (const url of settings.jwksUrls) addresses.set(url, await anchorOf(`url ${url}`));
   const digests = new Map<string, ArrayBuffer>();
   for (const [name, key] of settings.apiKeys) digests.set(name, await digestOf(key));
-  const vouchers = new Set([...secrets.map(({ voucher }) => voucher), ...addresses.values()]);
-  return { secrets, addresses, vouchers, digests };
+  const anchors = new Set([...secrets.map(({ anchor }) => anchor), ...addresses.values()]);
+  return { secrets, addresses, anchors, digests };
 }
 
-async function voucherOf(text: string): Promise<string> {
+async function anchorOf(text: string): Promise<string> {
   const bytes = new Uint8Array(await digestOf(text)).slice(0, 12);
   return btoa(String.fromCharCode(...bytes));
 }

@@ -53,9 +53,9 @@ export async function authenticateToken(
   if (token.split(".").length !== 3) {
     throw new InvalidTokenError("unknown key: not a key of this server, and not a JWT");
   }
-  const { payload, voucher } = await verify(settings, token, now);
+  const { payload, anchor } = await verify(settings, token, now);
   try {
-    const claims = { ...(await claimsOf(payload, token)), voucher };
+    const claims = { ...(await claimsOf(payload, token)), anchor };
     checkLifetime(claims, settings, now);
     return claims;
   } catch (error) {
@@ -174,7 +174,7 @@ async function verify(
   settings: Settings,
   token: string,
   now: number,
-): Promise<{ payload: JWTPayload; voucher: string }> {
+): Promise<{ payload: JWTPayload; anchor: string }> {
   let header: Record<string, unknown>;
   try {
     header = decodeProtectedHeader(token);
@@ -187,7 +187,7 @@ async function verify(
   }
   const candidates = await candidatesOf(settings, header);
   const algorithm = String(header["alg"]);
-  for (const { key, voucher } of candidates) {
+  for (const { key, anchor } of candidates) {
     try {
       const { payload } = await jwtVerify(token, key, {
         algorithms: [algorithm],
@@ -202,7 +202,7 @@ async function verify(
       } catch (error) {
         throw withUser(error, payload);
       }
-      return { payload, voucher };
+      return { payload, anchor };
     } catch (error) {
       if (error instanceof errors.JWSSignatureVerificationFailed) continue;
       // The library checks the signature first, so the claims that it rejects are authentic.
@@ -260,8 +260,8 @@ async function publicKeys(
     let jwks = known.get(url);
     if (jwks === undefined) known.set(url, (jwks = new Jwks(url)));
     try {
-      const voucher = addresses.get(url)!;
-      found.push(...(await jwks.find(algorithm, kid)).map((key) => ({ key, voucher })));
+      const anchor = addresses.get(url)!;
+      found.push(...(await jwks.find(algorithm, kid)).map((key) => ({ key, anchor })));
     } catch (error) {
       if (!(error instanceof KeysUnavailableError)) throw error;
       failure = error;

@@ -45,7 +45,7 @@ export async function authenticatePublisher(context: RequestContext): Promise<Cl
 }
 
 /** Authenticate a request that is not a publish, and count it for its caller. */
-export async function authenticateReader(context: RequestContext): Promise<Claims> {
+export async function authenticateCounted(context: RequestContext): Promise<Claims> {
   const claims = await authenticateRequest(context);
   requestLimitsOf(context.settings).checkRequest(claims, addressOf(context.request));
   return claims;

@@ -6,10 +6,10 @@ import { isCredential, MalformedTokenError, MAX_TEXT, MAX_TOKEN_BYTES, tokenId }
 import { badRequest, jsonResponse, readJsonBody, unavailable } from "../messages";
 import { isObject } from "../protocol/notification";
 import { hasKeys, type Settings } from "../settings";
-import { authenticateReader, type RequestContext } from "./context";
+import { authenticateCounted, type RequestContext } from "./context";
 
 export async function revokeTokens(context: RequestContext): Promise<Response> {
-  requireScope(await authenticateReader(context), "admin");
+  requireScope(await authenticateCounted(context), "admin");
   const { env, settings } = context;
   const [member, given] = parseRevocation(await readJsonBody(context.request));
   // Without keys no token is verified, so there is none to revoke.

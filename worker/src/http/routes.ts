@@ -1,7 +1,7 @@
 /** The HTTP routes. See PROTOCOL.md, "HTTP". */
 
 import { authorize, requireScope, roomNotAllowed } from "../auth/authorization";
-import { allowsRoom, ANYONE } from "../auth/claims";
+import { allowsRoom, UNRESTRICTED } from "../auth/claims";
 import { addressOf, requestLimitsOf } from "../auth/limits";
 import {
   badRequest, jsonResponse, methodNotAllowed, notFound, parseCursorParam, parseRoomParam, textResponse,
@@ -10,7 +10,7 @@ import { METRICS_TEXT } from "../metrics";
 import openapi from "../openapi.json";
 import { readinessOf } from "../readiness";
 import { callRoom } from "../rooms/stub";
-import { authenticateReader, checkAnonymous, type RequestContext } from "./context";
+import { authenticateCounted, checkAnonymous, type RequestContext } from "./context";
 import { broadcastMany, broadcastOne } from "./publish";
 import { revokeTokens } from "./revoke";
 import { openEventStream, subscribe } from "./subscribe";
@@ -78,13 +78,13 @@ async function showOpenApi(context: RequestContext): Promise<Response> {
 }
 
 async function showMetrics(context: RequestContext): Promise<Response> {
-  requireScope(await authenticateReader(context), "metrics", "admin");
+  requireScope(await authenticateCounted(context), "metrics", "admin");
   return textResponse(200, METRICS_TEXT, "text/plain; version=0.0.4; charset=utf-8");
 }
 
 async function roomHealth(context: RequestContext, segment: string): Promise<Response> {
   const room = parseRoomParam(segment);
-  const claims = await authenticateReader(context);
+  const claims = await authenticateCounted(context);
   if (!allowsRoom(claims, room)) throw roomNotAllowed(claims);
   const connections = await callRoom(context.env, room, (stub) => stub.connections());
   return jsonResponse(200, { status: "ok", connections, roomId: room });
@@ -92,14 +92,14 @@ async function roomHealth(context: RequestContext, segment: string): Promise<Res
 
 async function roomPresence(context: RequestContext, segment: string): Promise<Response> {
   const room = parseRoomParam(segment);
-  authorize(await authenticateReader(context), "presence", room);
+  authorize(await authenticateCounted(context), "presence", room);
   const { connections, users } = await callRoom(context.env, room, (stub) => stub.presence());
   return readResponse(context, JSON.stringify({ room, connections, users }));
 }
 
 async function history(context: RequestContext, segment: string): Promise<Response> {
   const room = parseRoomParam(segment);
-  authorize(await authenticateReader(context), "subscribe", room);
+  authorize(await authenticateCounted(context), "subscribe", room);
   const after = context.query.get("after") ?? "earliest";
   const position = after === "earliest" ? undefined : parseCursorParam(after, "or 'earliest'");
   const limit = parseLimit(context.query.get("limit"));
@@ -110,7 +110,7 @@ async function history(context: RequestContext, segment: string): Promise<Respon
 /** Return a JSON response, and count its bytes for the caller. */
 function readResponse({ request, settings, claims }: RequestContext, text: string): Response {
   const content = new TextEncoder().encode(text);
-  requestLimitsOf(settings).countRead(claims ?? ANYONE, addressOf(request), content.length);
+  requestLimitsOf(settings).countRead(claims ?? UNRESTRICTED, addressOf(request), content.length);
   return textResponse(200, content, "application/json");
 }
 

@@ -1,7 +1,7 @@
 /** Handshakes of WebSockets and event streams. See PROTOCOL.md, "Subscribing". */
 
 import { authenticate, authorize, credentialOf, rejectRevoked } from "../auth/authorization";
-import { ANYONE, type Claims } from "../auth/claims";
+import { UNRESTRICTED, type Claims } from "../auth/claims";
 import { addressOf, requestLimitsOf } from "../auth/limits";
 import { isCredential } from "../auth/tokens";
 import { logRejected } from "../events";
@@ -133,7 +133,7 @@ async function openRoomSocket(
   await rejectCredential(settings, "room", room.slice(room.indexOf("_") + 1));
   await rejectCredential(settings, "device", params.device);
   // Without keys nothing identifies the client: in a user's room it counts as that user.
-  const presentAs = claims === ANYONE ? roomOwner(room) : claims.user;
+  const presentAs = claims === UNRESTRICTED ? roomOwner(room) : claims.user;
   // Omit the patterns of the token: the room does not need them, and there may be many.
   const subscribeRequest: SubscribeRequest = {
     ...connection,

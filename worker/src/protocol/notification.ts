@@ -61,7 +61,7 @@ export function checkNotification(value: unknown, now: number): Checked {
     ["status", status],
     ["timestamp", timestamp === undefined ? new Date(now).toISOString() : toUtc(timestamp)],
   ];
-  // Entries instead of assignments, because a member may be named __proto__.
+  // An assignment to __proto__ would change the prototype, not add a member.
   const unknown = Object.entries(value).filter(([name]) => !KNOWN.has(name));
   const members = [...known.filter(([, each]) => each !== undefined), ...unknown];
   const text = JSON.stringify(Object.fromEntries(members));

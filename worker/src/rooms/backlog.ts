@@ -61,7 +61,7 @@ export function slowConsumers<Each extends Subscriber>(subscribers: Iterable<Eac
     if (bytes > MAX_BACKLOG_BYTES || subscriber.backlog.isStalled(now)) found.push(subscriber);
     else if (bytes > 0) backlogged.push({ subscriber, bytes });
   }
-  // The largest come last, so they are the ones that exceed the totals.
+  // Sort ascending, so that the largest backlogs are the ones that exceed the totals.
   backlogged.sort((one, other) => one.bytes - other.bytes);
   const byUser = new Map<string, number>();
   let sum = 0;

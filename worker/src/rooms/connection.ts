@@ -23,7 +23,7 @@ export interface Attachment {
 }
 
 /** The credential of a connection, as it is stored with the socket. Times are in seconds since 1970. */
-export interface Credential extends Pick<Claims, "user" | "tokenId" | "voucher" | "issuedAt" | "expiresAt"> {
+export interface Credential extends Pick<Claims, "user" | "tokenId" | "anchor" | "issuedAt" | "expiresAt"> {
   /** When to send `synap.token_expiring`; undefined: it was sent, or the credential does not expire. */
   warnsAt?: number;
 }

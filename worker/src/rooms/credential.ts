@@ -13,11 +13,11 @@ const EXPIRY_WARNING_S = 30;
 const EXPIRY_WARNING_SHARE = 2 / 3;
 
 /** Return the credential of a connection that is opened with these claims now. */
-export function credentialFor({ user, tokenId, voucher, issuedAt, expiresAt }: Claims): Credential {
+export function credentialFor({ user, tokenId, anchor, issuedAt, expiresAt }: Claims): Credential {
   return {
     ...(user === undefined ? {} : { user }),
     ...(tokenId === undefined ? {} : { tokenId }),
-    ...(voucher === undefined ? {} : { voucher }),
+    ...(anchor === undefined ? {} : { anchor }),
     ...(issuedAt === undefined ? {} : { issuedAt }),
     ...(expiresAt === undefined ? {} : { expiresAt, warnsAt: warningTime(expiresAt) }),
   };

@@ -7,7 +7,7 @@ import { CLOSE_REASONS, CloseCode } from "../protocol/control";
 import type { Settings } from "../settings";
 import type { Connection } from "./connection";
 import type { Deadlines } from "./deadlines";
-import { renewed, warnBeforeExpiry } from "./expiry";
+import { renewed, warnBeforeExpiry } from "./credential";
 import type { Sessions } from "./sessions";
 
 export class Renewals {

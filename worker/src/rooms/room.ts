@@ -18,7 +18,7 @@ import { Log, type Publication, type PublishResult } from "../stores/log";
 import { slowConsumers } from "./backlog";
 import type { Connection } from "./connection";
 import { Deadlines } from "./deadlines";
-import { warnBeforeExpiry } from "./expiry";
+import { warnBeforeExpiry } from "./credential";
 import { readHistory } from "./history";
 import { deliver, Hub } from "./hub";
 import type { User } from "./presence";
@@ -59,7 +59,7 @@ export class NotificationRoom extends DurableObject<Env> {
     this.#watchers.restored();
     void ctx.blockConcurrencyWhile(async () => {
       await this.#deadlines.load();
-      await this.#sessions.closeUnvouched();
+      await this.#sessions.closeUntrusted();
     });
   }
 

@@ -12,7 +12,7 @@ import { hasKeys, type Settings } from "../settings";
 import type { Log } from "../stores/log";
 import { Connection, type Attachment } from "./connection";
 import type { Deadlines } from "./deadlines";
-import { credentialFor, warnBeforeExpiry } from "./expiry";
+import { credentialFor, warnBeforeExpiry } from "./credential";
 import type { Hub } from "./hub";
 import { CLOSE_CODE, type SubscribeRequest } from "./stub";
 import { Subscriptions } from "./subscription";
@@ -117,13 +117,13 @@ export class Sessions {
    * Close the connections whose secret or JWK set was removed by a deployment during hibernation, so that a leaked
    * key cannot keep connections open.
    */
-  async closeUnvouched(): Promise<void> {
+  async closeUntrusted(): Promise<void> {
     if (this.hub.size === 0 || !hasKeys(this.settings)) return;
-    const { vouchers } = await keyRingOf(this.settings);
+    const { anchors } = await keyRingOf(this.settings);
     for (const connection of this.hub.all()) {
-      const { voucher } = connection.attachment.credential;
-      if (vouchers.has(voucher ?? "")) continue;
-      const reason = voucher === undefined ? "a token is now required" : "the token's key was removed";
+      const { anchor } = connection.attachment.credential;
+      if (anchors.has(anchor ?? "")) continue;
+      const reason = anchor === undefined ? "a token is now required" : "the token's key was removed";
       this.close(connection, CloseCode.TOKEN_EXPIRED, reason);
     }
   }
