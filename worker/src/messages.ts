@@ -4,7 +4,7 @@ import { cutReason } from "./protocol/control";
 import { parseCursor, type Cursor } from "./protocol/cursor";
 import { JsonError, parseJson } from "./protocol/json";
 import { MAX_BATCH_BYTES } from "./protocol/notification";
-import { isDevice, problemWithRoom } from "./protocol/rooms";
+import { DEVICE_PROBLEM, isDevice, problemWithRoom } from "./protocol/rooms";
 
 /** The largest request body of any route. */
 const MAX_BODY_BYTES = MAX_BATCH_BYTES;
@@ -72,7 +72,7 @@ export function payloadTooLarge(details: string): RequestError {
 
 /** @param waitS seconds until the request can be retried. */
 export function rateLimited(details: string, waitS: number): RequestError {
-  return new RequestError(429, "rate_limited", "Too many", details, {
+  return new RequestError(429, "rate_limited", "Too many requests", details, {
     "Retry-After": String(Math.max(1, Math.ceil(waitS))),
   });
 }
@@ -152,11 +152,11 @@ export interface Target {
 export function parseTarget(url: string): Target {
   const [, raw = "", search = ""] = /^[^:]+:\/\/[^/?#]*([^?#]*)\??([^#]*)/.exec(url) ?? [];
   if (raw.length + search.length >= MAX_TARGET_BYTES) {
-    const details = `path and query exceed ${MAX_TARGET_BYTES} bytes`;
+    const details = `a path and its query have at most ${MAX_TARGET_BYTES} bytes`;
     throw new RequestError(414, "payload_too_large", "URI too long", details);
   }
   if (search.split("&").length > MAX_QUERY_FIELDS) {
-    const details = `the query has more than ${MAX_QUERY_FIELDS} parameters`;
+    const details = `a query has at most ${MAX_QUERY_FIELDS} parameters`;
     throw badRequest("Invalid query", details);
   }
   const query = new Map<string, string>();
@@ -167,7 +167,7 @@ export function parseTarget(url: string): Target {
     const segments = raw.replace(/^\/+|\/+$/g, "").split("/").map(decodeURIComponent);
     return { segments, query };
   } catch {
-    throw badRequest("Invalid path", "expected percent-encoded UTF-8");
+    throw badRequest("Invalid path", "the percent-encoded bytes are not UTF-8");
   }
 }
 
@@ -202,7 +202,7 @@ export function parseCursorParam(text: string, words = "'earliest' or 'latest'")
 export function parseDeviceParam(query: Map<string, string>): string | undefined {
   const name = query.get("device");
   if (name !== undefined && !isDevice(name)) {
-    throw badRequest("Invalid device", "device: expected 1 to 64 of A-Z a-z 0-9 . _ ~ : @ | = + -");
+    throw badRequest("Invalid device", `device: ${DEVICE_PROBLEM}`);
   }
   return name;
 }
@@ -251,8 +251,8 @@ async function readBody(request: Request): Promise<Uint8Array> {
   let timer: ReturnType<typeof setTimeout> | null = null;
   const late = new Promise<never>((_, reject) => {
     timer = setTimeout(() => {
-      const details = `the body was not complete within ${BODY_TIMEOUT_S} s`;
-      reject(new RequestError(408, "request_timeout", "Request timeout", details));
+      const details = `a body has to arrive within ${BODY_TIMEOUT_S} s`;
+      reject(new RequestError(408, "request_timeout", "Too slow", details));
     }, BODY_TIMEOUT_S * 1000);
   });
   try {
@@ -282,5 +282,5 @@ function concatenate(chunks: Uint8Array[], size: number): Uint8Array {
 }
 
 function bodyTooLarge(): RequestError {
-  return payloadTooLarge(`the body exceeds ${MAX_BODY_BYTES} bytes`);
+  return payloadTooLarge(`a body has at most ${MAX_BODY_BYTES} bytes`);
 }

@@ -49,7 +49,7 @@ function rejectCrossSiteRequest(request: Request): void {
   const site = request.headers.get("Sec-Fetch-Site");
   if (site !== null && site !== "none" && site !== "same-origin") {
     const which = `(Sec-Fetch-Site: ${site.slice(0, 50)})`;
-    const what = `cross-site request without Origin ${which}`;
+    const what = `a page of another origin sent it without Origin ${which}`;
     throw forbidden(`${what}: add it to ALLOWED_ORIGINS`, NOT_ALLOWED);
   }
 }
@@ -165,12 +165,12 @@ function checkPeerWithoutKeys(request: Request, settings: Settings): void {
     .concat([...forwarded].map(([, peer = ""]) => peer.replaceAll('"', "")))
     .map((peer) => withoutPort(peer.trim()));
   if (!peers.every((peer) => peer === "" || isLoopback(peer))) {
-    throw noKeysError("authentication not configured: only loopback clients are accepted");
+    throw noKeysError("only loopback clients are accepted");
   }
   // DNS rebinding: a page of an attacker may point its own host name to 127.0.0.1.
   const name = hostOf(`http://${headers.get("Host") ?? new URL(request.url).host}`);
   if (!isLoopback(name) && !settings.allowedOrigins.map(hostOf).includes(name)) {
-    throw noKeysError("authentication not configured: only loopback host names are accepted");
+    throw noKeysError("Host is not a name of this machine: use 127.0.0.1");
   }
 }
 
@@ -181,7 +181,7 @@ function withoutPort(peer: string): string {
 }
 
 function noKeysError(details: string): Error {
-  return forbidden(details, "This server has no keys");
+  return forbidden(`${details} (no keys are configured: TOKEN_SECRETS)`, "Authentication not configured");
 }
 
 /**

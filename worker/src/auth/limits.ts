@@ -123,12 +123,12 @@ export class RequestLimits {
     const caller = callerOf(claims, address);
     if (caller === undefined) return;
     const { requestsPerS, readBytesPerS } = this.#settings;
-    const per = "per second for a user, a key or an address";
+    const per = "per user, key or address";
     const requestWaitS = this.#requests.waitS(caller);
-    if (requestWaitS > 0) throw rateLimited(`rate limit exceeded: ${requestsPerS} requests ${per}`, requestWaitS);
+    if (requestWaitS > 0) throw rateLimited(`rate limit exceeded: ${requestsPerS} requests/s ${per}`, requestWaitS);
     this.#requests.charge(caller, 1);
     const readWaitS = this.#read.waitS(caller);
-    if (readWaitS > 0) throw rateLimited(`rate limit exceeded: ${readBytesPerS} bytes read ${per}`, readWaitS);
+    if (readWaitS > 0) throw rateLimited(`rate limit exceeded: ${readBytesPerS} read bytes/s ${per}`, readWaitS);
   }
 
   /** Count the bytes of a response. If they exceed the budget, the next request is delayed. */
@@ -147,7 +147,7 @@ export class RequestLimits {
     const waitS = address === undefined ? 0 : this.#attempts.waitS(address);
     if (waitS === 0) return;
     const limit = this.#settings.requestsPerS;
-    throw rateLimited(`rate limit exceeded: ${limit} failed attempts per second for an address`, waitS);
+    throw rateLimited(`rate limit exceeded: ${limit} failed attempts/s per address`, waitS);
   }
 
   /** Count an invalid token of an address. */
@@ -165,7 +165,7 @@ export class RequestLimits {
     const waitS = caller === undefined ? 0 : this.#requests.waitS(caller);
     if (waitS === 0) return;
     const limit = this.#settings.requestsPerS;
-    throw rateLimited(`rate limit exceeded: ${limit} rejected requests per second for a user or a key`, waitS);
+    throw rateLimited(`rate limit exceeded: ${limit} rejected requests/s per user or key`, waitS);
   }
 
   /** Count a rejected request with a valid credential, because processing it had a cost, too. */

@@ -2,7 +2,7 @@
 
 import { compactVerify, decodeJwt, decodeProtectedHeader, errors, jwtVerify, type JWTPayload } from "jose";
 
-import { isDevice, isPattern } from "../protocol/rooms";
+import { DEVICE_PROBLEM, isDevice, isPattern, PATTERN_PROBLEM } from "../protocol/rooms";
 import type { Settings } from "../settings";
 import { SCOPES, type Claims, type Scope } from "./claims";
 import { ALGORITHMS, Jwks, KeysUnavailableError } from "./jwks";
@@ -274,7 +274,7 @@ async function publicKeys(
 async function claimsOf(payload: JWTPayload, token: string): Promise<Claims> {
   const user = textOf(payload, "sub");
   const device = payload["device"] ?? undefined;
-  if (device !== undefined && !isDevice(device)) throw wrong("device");
+  if (device !== undefined && !isDevice(device)) throw wrong("device", DEVICE_PROBLEM);
   const issuedAt = numericDate(payload, "iat");
   const expiresAt = numericDate(payload, "exp");
   return {
@@ -288,15 +288,15 @@ async function claimsOf(payload: JWTPayload, token: string): Promise<Claims> {
   };
 }
 
-function wrong(claim: string, problem?: string): InvalidTokenError {
-  return new InvalidTokenError(`invalid claim '${claim}'${problem ? `: ${problem}` : ""}`);
+function wrong(claim: string, problem: string): InvalidTokenError {
+  return new InvalidTokenError(`invalid claim '${claim}': ${problem}`);
 }
 
 function textOf(payload: JWTPayload, name: string): string | undefined {
   const value = payload[name] ?? undefined;
   if (value === undefined) return undefined;
   if (typeof value !== "string" || value === "" || [...value].length > MAX_TEXT) {
-    throw wrong(name, `expected a text of 1 to ${MAX_TEXT} characters`);
+    throw wrong(name, `expected a string of 1 to ${MAX_TEXT} characters`);
   }
   if (UNPRINTABLE.test(value)) {
     throw wrong(name, "expected no control characters and no lone surrogates");
@@ -307,15 +307,15 @@ function textOf(payload: JWTPayload, name: string): string | undefined {
 function numericDate(payload: JWTPayload, name: string): number | undefined {
   const value = payload[name] ?? undefined;
   if (value === undefined) return undefined;
-  if (typeof value !== "number" || !Number.isFinite(value)) throw wrong(name);
+  if (typeof value !== "number" || !Number.isFinite(value)) throw wrong(name, "expected seconds since 1970");
   return Math.min(value, 1e11);
 }
 
 function patternsOf(value: unknown): string[] {
   if (value === undefined || value === null) return [];
-  if (!Array.isArray(value) || value.length > MAX_PATTERNS) throw wrong("rooms");
+  if (!Array.isArray(value) || value.length > MAX_PATTERNS) throw wrong("rooms", "expected a list");
   return value.map((pattern: unknown) => {
-    if (typeof pattern !== "string" || !isPattern(pattern)) throw wrong("rooms");
+    if (typeof pattern !== "string" || !isPattern(pattern)) throw wrong("rooms", PATTERN_PROBLEM);
     return pattern;
   });
 }
@@ -325,7 +325,7 @@ function scopesOf(value: unknown): Scope[] {
   if (value === undefined || value === null) return ["subscribe"];
   const words: unknown = typeof value === "string" ? value.split(/\s+/) : value;
   if (!Array.isArray(words) || !words.every((word) => typeof word === "string")) {
-    throw wrong("scope");
+    throw wrong("scope", "expected words separated by spaces");
   }
   return SCOPES.filter((scope) => words.includes(scope));
 }

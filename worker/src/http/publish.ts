@@ -60,12 +60,12 @@ export async function broadcastMany(context: RequestContext): Promise<Response> 
     throw badRequest("Invalid batch", "notifications: expected a list of at least one");
   }
   if (given.length > MAX_BATCH_NOTIFICATIONS) {
-    throw payloadTooLarge(`the batch exceeds ${MAX_BATCH_NOTIFICATIONS} notifications`);
+    throw payloadTooLarge(`a batch has at most ${MAX_BATCH_NOTIFICATIONS} notifications`);
   }
   const pairs = given.reduce((sum: number, item: unknown) => sum + (roomsIn(item)?.length ?? 0), 0);
   if (pairs > MAX_BATCH_NOTIFICATIONS) {
     throw payloadTooLarge(
-      `the batch exceeds ${MAX_BATCH_NOTIFICATIONS} rooms, summed over its notifications`,
+      `a batch goes to at most ${MAX_BATCH_NOTIFICATIONS} rooms, over all its notifications`,
     );
   }
   const items = given.map((item: unknown) => checkItem(item, claims));
@@ -73,8 +73,7 @@ export async function broadcastMany(context: RequestContext): Promise<Response> 
   const fanoutBytes = good.reduce((sum, { rooms, checked }) => sum + rooms.length * checked.bytes, 0);
   if (fanoutBytes > MAX_BATCH_FANOUT_BYTES) {
     throw payloadTooLarge(
-      `the batch exceeds ${MAX_BATCH_FANOUT_BYTES} bytes, with each notification counted once for each of ` +
-        "its rooms",
+      `a batch has at most ${MAX_BATCH_FANOUT_BYTES} bytes, each notification counted once for each of its rooms`,
     );
   }
   count(context.env, "publish", "rejected", items.length - good.length);
@@ -216,7 +215,7 @@ function check(value: unknown): Checked {
     throw badRequest("Invalid message format. Required: type, data", error.message);
   }
   if (checked.bytes > MAX_NOTIFICATION_BYTES) {
-    throw payloadTooLarge(`the notification exceeds ${MAX_NOTIFICATION_BYTES} bytes`);
+    throw payloadTooLarge(`a notification has at most ${MAX_NOTIFICATION_BYTES} bytes`);
   }
   return checked;
 }

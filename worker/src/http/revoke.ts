@@ -61,7 +61,7 @@ async function subjectToRevoke(settings: Settings, member: Revocable, given: str
       throw badRequest(NOT_REVOKED, `token: ${error.message}`);
     }
     if (id !== undefined) return id;
-    const problem = "not signed by a key of this server; check that it is complete";
+    const problem = "no key of this server has signed it; was it copied whole?";
     throw badRequest(NOT_REVOKED, `token: ${problem}`);
   }
   if (await isCredential(settings, given)) {

@@ -152,7 +152,7 @@ async function openRoomSocket(
 async function rejectCredential(settings: Settings, name: string, text?: string): Promise<void> {
   if (text === undefined || !hasKeys(settings) || !(await isCredential(settings, text))) return;
   const details = `${name}: this is a credential; send it as Authorization: Bearer …`;
-  throw badRequest("Misplaced credential", details);
+  throw badRequest("Credential in the wrong place", details);
 }
 
 function authorizeAll(claims: Claims, { room, wantsPresence }: SubscribeParams): void {

@@ -5,7 +5,7 @@ const ROOM_PATTERN = `(?!synap_)[a-z][a-z0-9-]{0,31}_${CHARACTER}{1,200}`;
 const ROOM = new RegExp(`^(?:${ROOM_PATTERN})$`);
 const PATTERN = new RegExp(`^(?:${ROOM_PATTERN}|${CHARACTER}{0,200}\\*)$`);
 const DEVICE = new RegExp(`^${CHARACTER}{1,64}$`);
-const ALLOWED = "1 to 200 of A-Z a-z 0-9 . _ ~ : @ | = + -";
+const CHARACTERS = "A-Z a-z 0-9 . _ ~ : @ | = + -";
 
 /** Return the problem of a room id; undefined if it is valid. */
 export function problemWithRoom(text: string): string | undefined {
@@ -16,7 +16,7 @@ export function problemWithRoom(text: string): string | undefined {
   if (key !== undefined && ROOM.test(`${lower}_${key}`)) {
     return `expected a kind in lowercase before '_'; got ${shown(text)}`;
   }
-  return `expected a kind, '_' and a key of ${ALLOWED}, such as 'user_42'; got ${shown(text)}`;
+  return `expected a kind, '_' and a key of 1 to 200 of ${CHARACTERS}, such as 'user_42'; got ${shown(text)}`;
 }
 
 /** Whether a text is a pattern of a token: a room, or a prefix followed by `*`. */
@@ -39,7 +39,12 @@ export function isRequestRoom(room: string): boolean {
   return room.startsWith("request_");
 }
 
-/** Whether a value is a device's name: 1 to 64 characters of `A-Z a-z 0-9 . _ ~ : @ | = + -`. */
+/** The problem of a text that is not a device's name. */
+export const DEVICE_PROBLEM = `expected 1 to 64 of ${CHARACTERS}`;
+/** The problem of a text that is not a pattern. */
+export const PATTERN_PROBLEM = "expected a room id or its beginning and '*', such as 'request_*'";
+
+/** Whether a value is a device's name. */
 export function isDevice(name: unknown): name is string {
   return typeof name === "string" && DEVICE.test(name);
 }

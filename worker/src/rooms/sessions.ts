@@ -53,7 +53,7 @@ export class Sessions {
     const { claims, transport, subprotocol } = request;
     const limit = this.settings.maxConnectionsPerRoom;
     if (limit > 0 && this.hub.size + this.#opening.size >= limit) {
-      throw rateLimited(`connection limit reached: ${limit} connections in a room`, RETRY_AFTER_S);
+      throw rateLimited(`connection limit (${limit}) of the room reached`, RETRY_AFTER_S);
     }
     const id = crypto.randomUUID();
     await this.#acquire(id, claims);
@@ -140,7 +140,7 @@ export class Sessions {
       const verdict = await registerConnection(this.env, claims, id, this.log.room, limit);
       if (verdict === "ok" && !this.isRevoked(claims)) return;
       if (verdict !== "rate_limited") throw revoked(claims);
-      const error = rateLimited(`connection limit reached: ${limit} connections for a user`, RETRY_AFTER_S);
+      const error = rateLimited(`connection limit (${limit}) per user reached`, RETRY_AFTER_S);
       error.headers[CLOSE_CODE] = String(CloseCode.CONNECTION_LIMIT);
       throw error;
     } catch (error) {
