@@ -75,12 +75,12 @@ async def running_server(
         async with _serve_with_uvicorn(app, sockets):
             yield url
         return
-    front = ConnectionServer(node)
-    front.listen(sockets, certificate)
+    server = ConnectionServer(node)
+    server.listen(sockets, certificate)
     try:
         yield url
     finally:
-        await front.stop()
+        await server.stop()
 
 
 @contextlib.asynccontextmanager
@@ -127,39 +127,39 @@ async def until_stopped() -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerContext:
-    """The context of one of several worker processes.
+class WorkerProcess:
+    """One of several worker processes, seen from inside.
 
     Attributes:
-        worker: its number, from 1.
+        number: from 1.
         port: the port that all workers share.
-        ready: called when the worker accepts connections.
+        on_ready: called when the worker accepts connections.
         until_stopped: waits until the worker has to stop.
     """
 
-    worker: int
+    number: int
     port: int
-    ready: Callable[[], None]
+    on_ready: Callable[[], None]
     until_stopped: Callable[[], Coroutine[Any, Any, None]]
 
 
-async def serve(settings: ServerSettings, context: WorkerContext | None = None) -> None:
+async def serve(settings: ServerSettings, worker: WorkerProcess | None = None) -> None:
     """Serve until SIGINT or SIGTERM.
 
     Raises:
         ConfigurationError: the settings are invalid, or the port is in use.
     """
     certificate = open_certificate(settings.tls_cert, settings.tls_key)
-    if context is None:
+    if worker is None:
         node, port, wait = create_node(settings), settings.port, until_stopped
     else:
         node, port, wait = (
-            _create_worker_node(settings, context),
-            context.port,
-            context.until_stopped,
+            _create_worker_node(settings, worker),
+            worker.port,
+            worker.until_stopped,
         )
     _raise_nofile_limit(settings)
-    shares_port = context is not None
+    shares_port = worker is not None
     async with running_server(
         node, settings.host, port, certificate, shares_port=shares_port
     ) as url:
@@ -167,10 +167,10 @@ async def serve(settings: ServerSettings, context: WorkerContext | None = None) 
         await asyncio.sleep(0)  # install the signal handlers before readiness is logged
         logger.info("%s", node.description)
         logger.info("listening on %s", url)
-        if context is None or context.worker == 1:
+        if worker is None or worker.number == 1:
             _summarize(node, url)
-        if context is not None:
-            context.ready()
+        if worker is not None:
+            worker.on_ready()
         await stopped
         logger.info("stopping")
         await node.drain()
@@ -190,7 +190,7 @@ def _summarize(node: Node, url: str) -> None:
         )
 
 
-def _create_worker_node(settings: ServerSettings, context: WorkerContext) -> Node:
+def _create_worker_node(settings: ServerSettings, worker: WorkerProcess) -> Node:
     """Create the node of a worker.
 
     Raises:
@@ -202,7 +202,7 @@ def _create_worker_node(settings: ServerSettings, context: WorkerContext) -> Nod
             f"--workers (SYNAP_REALTIME_WORKERS): workers cannot share the store {settings.store}: "
             "it has no attribute is_shared, see synap_realtime.server.ClusterStore"
         )
-    return create_node(settings, store, worker=context.worker)
+    return create_node(settings, store, worker=worker.number)
 
 
 def _raise_nofile_limit(settings: ServerSettings) -> None:
@@ -228,13 +228,13 @@ def _raise_nofile_limit(settings: ServerSettings) -> None:
         )
 
 
-def run(settings: ServerSettings, context: WorkerContext | None = None) -> None:
+def run(settings: ServerSettings, worker: WorkerProcess | None = None) -> None:
     """Configure logging and run :func:`serve`, on uvloop if it is installed.
 
     Args:
-        context: of one of several workers; None if this process serves alone.
+        worker: this process, if it is one of several; None if it serves alone.
     """
-    configure(settings.log_level, settings.log_format, None if context is None else context.worker)
+    configure(settings.log_level, settings.log_format, None if worker is None else worker.number)
     try:
         import uvloop
 
@@ -243,7 +243,7 @@ def run(settings: ServerSettings, context: WorkerContext | None = None) -> None:
         runner = asyncio.Runner()
     with runner:
         _tune_gc()
-        runner.run(serve(settings, context))
+        runner.run(serve(settings, worker))
 
 
 def _tune_gc() -> None:

@@ -3,7 +3,7 @@
 The supervisor of several workers serves no requests. Each worker binds the port (SO_REUSEPORT), and
 the kernel distributes connections over them.
 
-The supervisor starts each worker by running this module. It writes the worker's configuration to
+The supervisor starts each worker by running this module. It writes a :class:`StartMessage` to
 stdin, and closes stdin to stop the worker. Stdin also ends when the supervisor dies, so that no
 worker outlives it. The worker writes a byte to stdout when it accepts connections.
 """
@@ -47,8 +47,14 @@ _BAD_SETTINGS = 2  # the exit code of a worker, the same as of the command
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerConfig:
-    """What a worker receives on stdin."""
+class StartMessage:
+    """What the supervisor writes to the stdin of a worker.
+
+    Attributes:
+        settings: of the server.
+        number: of the worker, from 1.
+        port: the port that all workers share.
+    """
 
     settings: ServerSettings
     number: int
@@ -175,7 +181,7 @@ class _Supervisor:
         assert process.stdout is not None  # noqa: S101
         self._processes[number] = process
         try:
-            process.stdin.write(pickle.dumps(WorkerConfig(self._settings, number, self._port)))
+            process.stdin.write(pickle.dumps(StartMessage(self._settings, number, self._port)))
             has_served = bool(await process.stdout.read(1))
             if has_served:
                 self._on_ready(number, process.pid)
@@ -206,7 +212,7 @@ class _Supervisor:
 
 def main() -> None:
     """Run one worker."""
-    config: WorkerConfig = pickle.load(sys.stdin.buffer)  # noqa: S301 - from the parent process
+    message: StartMessage = pickle.load(sys.stdin.buffer)  # noqa: S301 - from the parent process
     supervisor = os.dup(1)
     os.dup2(2, 1)  # output of application code must not reach the supervisor
 
@@ -216,8 +222,8 @@ def main() -> None:
 
     try:
         serve.run(
-            config.settings,
-            serve.WorkerContext(config.number, config.port, notify_ready, _until_stopped),
+            message.settings,
+            serve.WorkerProcess(message.number, message.port, notify_ready, _until_stopped),
         )
     except SynapRealtimeError as error:
         print(f"synap-realtime: {error}", file=sys.stderr)  # noqa: T201 - like the command

@@ -1,1 +1,1 @@
-"""The room server's own front: what moves bytes between sockets and the rest of the server."""
+"""The built-in HTTP server: HTTP/1.1, TLS, WebSocket and SSE on sockets."""
