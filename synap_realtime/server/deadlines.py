@@ -1,8 +1,8 @@
-"""Deadlines of connections: expiring tokens, pending and idle peers, stalled writes.
+"""Deadlines of connections: expiring tokens, pending and idle peers.
 
 Each of :class:`TimerQueue`, :class:`PendingConnections` and :class:`IdleTimeouts` watches all
 connections with one timer. A timer for each connection would take a tenth of the connection's
-memory, so a connection has one (:class:`WriteStallGuard`) only while its peer does not read.
+memory.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import asyncio
 import heapq
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable
 from typing import Protocol
 
 PENDING_CHECK_INTERVAL_S = 1.0
@@ -23,12 +22,6 @@ IDLE_CHECK_INTERVAL_S = 0.05
 MAX_PINGS_PER_CHECK = 200
 """Connections that were opened together become idle together. Their pings are spread over several
 checks, so that a publish never waits for thousands of pings."""
-
-READER_TIMEOUT_S = 20.0
-"""Time between two checks of a pending response."""
-
-MIN_READ_BYTES = 64 * 1024
-"""A peer must read at least this much of a pending response in each ``READER_TIMEOUT_S``."""
 
 _MAX_DELAY_S = 86_400.0  # event loops reject timers years ahead; the queue checks again after a day
 
@@ -254,39 +247,3 @@ class IdleTimeouts:
             self._timer = self._loop.call_later(
                 max(IDLE_CHECK_INTERVAL_S, min(due) - now), self._check
             )
-
-
-class WriteStallGuard:
-    """Watches the progress of one peer while a response is pending.
-
-    A peer that stops reading is aborted, so that it cannot pin memory.
-    """
-
-    __slots__ = ("_left", "_timer")
-
-    def __init__(self) -> None:
-        self._timer: asyncio.TimerHandle | None = None
-        self._left = 0
-
-    def watch(self, transport: asyncio.Transport, on_stall: Callable[[], None]) -> None:
-        """Start watching.
-
-        Args:
-            transport: the connection whose write buffer is watched.
-            on_stall: called once if the peer reads too slowly.
-        """
-        self._left = transport.get_write_buffer_size()
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(READER_TIMEOUT_S, self._check, transport, on_stall)
-
-    def stop(self) -> None:
-        """Stop watching: the response was read, or the connection has ended."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _check(self, transport: asyncio.Transport, on_stall: Callable[[], None]) -> None:
-        if transport.get_write_buffer_size() > self._left - MIN_READ_BYTES:
-            on_stall()
-        else:
-            self.watch(transport, on_stall)

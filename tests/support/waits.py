@@ -21,7 +21,7 @@ WAITS: dict[str, tuple[str, ...]] = {
     "pong_timeout_s": ("subscriber.keepalive.PONG_TIMEOUT_S",),
     "initial_delay_s": ("subscriber.reconnect.INITIAL_DELAY_S",),
     "max_delay_s": ("subscriber.reconnect.MAX_DELAY_S",),
-    # The server's HTTP front
+    # The built-in HTTP server
     "accept_retry_s": ("server.protocols.server.ACCEPT_RETRY_S",),
     "shutdown_grace_s": ("server.protocols.server.SHUTDOWN_GRACE_S",),
     "tls_handshake_timeout_s": ("server.protocols.tls.HANDSHAKE_TIMEOUT_S",),
@@ -31,7 +31,7 @@ WAITS: dict[str, tuple[str, ...]] = {
     "linger_s": ("server.protocols.http1.LINGER_S",),
     "close_handshake_s": ("server.protocols.websocket.CLOSE_HANDSHAKE_S",),
     "pending_check_interval_s": ("server.deadlines.PENDING_CHECK_INTERVAL_S",),
-    "reader_timeout_s": ("server.deadlines.READER_TIMEOUT_S",),
+    "reader_timeout_s": ("server.protocols.flow_control.READER_TIMEOUT_S",),
     # Both fronts
     "heartbeat_s": (
         "server.protocols.sse.HEARTBEAT_S",
