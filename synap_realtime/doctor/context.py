@@ -111,7 +111,7 @@ def _load_server_config(context: CheckContext, given: dict[str, Any]) -> None:
     except ConfigurationError as error:
         context.settings_problem = str(error)
         context.settings = settings = _without_wrong(given)
-    from ..server.auth import KeyRing
+    from ..server.auth.keys import KeyRing
 
     # As in the server: see server/asgi/adapter.py.
     secrets = [secret.get_secret_value() for secret in settings.token_secrets]

@@ -11,6 +11,7 @@ from ..extras import needed_by
 with needed_by("the room server", "server"):
     from .asgi.adapter import RoomServer, create_app
     from .auth.authorization import Authorizer
+    from .errors import StoreUnavailableError
     from .stores import open_store
     from .stores.base import (
         AckStore,
@@ -25,7 +26,6 @@ with needed_by("the room server", "server"):
         Retention,
         Store,
         StoreStats,
-        StoreUnavailableError,
         make_entry,
     )
 

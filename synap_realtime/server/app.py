@@ -14,11 +14,12 @@ from importlib.metadata import version
 
 from ..protocol.control import CloseCode
 from ..protocol.rooms import Room
-from .auth import Authenticator, KeyRing
 from .auth.authorization import AccessControl, Authorizer, load_authorizer
+from .auth.keys import KeyRing
 from .auth.limits import Limits
 from .auth.revocations import ROOM as REVOCATIONS_ROOM
 from .auth.revocations import Revocations
+from .auth.tokens import Authenticator
 from .config.file_watcher import CHECK_INTERVAL_S
 from .config.settings import ServerSettings, load_settings
 from .http.admin import Admin

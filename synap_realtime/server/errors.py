@@ -10,11 +10,13 @@
     │   └── UserConnectionLimitError
     └── UnavailableError           not possible now; a later attempt may succeed
 
-They know nothing of HTTP: ``http/errors.py`` gives each its status, its code and its headers.
-``stores.base.StoreUnavailableError`` is translated in the same place.
+A store raises :class:`StoreUnavailableError`. None of them knows HTTP: ``http/errors.py`` gives
+each its status, its code and its headers.
 """
 
 from __future__ import annotations
+
+from ..errors import SynapRealtimeError
 
 
 class RejectedError(Exception):
@@ -81,3 +83,7 @@ class UserConnectionLimitError(RateLimitedError):
 
 class UnavailableError(RejectedError):
     """The server cannot do this now."""
+
+
+class StoreUnavailableError(SynapRealtimeError):
+    """The store cannot write or read now. The client receives 503 and may retry."""

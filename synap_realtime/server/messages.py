@@ -17,7 +17,7 @@ from ..protocol.cursor import Cursor, parse_cursor
 from ..protocol.notification import MAX_BATCH_BYTES
 from ..protocol.rooms import Room, parse_room
 from ..tokens import parse_device
-from .auth import Claims
+from .auth.claims import Claims
 
 RETRY_AFTER_S = 1
 

@@ -16,7 +16,7 @@ import pytest
 
 from synap_realtime import ConfigurationError
 from synap_realtime.cli import key_file, main
-from synap_realtime.server.auth import KeyRing, Keys
+from synap_realtime.server.auth.keys import KeyRing, Keys
 from tests.support.command_line import COMMAND
 
 

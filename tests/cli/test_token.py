@@ -12,7 +12,7 @@ import jwt
 import pytest
 
 from synap_realtime import mint_token
-from synap_realtime.server.auth import KeyRing
+from synap_realtime.server.auth.keys import KeyRing
 from tests.support.command_line import COMMAND
 from tests.support.credentials import SECRET
 from tests.support.timeouts import TIMEOUT_S

@@ -18,13 +18,13 @@ from redis.asyncio import Redis
 
 from synap_realtime.protocol.cursor import Cursor
 from synap_realtime.protocol.rooms import Room
+from synap_realtime.server.errors import StoreUnavailableError
 from synap_realtime.server.stores.base import (
     Page,
     Publication,
     PublishResult,
     Retention,
     StoreStats,
-    StoreUnavailableError,
 )
 from synap_realtime.server.stores.memory import MemoryStore
 from synap_realtime.server.stores.offsets import OffsetClock

@@ -13,11 +13,12 @@ from functools import partial
 from ..app import CLOSE_TIMEOUT_S, Node, create_node
 from ..auth.authorization import Authorizer
 from ..config.settings import ServerSettings
+from ..errors import StoreUnavailableError
 from ..http.subscribe import AcceptedSubscription, CloseHandshakeError
 from ..messages import RequestError, Response
 from ..resources.pacing import SHARE_S, TASK_S, Pacer
 from ..resources.trim import Trimmer
-from ..stores.base import Store, StoreUnavailableError
+from ..stores.base import Store
 from .messages import (
     AsgiRequest,
     DisconnectedError,

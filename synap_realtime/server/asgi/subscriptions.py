@@ -15,13 +15,14 @@ from typing import Any
 from ...errors import SynapRealtimeError
 from ...protocol.control import PING, CloseCode, ControlFrame
 from ..app import CLOSE_TIMEOUT_S
+from ..errors import StoreUnavailableError
 from ..http.subscribe import AcceptedSubscription
 from ..messages import Request
 from ..protocols.sse import COMMENT, HEARTBEAT_S, encode_event, encode_retry
 from ..protocols.ws_codec import cut_reason
 from ..rooms.backlog import SLOW_CONSUMER_TIMEOUT_S, UnbatchedSink
 from ..rooms.subscription import Subscription
-from ..stores.base import Entry, StoreUnavailableError
+from ..stores.base import Entry
 from .messages import DisconnectedError, Receive, Send
 
 logger = logging.getLogger(__name__)

@@ -32,9 +32,11 @@ from ..errors import (
     UnauthenticatedError,
     UnavailableError,
 )
-from . import UNRESTRICTED, Authenticator, Claims, InvalidTokenError, KeysUnavailableError
+from .claims import UNRESTRICTED, Claims
+from .jwks import KeysUnavailableError
 from .limits import Limits
 from .revocations import Revocations
+from .tokens import Authenticator, InvalidTokenError
 
 logger = logging.getLogger(__name__)
 

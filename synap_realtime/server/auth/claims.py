@@ -53,6 +53,15 @@ class Claims:
         object.__setattr__(self, "_prefixes", prefixes)
         object.__setattr__(self, "_names", names)
 
+    @property
+    def caller(self) -> str | None:
+        """The key, user or token whose requests are counted together; None without keys."""
+        if self.key_name is not None:
+            return f"key {self.key_name}"
+        if self.user is not None:  # the prefix separates a user whose id is the name of a key
+            return f"user {self.user}"
+        return None if self.token_id is None else f"token {self.token_id}"
+
     def allows_room(self, room: Room) -> bool:
         """Return whether the room is the user's own, or matches a pattern of the credential."""
         if "*" in self.rooms:

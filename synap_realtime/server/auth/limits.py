@@ -19,7 +19,7 @@ from ...loopback import is_loopback
 from ...protocol.rooms import Room
 from ..config.settings import ServerSettings
 from ..errors import RateLimitedError, UserConnectionLimitError
-from . import Claims
+from .claims import Claims
 
 MAX_TRACKED_KEYS = 100_000
 """The maximum number of callers that each rate counts."""
@@ -59,7 +59,7 @@ class Limits:
         Raises:
             RateLimitedError: over the limit.
         """
-        who = _name_of(claims)
+        who = claims.caller
         if who is None:
             return
         if wait_s := self._publishes.try_acquire(who, count):
@@ -125,7 +125,7 @@ class Limits:
         Raises:
             RateLimitedError: over the limit.
         """
-        who = _name_of(claims)
+        who = claims.caller
         if who is not None and (wait_s := self._requests.try_acquire(who)):
             most = self._settings.requests_per_s
             raise RateLimitedError(
@@ -196,17 +196,8 @@ class Limits:
             yield self._by_address, slot.address
 
 
-def _name_of(claims: Claims) -> str | None:
-    """Return the name by which the rates of a caller are counted; None without keys."""
-    if claims.key_name is not None:
-        return f"key {claims.key_name}"
-    if claims.user is not None:  # the prefix separates a user whose id is the name of a key
-        return f"user {claims.user}"
-    return None if claims.token_id is None else f"token {claims.token_id}"
-
-
 def _caller(claims: Claims | None, address: str | None) -> str | None:
-    who = None if claims is None else _name_of(claims)
+    who = None if claims is None else claims.caller
     if who is None and (source := _limited_address(address)) is not None:
         who = f"address {source}"
     return who

@@ -15,7 +15,8 @@ import uuid_utils
 
 from ...protocol.rooms import Room
 from ..stores.base import Entry, LogStore, Publication, Retention
-from . import LEEWAY_S, Claims
+from .claims import Claims
+from .tokens import LEEWAY_S
 
 logger = logging.getLogger(__name__)
 

@@ -12,10 +12,10 @@ from ..errors import (
     PermissionDeniedError,
     RateLimitedError,
     RejectedError,
+    StoreUnavailableError,
     UnauthenticatedError,
 )
 from ..messages import RETRY_AFTER_S, RequestError
-from ..stores.base import StoreUnavailableError
 
 DomainError = RejectedError | StoreUnavailableError
 """An error that :func:`to_request_error` translates."""

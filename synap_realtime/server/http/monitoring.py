@@ -9,10 +9,11 @@ from functools import cache
 
 from ..auth.authorization import AccessControl, require_scope
 from ..auth.limits import Limits
+from ..errors import StoreUnavailableError
 from ..messages import Request, Response, json_response
 from ..metrics import CONTENT_TYPE, Metrics
 from ..rooms.hub import Hub
-from ..stores.base import Store, StoreUnavailableError
+from ..stores.base import Store
 from .in_flight import InFlight
 from .openapi import document
 

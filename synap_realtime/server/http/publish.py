@@ -14,10 +14,15 @@ from time import perf_counter
 from ...protocol.notification import MAX_BATCH_FANOUT_BYTES
 from ...protocol.rooms import Room, key_of
 from ...tracing import NOOP_SPAN, Span
-from ..auth import Claims
 from ..auth.authorization import AccessControl, require_scope
+from ..auth.claims import Claims
 from ..auth.limits import Limits
-from ..errors import PermissionDeniedError, RateLimitedError, UnavailableError
+from ..errors import (
+    PermissionDeniedError,
+    RateLimitedError,
+    StoreUnavailableError,
+    UnavailableError,
+)
 from ..logging import events
 from ..messages import (
     Request,
@@ -28,7 +33,7 @@ from ..messages import (
     read_json_body,
 )
 from ..metrics import Metrics
-from ..stores.base import LogStore, Publication, PublishResult, StoreUnavailableError
+from ..stores.base import LogStore, Publication, PublishResult
 from .errors import to_request_error
 from .in_flight import InFlight
 from .validation import BatchItem, parse_batch, validate_notification

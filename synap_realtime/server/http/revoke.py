@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from ..auth import MAX_TEXT, MAX_TOKEN_BYTES, MalformedTokenError
 from ..auth.authorization import AccessControl, require_scope
 from ..auth.revocations import Revocations, TooManyRevocationsError
+from ..auth.tokens import MAX_TEXT, MAX_TOKEN_BYTES, MalformedTokenError
 from ..errors import UnavailableError
 from ..logging import events
 from ..messages import (

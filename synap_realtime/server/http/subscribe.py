@@ -14,8 +14,8 @@ from typing import NoReturn
 from ...protocol.control import CloseCode
 from ...protocol.cursor import is_cursor
 from ...protocol.rooms import Room, key_of
-from ..auth import Claims
 from ..auth.authorization import AccessControl
+from ..auth.claims import Claims
 from ..auth.limits import Limits
 from ..errors import PermissionDeniedError, UnauthenticatedError, UserConnectionLimitError
 from ..messages import (

@@ -17,7 +17,7 @@ from hashlib import sha256
 from ...protocol.control import CloseCode
 from ...protocol.rooms import Room, key_of
 from ...redaction import redacted_origin
-from ..auth import Claims
+from ..auth.claims import Claims
 from ..stores.base import PublishResult
 
 logger = logging.getLogger(__name__)

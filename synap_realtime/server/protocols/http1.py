@@ -11,11 +11,11 @@ import enum
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from ..errors import StoreUnavailableError
 from ..http.subscribe import AcceptedSubscription
 from ..messages import RequestError, Response
 from ..resources.byte_budget import caller_of
 from ..resources.pacing import SHARE_S, TASK_S, run_eagerly
-from ..stores.base import StoreUnavailableError
 from .body import AHEAD_BYTES, COMPLETE, DISCARDING, incomplete_body
 from .flow_control import PacedProtocol, ResponseFlow
 from .http1_parser import HEAD, MAX_UNREAD_BYTES, STOPPED, RequestParser, Upgrade
@@ -295,7 +295,7 @@ class Http1Protocol(PacedProtocol):
         head = encode_head(opened.head, None, keeps_alive=request.keeps_alive, chunked=chunked)
         self._responses.write(head, caller_of(request.claims, request.address))
         self._stream = stream = SseSink(
-            self._transport, opened.session, node, chunked=chunked,
+            self._transport, opened.session, node.sessions, chunked=chunked,
             is_writable=lambda: self._responses.is_writable, on_end=self._end_stream,
         )  # fmt: skip
         stream.start(opened.after)

@@ -10,10 +10,9 @@ import json
 from collections.abc import Callable
 
 from ...protocol.control import CloseCode, ControlFrame
-from ..app import Node
 from ..http.subscribe import SSE_RETRY_MS
 from ..rooms.backlog import UnbatchedSink
-from ..rooms.sessions import Session
+from ..rooms.sessions import Session, SessionRegistry
 from ..stores.base import Entry
 from .responses import LAST_CHUNK, encode_chunk
 from .writes import reset
@@ -49,7 +48,7 @@ class SseSink(UnbatchedSink):
         self,
         transport: asyncio.Transport,
         session: Session,
-        node: Node,
+        sessions: SessionRegistry,
         *,
         chunked: bool,
         is_writable: Callable[[], bool],
@@ -59,14 +58,14 @@ class SseSink(UnbatchedSink):
         Args:
             transport: the connection, after the response's head was written.
             session: the session of the subscriber.
-            node: closes the session.
+            sessions: closes the session.
             chunked: the body is chunked; otherwise it ends with the connection.
             is_writable: whether the transport is not paused.
             on_end: called when the body was written to its end.
         """
         self._transport = transport
         self._session = session
-        self._node = node
+        self._sessions = sessions
         self._chunked = chunked
         self._is_writable = is_writable
         self._on_end = on_end
@@ -113,7 +112,7 @@ class SseSink(UnbatchedSink):
     def _close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._node.sessions.close_soon(self._session)
+        self._sessions.close_soon(self._session)
 
     def _write(self, text: bytes) -> None:
         # After a failed write, the event loop closes a socket before it calls connection_lost().

@@ -50,8 +50,8 @@ async def upgrade_to_websocket(
         node.sessions.close(opened.session)
         return
     sink = WebSocketSink(
-        opened.session, node, server.idle_timeouts, server.connections, server.create_group,
-        supports_control_frames=request.supports_control_frames,
+        opened.session, node.sessions, server.idle_timeouts, server.connections,
+        server.create_group, supports_control_frames=request.supports_control_frames,
     )  # fmt: skip
     on_accepted()
     sink.socket = socket = _switch_protocols(server, transport, request, sink)

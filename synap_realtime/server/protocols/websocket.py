@@ -10,11 +10,10 @@ from collections.abc import Callable
 from typing import ClassVar, Protocol
 
 from ...protocol.control import CloseCode, ControlFrame
-from ..app import Node
 from ..deadlines import Closable, IdleTimeouts, PendingConnections
 from ..resources.pacing import Pacer
 from ..rooms.hub import FanoutGroup
-from ..rooms.sessions import Session
+from ..rooms.sessions import Session, SessionRegistry
 from ..stores.base import Entry
 from .fanout import SocketFanoutGroup, encode_entry_frame
 from .flow_control import PacedProtocol
@@ -351,9 +350,9 @@ class WebSocketSink:
         "_connections",
         "_create_group",
         "_idle_timeouts",
-        "_node",
         "_pending_answer",
         "_session",
+        "_sessions",
         "_subscription",
         "_supports_control_frames",
         "_task",
@@ -365,7 +364,7 @@ class WebSocketSink:
     def __init__(
         self,
         session: Session,
-        node: Node,
+        sessions: SessionRegistry,
         idle_timeouts: IdleTimeouts,
         connections: set[Closable],
         create_group: Callable[[], SocketFanoutGroup],
@@ -375,7 +374,7 @@ class WebSocketSink:
         self._create_group = create_group
         self._session = session
         self._subscription = session.subscription
-        self._node = node
+        self._sessions = sessions
         self._idle_timeouts = idle_timeouts
         self._connections = connections
         self._supports_control_frames = supports_control_frames
@@ -403,7 +402,7 @@ class WebSocketSink:
 
     def close(self, code: CloseCode) -> None:
         self.socket.close(code, self._subscription.reason)
-        self._node.sessions.close_soon(self._session)
+        self._sessions.close_soon(self._session)
 
     def abort(self) -> None:
         self.socket.abort()
@@ -444,14 +443,14 @@ class WebSocketSink:
             self._subscription.on_writable()
 
     def on_close(self) -> None:
-        self._node.sessions.close_soon(self._session)
+        self._sessions.close_soon(self._session)
 
     def on_disconnect(self) -> None:
         if self._task is not None:
             self._task.cancel()
         self._idle_timeouts.remove(self)
         self._connections.discard(self)
-        self._node.sessions.close(self._session)
+        self._sessions.close(self._session)
 
     def ping(self) -> None:
         # A blocked socket needs no ping: its slow-consumer timer is running.

@@ -11,7 +11,7 @@ from functools import lru_cache, partial
 from typing import NamedTuple, Protocol
 
 from ...loopback import is_loopback
-from ..auth import Claims
+from ..auth.claims import Claims
 from ..config.settings import ServerSettings
 from ..metrics import Metrics
 from ..stores.base import Entry
@@ -60,13 +60,8 @@ NO_CALLER = Caller("", is_bounded=False)
 
 def caller_of(claims: Claims | None, address: str | None) -> Caller:
     """Return the caller to charge: the key, user or token of a credential, else the address."""
-    if claims is not None:
-        if claims.key_name is not None:
-            return Caller(f"key {claims.key_name}", is_bounded=False)
-        if claims.user is not None:
-            return Caller(f"user {claims.user}", is_bounded=True)
-        if claims.token_id is not None:
-            return Caller(f"token {claims.token_id}", is_bounded=True)
+    if claims is not None and (name := claims.caller) is not None:
+        return Caller(name, is_bounded=claims.key_name is None)
     return _caller_at(address)
 
 

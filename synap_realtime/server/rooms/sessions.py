@@ -29,14 +29,15 @@ from ...protocol.control import (
 from ...protocol.cursor import parse_cursor
 from ...protocol.notification import format_timestamp
 from ...protocol.rooms import Room, room_owner
-from ..auth import UNRESTRICTED, Claims
 from ..auth.authorization import AccessControl
+from ..auth.claims import UNRESTRICTED, Claims
 from ..auth.limits import ConnectionSlot, Limits
 from ..auth.revocations import Revocation, Revocations
 from ..deadlines import TimerQueue
 from ..errors import (
     PermissionDeniedError,
     RateLimitedError,
+    StoreUnavailableError,
     UnauthenticatedError,
     UnavailableError,
 )
@@ -44,7 +45,7 @@ from ..logging import events
 from ..metrics import Metrics
 from ..resources.byte_budget import BacklogBudget, caller_of
 from ..resources.pacing import run_eagerly
-from ..stores.base import Store, StoreUnavailableError
+from ..stores.base import Store
 from .backlog import Sink
 from .hub import Hub
 from .presence import Presence

@@ -6,16 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from ...errors import SynapRealtimeError
 from ...protocol.cursor import Cursor
 from ...protocol.rooms import Room, is_control_room, is_request_room
 
 OPTION = "--store (SYNAP_REALTIME_STORE)"
 """The setting that names the store, for error messages."""
-
-
-class StoreUnavailableError(SynapRealtimeError):
-    """The store cannot write or read now. The client receives 503 and may retry."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,9 @@ import json
 import time
 
 from synap_realtime.protocol.rooms import user_room
-from synap_realtime.server.auth import (
-    Authenticator,
-    Claims,
-    InvalidTokenError,
-    KeyRing,
-    MalformedTokenError,
-)
+from synap_realtime.server.auth.claims import Claims
+from synap_realtime.server.auth.keys import KeyRing
+from synap_realtime.server.auth.tokens import Authenticator, InvalidTokenError, MalformedTokenError
 from synap_realtime.server.messages import json_response
 
 from ..target import Target, require

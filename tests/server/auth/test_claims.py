@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from synap_realtime.protocol.rooms import parse_room
-from synap_realtime.server.auth import Claims
+from synap_realtime.server.auth.claims import Claims
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from synap_realtime import ConfigurationError
-from synap_realtime.server.auth import Authenticator, InvalidTokenError, KeyRing, tokens
+from synap_realtime.server.auth import tokens
 from synap_realtime.server.auth.jwks import REFRESH_AFTER_S, Jwks, KeysUnavailableError
-from synap_realtime.server.auth.keys import MAX_FILE_BYTES
+from synap_realtime.server.auth.keys import MAX_FILE_BYTES, KeyRing
+from synap_realtime.server.auth.tokens import Authenticator, InvalidTokenError
 from synap_realtime.server.config.file_watcher import CHECK_INTERVAL_S
 from synap_realtime.server.serve import running_server
 from synap_realtime.tokens import mint_token

@@ -12,7 +12,7 @@ import httpx
 import pytest
 import websockets
 
-from synap_realtime.server.auth import Claims
+from synap_realtime.server.auth.claims import Claims
 from synap_realtime.server.auth.limits import MAX_TRACKED_KEYS, Limits
 from synap_realtime.server.config.settings import load_settings
 from synap_realtime.server.errors import RateLimitedError

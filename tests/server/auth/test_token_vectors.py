@@ -24,10 +24,11 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from synap_realtime.protocol.rooms import parse_room
-from synap_realtime.server.auth import Authenticator, KeyRing
 from synap_realtime.server.auth.authorization import AccessControl, Action, require_scope
+from synap_realtime.server.auth.keys import KeyRing
 from synap_realtime.server.auth.limits import Limits
 from synap_realtime.server.auth.revocations import Revocations
+from synap_realtime.server.auth.tokens import Authenticator
 from synap_realtime.server.config.settings import load_settings
 from synap_realtime.server.errors import RejectedError
 from synap_realtime.server.http.errors import to_request_error

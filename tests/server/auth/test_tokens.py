@@ -12,12 +12,9 @@ from typing import Any
 import jwt
 import pytest
 
-from synap_realtime.server.auth import (
-    Authenticator,
-    InvalidTokenError,
-    KeyRing,
-    jwks,
-)
+from synap_realtime.server.auth import jwks
+from synap_realtime.server.auth.keys import KeyRing
+from synap_realtime.server.auth.tokens import Authenticator, InvalidTokenError
 from synap_realtime.tokens import mint_token
 from tests.support.credentials import API_KEY
 from tests.support.keys import DOCUMENT, EC_KEY, ED_KEY, PRIVATE, RSA_KEY

@@ -14,8 +14,8 @@ import pytest
 
 from synap_realtime.server import create_app
 from synap_realtime.server.config.settings import load_settings
+from synap_realtime.server.errors import StoreUnavailableError
 from synap_realtime.server.http.monitoring import Readiness
-from synap_realtime.server.stores.base import StoreUnavailableError
 from synap_realtime.server.stores.memory import MemoryStore
 from tests.support.servers import Front
 from tests.support.timeouts import TIMEOUT_S

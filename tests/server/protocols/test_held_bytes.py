@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from synap_realtime.server import RoomServer
-from synap_realtime.server.auth import Claims
+from synap_realtime.server.auth.claims import Claims
 from synap_realtime.server.messages import Request, RequestError
 from synap_realtime.server.protocols import server
 from synap_realtime.server.resources.byte_budget import (

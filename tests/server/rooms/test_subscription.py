@@ -16,7 +16,7 @@ from synap_realtime.protocol.control import CloseCode, ControlFrame
 from synap_realtime.protocol.cursor import Cursor
 from synap_realtime.protocol.rooms import Room
 from synap_realtime.server.asgi.subscriptions import run_subscription
-from synap_realtime.server.auth import UNRESTRICTED
+from synap_realtime.server.auth.claims import UNRESTRICTED
 from synap_realtime.server.deadlines import TimerQueue
 from synap_realtime.server.metrics import Metrics
 from synap_realtime.server.rooms.backlog import MAX_BACKLOG_BYTES

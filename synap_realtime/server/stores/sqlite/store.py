@@ -16,6 +16,7 @@ from typing import ParamSpec, TypeVar
 
 from ....protocol.cursor import Cursor
 from ....protocol.rooms import Room
+from ...errors import StoreUnavailableError
 from ..base import (
     DeliveryHandler,
     Page,
@@ -23,7 +24,6 @@ from ..base import (
     PublishResult,
     Retention,
     StoreStats,
-    StoreUnavailableError,
     deliver_to_nobody,
     make_entry,
 )

@@ -16,7 +16,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..base import Publication, PublishResult, StoreUnavailableError
+from ...errors import StoreUnavailableError
+from ..base import Publication, PublishResult
 from .database import Database
 from .health import Health
 from .pending import Pending, PendingValues

@@ -17,10 +17,8 @@ import pytest
 
 from synap_realtime import ConfigurationError
 from synap_realtime.protocol.rooms import Room
-from synap_realtime.server.stores.base import (
-    Publication,
-    StoreUnavailableError,
-)
+from synap_realtime.server.errors import StoreUnavailableError
+from synap_realtime.server.stores.base import Publication
 from synap_realtime.server.stores.sqlite.store import SqliteStore
 from tests.support.stores import ids, publish
 

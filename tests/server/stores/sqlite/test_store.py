@@ -15,13 +15,8 @@ import pytest
 
 from synap_realtime.protocol.cursor import Cursor
 from synap_realtime.protocol.rooms import Room
-from synap_realtime.server.stores.base import (
-    Entry,
-    Publication,
-    PublishResult,
-    Retention,
-    StoreUnavailableError,
-)
+from synap_realtime.server.errors import StoreUnavailableError
+from synap_realtime.server.stores.base import Entry, Publication, PublishResult, Retention
 from synap_realtime.server.stores.sqlite import write_queue, writer
 from synap_realtime.server.stores.sqlite.store import SqliteStore
 from tests.support.stores import ids, publish
