@@ -1,9 +1,13 @@
-"""The API of the admin page: the current state of this node."""
+"""The admin page, and its API: the current state of this node."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import heapq
 from datetime import UTC, datetime
+from functools import cache
+from importlib.resources import files
 from typing import Any, NoReturn
 
 from ....protocol.notification import format_timestamp
@@ -13,7 +17,6 @@ from ...messages import Request, RequestError, Response, json_response, parse_ro
 from ...metrics import Metrics
 from ...rooms.hub import Hub
 from ...rooms.sessions import Session, SessionRegistry
-from .page import render_page
 
 MAX_ROOMS = 200
 """The maximum number of rooms in a response: those with the most connections."""
@@ -49,7 +52,7 @@ class Admin:
 
     async def page(self, request: Request) -> Response:  # noqa: ARG002 - everybody may load it
         """Handle ``GET /admin``: the page, without data."""
-        return render_page()
+        return _render_page()
 
     async def state(self, request: Request) -> Response:
         """Handle ``GET /admin/state``."""
@@ -112,3 +115,27 @@ def _to_json(session: Session) -> dict[str, str | None]:
 
 def _timestamp(seconds: float) -> str:
     return format_timestamp(datetime.fromtimestamp(seconds, UTC))
+
+
+@cache
+def _render_page() -> Response:
+    """Return the page: one HTML document. Its policy allows only its inline style and script."""
+    folder = files(__package__)
+    html = folder.joinpath("admin.html").read_text("utf-8")
+    hashes = {}
+    for kind, name in (("style", "admin.css"), ("script", "admin.js")):
+        text = folder.joinpath(name).read_text("utf-8")
+        hashes[kind] = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        html = html.replace(f"/* {name} */", text)
+    policy = (
+        "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+        f"connect-src 'self'; img-src data:; script-src 'sha256-{hashes['script']}'; "
+        f"style-src 'sha256-{hashes['style']}'"
+    )
+    headers = {
+        "Content-Security-Policy": policy,
+        "Cross-Origin-Opener-Policy": "same-origin",
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+    }
+    return Response(200, html.encode(), headers, content_type="text/html; charset=utf-8")
