@@ -26,8 +26,8 @@ from synap_realtime.server.stores.base import (
     Retention,
     StoreStats,
 )
+from synap_realtime.server.stores.clock import OffsetClock
 from synap_realtime.server.stores.memory import MemoryStore
-from synap_realtime.server.stores.offsets import OffsetClock
 
 PORT = "TESTS_VALKEY_PORT"
 _STREAM = "log"

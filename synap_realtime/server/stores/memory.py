@@ -27,8 +27,7 @@ from .base import (
     deliver_to_nobody,
     make_entry,
 )
-from .clock import RunningClock
-from .offsets import OffsetClock
+from .clock import OffsetClock, RunningClock
 
 MAX_DEVICES_IN_ALL = 100_000
 """Most devices over all rooms. Above it, the one that has not connected for longest is removed."""

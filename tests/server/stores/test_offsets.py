@@ -10,7 +10,7 @@ import pytest
 from synap_realtime.protocol.cursor import Cursor
 from synap_realtime.protocol.rooms import Room
 from synap_realtime.server.stores.base import Store
-from synap_realtime.server.stores.offsets import OffsetClock
+from synap_realtime.server.stores.clock import OffsetClock
 from synap_realtime.server.stores.sqlite import writer
 from synap_realtime.server.stores.sqlite.store import SqliteStore
 from tests.support.stores import ids, publication, publish

@@ -30,10 +30,9 @@ from ..base import (
 from ..clock import RunningClock
 from .database import Database
 from .errors import DATABASE_ERRORS
-from .health import Health
 from .pending import PendingValues
 from .reader import DatabaseReader
-from .write_queue import WriteQueue, WriteRequest
+from .write_queue import Health, WriteQueue, WriteRequest
 from .writer import AckKey, DatabaseWriter, InsertResult
 
 logger = logging.getLogger(__name__)

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from ...errors import StoreUnavailableError
 from ..base import Publication, PublishResult
 from .database import Database
-from .health import Health
 from .pending import Pending, PendingValues
 from .writer import AckKey, DatabaseWriter, InsertResult
 
@@ -63,6 +62,25 @@ class WriteResult:
     acks: Mapping[AckKey, Pending]
     counts: Mapping[int, Pending]
     stopping: bool
+
+
+class Health:
+    """Logs once that an operation fails, and once that it has recovered."""
+
+    def __init__(self, operation: str) -> None:
+        self._operation = operation
+        self.problem: str | None = None
+
+    def report(self, problem: str | None) -> None:
+        if problem is None and self.problem is not None:
+            logger.warning("store recovered: %s succeeded", self._operation)
+        elif problem is not None and self.problem is None:
+            logger.error(
+                "store unavailable: %s failed: %s; answering 503 until it recovers",
+                self._operation,
+                problem,
+            )
+        self.problem = problem
 
 
 class WriteQueue:

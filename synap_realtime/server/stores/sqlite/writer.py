@@ -13,7 +13,7 @@ from typing import Any
 from ....errors import ConfigurationError
 from ....protocol.rooms import Room
 from ..base import DEVICE_AGE_S, MAX_DEVICES, Publication, Retention
-from ..offsets import OffsetClock
+from ..clock import OffsetClock
 from .database import Database
 from .pending import Pending
 from .schema import last_offset, trimmed_key
