@@ -56,6 +56,7 @@ class Node:
         router: answers requests and accepts subscribers.
         sessions: the sessions of the subscribers.
         budgets: bound the bytes that are held for clients.
+        may_block: whether serving a request may await something that requires a current task.
     """
 
     def __init__(
@@ -116,6 +117,7 @@ class Node:
             limits,
             metrics,
         )
+        self.may_block = self._may_block()
         self._keys_timer: asyncio.TimerHandle | None = None
 
     def _deliver(self, room: Room, entry: Entry, published_at: float | None) -> int:
@@ -154,10 +156,6 @@ class Node:
         """Whether the server authenticates. Without keys, it accepts only loopback clients."""
         return bool(self._access.keys())
 
-    def may_block(self) -> bool:
-        """Whether serving a request may await something that requires a current task."""
-        return self._store_needs_task or self._access.may_block()
-
     def monitor_event_loop(self) -> None:
         """Start to monitor the running event loop and the keys. Further calls do nothing."""
         self._metrics.monitor_loop()
@@ -167,8 +165,14 @@ class Node:
     def _watch_keys(self, loop: asyncio.AbstractEventLoop) -> None:
         """Close the connections of a removed key within a second, without waiting for a request."""
         self._keys_timer = loop.call_later(CHECK_INTERVAL_S, self._watch_keys, loop)
-        if self._access.refresh_keys() and (closed := self.sessions.close_untrusted()):
+        if not self._access.refresh_keys():
+            return
+        self.may_block = self._may_block()
+        if closed := self.sessions.close_untrusted():
             logger.warning("key removed: closed its connections; connections=%d", closed)
+
+    def _may_block(self) -> bool:
+        return self._store_needs_task or self._access.may_block()
 
     def fault(self, what: str, error: BaseException) -> None:
         """Count an internal error, and log it in one line."""

@@ -9,6 +9,7 @@ import asyncio
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from json.encoder import encode_basestring_ascii as as_json
+from logging import DEBUG
 from time import perf_counter
 
 from ...protocol.notification import MAX_BATCH_FANOUT_BYTES
@@ -182,7 +183,7 @@ class PublishService:
             for span in spans:
                 span.end(problem)
         self._metrics.accepted(results, size)
-        if events.debug_enabled():
+        if events.logger.isEnabledFor(DEBUG):
             rooms = (publication.room for publication in publications)
             kept = zip(rooms, results, strict=True)
             events.log_published(claims, kept, self._access.is_credential)

@@ -193,11 +193,6 @@ def log_closed(
         )  # fmt: skip
 
 
-def debug_enabled() -> bool:
-    """Return whether each connection and publish is logged."""
-    return logger.isEnabledFor(logging.DEBUG)
-
-
 def log_published(
     claims: Claims,
     results: Iterable[tuple[Room, PublishResult]],

@@ -11,7 +11,7 @@ from ..rooms.subscription import Subscription
 from ..stores.base import Entry
 from .io_uring import ENTRY_BYTES, LENGTH_AT, MAX_FRAME_BYTES, IoUring
 from .writes import WriteBatch
-from .ws_codec import text_frame
+from .ws_codec import encode_entry_frame
 
 IO_URING_MIN_SOCKETS = 16
 """With fewer sockets, io_uring costs more than it saves."""
@@ -208,18 +208,3 @@ class SocketFanoutGroup:
         """See :class:`hub.FanoutGroup`."""
         for subscription in tuple(self._subscriptions.values()):
             subscription.leave_group()
-
-
-class _Last:
-    entry: Entry | None = None
-    frame = b""
-
-
-_last = _Last()
-
-
-def encode_entry_frame(entry: Entry) -> bytes:
-    """Return the WebSocket frame of a notification. The last frame is cached."""
-    if entry is not _last.entry:
-        _last.entry, _last.frame = entry, text_frame(entry.text.encode())
-    return _last.frame

@@ -9,7 +9,8 @@ import asyncio
 from collections.abc import Callable
 from typing import ClassVar, Protocol
 
-from ..resources.byte_budget import MIN_UNREAD_BYTES, ByteBudget, Caller
+from ..auth.claims import Claims
+from ..resources.byte_budget import MIN_UNREAD_BYTES, ByteBudget, caller_of
 from ..resources.pacing import Pacer
 from .writes import reset, unsent_bytes
 
@@ -206,8 +207,9 @@ class ResponseFlow:
     """
 
     __slots__ = (
+        "_address",
         "_budget",
-        "_caller",
+        "_claims",
         "_resumed",
         "_stall",
         "_transport",
@@ -219,20 +221,21 @@ class ResponseFlow:
     def __init__(
         self,
         transport: asyncio.Transport,
-        caller: Caller,
+        address: str | None,
         budget: ByteBudget,
         unread: UnreadResponses,
     ) -> None:
         """
         Args:
             transport: the connection.
-            caller: charged until a response is written.
+            address: of the client, charged until a response is written.
             budget: of unread responses.
             unread: measures the responses of all connections.
         """
         self.is_writable = True
         self._transport = transport
-        self._caller = caller
+        self._claims: Claims | None = None
+        self._address = address
         self._budget = budget
         self._unread = unread
         self._unmeasured = 0  # written since the unread bytes were last measured
@@ -252,9 +255,10 @@ class ResponseFlow:
         self._stop_watching()
         self._wake()
 
-    def write(self, data: bytes, caller: Caller) -> None:
-        """Write a part of a response. Charge it to the caller if it may stay unread for long."""
-        self._caller = caller
+    def write(self, data: bytes, claims: Claims | None, address: str | None) -> None:
+        """Write a part of a response. Charge it to its caller if it may stay unread for long."""
+        self._claims = claims
+        self._address = address
         self._transport.write(data)
         self._unmeasured += len(data)
         if self._unmeasured >= MIN_UNREAD_BYTES:
@@ -279,7 +283,7 @@ class ResponseFlow:
         if transport.is_closing():
             return False
         size = transport.get_write_buffer_size() + unsent_bytes(transport)
-        self._budget.hold(self, self._caller, size)
+        self._budget.hold(self, caller_of(self._claims, self._address), size)
         return size > 0
 
     def over_budget(self) -> None:

@@ -16,10 +16,9 @@ from ..http.subscribe import AcceptedSubscription
 from ..messages import RequestError, Response
 from ..resources.byte_budget import caller_of
 from ..resources.pacing import SHARE_S, TASK_S, run_eagerly
-from .body import AHEAD_BYTES, COMPLETE, DISCARDING, incomplete_body
 from .flow_control import PacedProtocol, ResponseFlow
 from .http1_parser import HEAD, MAX_UNREAD_BYTES, STOPPED, RequestParser, Upgrade
-from .requests import HttpRequest
+from .requests import AHEAD_BYTES, COMPLETE, DISCARDING, HttpRequest, incomplete_body
 from .responses import LAST_CHUNK, encode_chunk, encode_head
 from .server_state import ServerState
 from .sse import SseSink
@@ -123,7 +122,7 @@ class Http1Protocol(PacedProtocol):
         self._address = address = str(peer[0]).removeprefix("::ffff:") if peer else None
         self._parser = RequestParser(self, address, server.proxies)
         self._responses = ResponseFlow(
-            transport, caller_of(None, address), server.response_bytes, server.unread_responses
+            transport, address, server.response_bytes, server.unread_responses
         )
         # Pause as soon as the transport buffers anything. (With 0, TLS would pause without data.)
         is_tls = transport.get_extra_info("ssl_object") is not None
@@ -250,7 +249,7 @@ class Http1Protocol(PacedProtocol):
             self._pacer.add(later)
 
     def _run(self, work: Coroutine[Any, Any, None], *, is_quick: bool) -> None:
-        if is_quick and not self._server.node.may_block():
+        if is_quick and not self._server.node.may_block:
             self._task = run_eagerly(self._loop, work)
         else:
             self._pacer.charge(TASK_S)
@@ -293,7 +292,7 @@ class Http1Protocol(PacedProtocol):
         assert opened.head is not None  # noqa: S101 - set for event streams
         chunked = not request.is_http_10
         head = encode_head(opened.head, None, keeps_alive=request.keeps_alive, chunked=chunked)
-        self._responses.write(head, caller_of(request.claims, request.address))
+        self._responses.write(head, request.claims, request.address)
         self._stream = stream = SseSink(
             self._transport, opened.session, node.sessions, chunked=chunked,
             is_writable=lambda: self._responses.is_writable, on_end=self._end_stream,
@@ -363,7 +362,7 @@ class Http1Protocol(PacedProtocol):
         """Write a part of a response, and charge it to the caller."""
         claims = request.claims
         self._is_publisher = claims is not None and claims.key_name is not None
-        self._responses.write(data, caller_of(claims, request.address))
+        self._responses.write(data, claims, request.address)
 
     def _finish_answer(self, request: HttpRequest) -> None:
         """Continue after a response was written, as soon as its request was received whole."""

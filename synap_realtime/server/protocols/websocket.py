@@ -15,7 +15,7 @@ from ..resources.pacing import Pacer
 from ..rooms.hub import FanoutGroup
 from ..rooms.sessions import Session, SessionRegistry
 from ..stores.base import Entry
-from .fanout import SocketFanoutGroup, encode_entry_frame
+from .fanout import SocketFanoutGroup
 from .flow_control import PacedProtocol
 from .writes import WriteBatch, raw_fd, reset, write_direct
 from .ws_codec import (
@@ -25,6 +25,7 @@ from .ws_codec import (
     Pong,
     ProtocolFailure,
     close_frame,
+    encode_entry_frame,
     ping_frame,
     pong_frame,
     text_frame,

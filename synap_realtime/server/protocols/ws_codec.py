@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from struct import Struct
 from typing import NoReturn
 
+from ..stores.base import Entry
+
 _GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
 
 _CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
@@ -54,6 +56,21 @@ def text_frame(payload: bytes) -> bytes:
     if size < 65536:
         return _HEAD_16(0x81, 126, size) + payload
     return _HEAD_64(0x81, 127, size) + payload
+
+
+class _Last:
+    entry: Entry | None = None
+    frame = b""
+
+
+_last = _Last()
+
+
+def encode_entry_frame(entry: Entry) -> bytes:
+    """Return the WebSocket frame of a notification. The last frame is cached."""
+    if entry is not _last.entry:
+        _last.entry, _last.frame = entry, text_frame(entry.text.encode())
+    return _last.frame
 
 
 def binary_frame(payload: bytes) -> bytes:
