@@ -1,4 +1,4 @@
-"""The running-time clock is correct for any jump of the clock underneath."""
+"""The clocks are correct for any jump of the clock underneath."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from synap_realtime.protocol.rooms import Room
 from synap_realtime.server.stores.base import Publication, Retention, Store
-from synap_realtime.server.stores.clock import MAX_STEP_S, RunningClock
+from synap_realtime.server.stores.clock import MAX_STEP_S, OffsetClock, RunningClock
 from synap_realtime.server.stores.memory import MemoryStore
 from synap_realtime.server.stores.sqlite.store import SqliteStore
 
@@ -98,3 +98,19 @@ async def test_brief_clock_error_deletes_nothing(kind: str, jump_s: float, tmp_p
         clock()
     assert await count() == 0
     await store.close()
+
+
+def test_offsets_grow_within_one_microsecond_and_after_the_last() -> None:
+    stopped = OffsetClock(10**17, clock_ns=lambda: 0)
+    assert stopped.now() == 10**17 + 1
+    assert stopped.next(10**17 + 1) == 10**17 + 2
+    assert stopped.next(10**17 + 2) == 10**17 + 3
+
+
+def test_offsets_follow_no_jump_of_the_wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    elapsed_ns = 0
+    clock = OffsetClock(clock_ns=lambda: elapsed_ns)
+    before = clock.now()
+    monkeypatch.setattr("time.time_ns", lambda: 0)
+    elapsed_ns = 5_000
+    assert clock.now() == before + 5

@@ -10,7 +10,6 @@ import pytest
 from synap_realtime.protocol.cursor import Cursor
 from synap_realtime.protocol.rooms import Room
 from synap_realtime.server.stores.base import Store
-from synap_realtime.server.stores.clock import OffsetClock
 from synap_realtime.server.stores.sqlite import writer
 from synap_realtime.server.stores.sqlite.store import SqliteStore
 from tests.support.stores import ids, publication, publish
@@ -101,19 +100,3 @@ async def test_head_precedes_uncommitted_entries(
         missed = await ids(store, room, head)
         assert missed == ["n"] or head == receipt.cursor
     await store.close()
-
-
-def test_offsets_grow_within_one_microsecond_and_after_the_last() -> None:
-    stopped = OffsetClock(10**17, clock_ns=lambda: 0)
-    assert stopped.now() == 10**17 + 1
-    assert stopped.next(10**17 + 1) == 10**17 + 2
-    assert stopped.next(10**17 + 2) == 10**17 + 3
-
-
-def test_offsets_follow_no_jump_of_the_wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    elapsed_ns = 0
-    clock = OffsetClock(clock_ns=lambda: elapsed_ns)
-    before = clock.now()
-    monkeypatch.setattr("time.time_ns", lambda: 0)
-    elapsed_ns = 5_000
-    assert clock.now() == before + 5
