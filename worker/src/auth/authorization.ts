@@ -31,8 +31,8 @@ export function checkOrigin(request: Request, settings: Settings): void {
     namesOwnOrigin(origin, request.headers.get("Host") ?? new URL(request.url).host) ||
     (!hasKeys(settings) && isLoopback(hostOf(origin)));
   if (!isAllowed) {
-    const shown = JSON.stringify(origin.slice(0, 200));
-    throw forbidden(`origin ${shown} is not allowed: add it to ALLOWED_ORIGINS`, NOT_ALLOWED);
+    const shown = JSON.stringify(origin.slice(0, 200)).slice(1, -1);
+    throw forbidden(`origin '${shown}' is not allowed: add it to ALLOWED_ORIGINS`, NOT_ALLOWED);
   }
 }
 

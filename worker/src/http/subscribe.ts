@@ -34,7 +34,7 @@ export async function subscribe(context: RequestContext, segment: string): Promi
     426,
     "upgrade_required",
     "Expected WebSocket upgrade",
-    "open this URL as a WebSocket, ws:// or wss://",
+    "open this address as a WebSocket, ws:// or wss://",
     { Upgrade: "websocket", Connection: "Upgrade" },
   );
 }

@@ -8,7 +8,7 @@ export const MAX_BATCH_FANOUT_BYTES = 16 * 1024 * 1024;
 
 const RFC_3339 =
   /^([0-9]{4})-([0-9]{2})-([0-9]{2})[Tt ]([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]+))?([Zz]|[+-][0-9]{2}:[0-9]{2})$/;
-const STATUSES = ["pending", "success", "error"];
+const STATUSES: unknown[] = ["pending", "success", "error"];
 
 /** The known members of a notification. Others are kept, too. */
 const KNOWN = new Set(["type", "data", "id", "requestId", "status", "timestamp", "room", "cursor"]);
@@ -40,17 +40,16 @@ export function checkNotification(value: unknown, now: number): Checked {
     throw new InvalidNotificationError("notification", "expected a JSON object");
   }
   const type = nameOf(value, "type");
-  if (type === undefined) throw new InvalidNotificationError("type", "Field required");
+  if (type === undefined) throw new InvalidNotificationError("type", typeProblem(value, "type", "string"));
   if (type.startsWith("synap.")) {
     throw new InvalidNotificationError("type", "the prefix 'synap.' is reserved");
   }
-  if (value["type"] === null) throw new InvalidNotificationError("type", "expected a string");
-  if (!isObject(value["data"])) throw new InvalidNotificationError("data", "expected an object");
+  if (!isObject(value["data"])) throw new InvalidNotificationError("data", typeProblem(value, "data", "dictionary"));
   const id = nameOf(value, "id") ?? uuid7(now);
   const requestId = textOf(value, "requestId");
-  const status = textOf(value, "status");
+  const status = value["status"] ?? undefined;
   if (status !== undefined && !STATUSES.includes(status)) {
-    throw new InvalidNotificationError("status", "expected 'pending', 'success' or 'error'");
+    throw new InvalidNotificationError("status", "Input should be 'pending', 'success' or 'error'");
   }
   const timestamp = textOf(value, "timestamp");
   const known: [string, unknown][] = [
@@ -104,7 +103,7 @@ function toUtc(text: string): string {
 function textOf(value: Record<string, unknown>, name: string): string | undefined {
   const found = Object.hasOwn(value, name) ? value[name] : undefined;
   if (found === undefined || found === null) return undefined;
-  if (typeof found !== "string") throw new InvalidNotificationError(name, "expected a string");
+  if (typeof found !== "string") throw new InvalidNotificationError(name, typeProblem(value, name, "string"));
   return found;
 }
 
@@ -112,10 +111,14 @@ function nameOf(value: Record<string, unknown>, name: string): string | undefine
   const found = textOf(value, name);
   if (found === undefined) return undefined;
   const length = found.length > 256 ? found.length : [...found].length;
-  if (length < 1 || length > 128) {
-    throw new InvalidNotificationError(name, "expected 1 to 128 characters");
-  }
+  if (length < 1) throw new InvalidNotificationError(name, "String should have at least 1 character");
+  if (length > 128) throw new InvalidNotificationError(name, "String should have at most 128 characters");
   return found;
+}
+
+/** Return the problem of a member that is absent or of another type, in the words of the server's validator. */
+function typeProblem(value: Record<string, unknown>, name: string, type: "string" | "dictionary"): string {
+  return Object.hasOwn(value, name) ? `Input should be a valid ${type}` : "Field required";
 }
 
 /** Whether a value is a number that the JSON parser kept as text. */

@@ -69,6 +69,6 @@ export function withoutCredentials(text: string): string {
 
 /** Quote a text, shortened for an error message. */
 function shown(text: string): string {
-  const quoted = JSON.stringify(withoutCredentials(text));
+  const quoted = `'${JSON.stringify(withoutCredentials(text)).slice(1, -1)}'`;
   return quoted.length <= 60 ? quoted : `${quoted.slice(0, 57)}...`;
 }
