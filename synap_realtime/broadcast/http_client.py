@@ -21,7 +21,7 @@ from .responses import ApiResponse, read_body, response_from_error
 if TYPE_CHECKING:
     from .transport import AsyncTransport, DeadlineTransport
 
-MAX_ANSWER_BYTES = 1024 * 1024
+MAX_RESPONSE_BYTES = 1024 * 1024
 """Maximum number of response bytes to read. No room server sends more."""
 
 MIN_BUDGET_S = 0.001
@@ -130,7 +130,7 @@ class HttpClient(_Connections[httpx.BaseTransport, "DeadlineTransport"]):
         with deadline(end):
             response = transport.handle_request(request)
             assert isinstance(response.stream, httpx.SyncByteStream)  # noqa: S101 - as in httpx
-            body = BoundedBody(response, MAX_ANSWER_BYTES)
+            body = BoundedBody(response, MAX_RESPONSE_BYTES)
             try:
                 for chunk in () if body.encoding else response.stream:
                     if time.monotonic() > end:  # for a custom transport
@@ -177,7 +177,7 @@ class AsyncHttpClient(_Connections[httpx.AsyncBaseTransport, "AsyncTransport"]):
         transport = self.open()
         response = await transport.handle_async_request(self._request(call))
         assert isinstance(response.stream, httpx.AsyncByteStream)  # noqa: S101 - as in httpx
-        body = BoundedBody(response, MAX_ANSWER_BYTES)
+        body = BoundedBody(response, MAX_RESPONSE_BYTES)
         try:
             if not body.encoding:
                 async for chunk in response.stream:

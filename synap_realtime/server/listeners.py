@@ -133,7 +133,7 @@ def _bind_one(
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if shares_port:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        # asyncio sets it only on sockets that it creates. Without it, an answer in two writes is
+        # asyncio sets it only on sockets that it creates. Without it, a response in two writes is
         # delayed by 40 ms, by Nagle's algorithm and the delayed acknowledgement of the peer.
         bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         bound.bind((host, port))

@@ -119,7 +119,7 @@ class Request:
             self.query = {name: values[-1] for name, values in parameters.items()}
         self.credential = self._find_credential()
 
-    def hold_answer(self, response: Response) -> None:
+    def hold_response(self, response: Response) -> None:
         """Check that a response can be held for the peer. Requests of a mounted app do.
 
         Raises:

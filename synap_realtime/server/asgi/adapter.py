@@ -106,15 +106,15 @@ class RoomServer:
             if request.method != "POST":
                 await self._wait_for_share(TASK_S)
             request.read = partial(read_body, request, receive)
-            answer = await self.node.router.handle(request)
-            if isinstance(answer, Response):
-                await self._respond(request, send, answer)
+            result = await self.node.router.handle(request)
+            if isinstance(result, Response):
+                await self._respond(request, send, result)
                 return
         finally:
             request.end()
-        leave = partial(self.node.sessions.close, answer.session)
+        leave = partial(self.node.sessions.close, result.session)
         try:
-            await run_event_stream(answer, receive, send, leave)
+            await run_event_stream(result, receive, send, leave)
         finally:
             leave()
 
@@ -132,7 +132,7 @@ class RoomServer:
                 await send(body_part(response.body))
                 try:
                     async for chunk in rest:
-                        request.adjust_answer(before + len(chunk))
+                        request.adjust_response(before + len(chunk))
                         await send(body_part(chunk))
                         before = len(chunk)
                         await self._wait_for_share(SHARE_S)  # the next chunk may cost as much

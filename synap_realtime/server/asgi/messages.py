@@ -74,7 +74,7 @@ class AsgiRequest(Request):
     """A request of a mounted app, and the bytes that are held for its peer.
 
     An app cannot abort a connection. So it rejects requests that exceed a byte budget, and holds an
-    answer that it has started until the host has passed it on or the peer has disconnected.
+    response that it has started until the host has passed it on or the peer has disconnected.
     """
 
     __slots__ = ("_budgets",)
@@ -85,7 +85,7 @@ class AsgiRequest(Request):
 
     def end(self) -> None:
         self._budgets.requests.release(self)
-        self._budgets.answers.release(self)
+        self._budgets.responses.release(self)
 
     def hold_request(self, size: int) -> None:
         """Charge the bytes of the request.
@@ -95,7 +95,7 @@ class AsgiRequest(Request):
         """
         self._reserve(self._budgets.requests, size, "unanswered requests")
 
-    def hold_answer(self, response: Response) -> None:
+    def hold_response(self, response: Response) -> None:
         """Charge the bytes of a large response.
 
         Raises:
@@ -105,11 +105,11 @@ class AsgiRequest(Request):
         if response.rest is not None:
             size *= 2  # the next chunk, while the host holds the previous one
         if size >= MIN_UNREAD_BYTES:
-            self._reserve(self._budgets.answers, size, "unread answers")
+            self._reserve(self._budgets.responses, size, "unread responses")
 
-    def adjust_answer(self, size: int) -> None:
-        """Change the charged size of an answer that is being sent."""
-        self._budgets.answers.adjust(self, size)
+    def adjust_response(self, size: int) -> None:
+        """Change the charged size of a response that is being sent."""
+        self._budgets.responses.adjust(self, size)
 
     def over_budget(self) -> None:
         """See :class:`~.byte_budget.Holder`. Only :meth:`ByteBudget.hold` aborts connections."""

@@ -232,7 +232,7 @@ class AccessControl:
     def is_credential(self, text: str) -> bool:
         """Return whether a text contains a key or secret of this server, or a part of a JWT.
 
-        A credential in a wrong place must not appear in a log line or an answer.
+        A credential in a wrong place must not appear in a log line or a response.
         """
         keys = self.keys()
         return holds_token(text) or any(

@@ -138,11 +138,11 @@ class Jwks:
             async with (
                 asyncio.timeout(TIMEOUT_S),
                 network.async_client(httpx.URL(self._url), TIMEOUT_S) as client,
-                client.stream("GET", self._url, headers={"Accept": "application/json"}) as answer,
+                client.stream("GET", self._url, headers={"Accept": "application/json"}) as response,
             ):
-                if answer.status_code != 200:
-                    raise ValueError(f"answered {answer.status_code}")
-                content = await network.read_body(answer, MAX_BYTES)
+                if response.status_code != 200:
+                    raise ValueError(f"answered {response.status_code}")
+                content = await network.read_body(response, MAX_BYTES)
             keys = parse_keys(content)
         except (
             ConfigurationError,

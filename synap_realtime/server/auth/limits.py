@@ -94,7 +94,7 @@ class Limits:
         )
 
     def count_read(self, claims: Claims, address: str | None, size: int) -> None:
-        """Count the bytes of an answer.
+        """Count the bytes of a response.
 
         They may exceed the limit. Then the next requests are rejected until the excess is made up.
         """

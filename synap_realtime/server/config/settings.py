@@ -161,7 +161,7 @@ class ServerSettings(BaseSettings):
     max_request_bytes: _Limit = 64 * 1024 * 1024
     """The maximum size of all unanswered requests together, in bytes."""
 
-    max_answer_bytes: _Limit = 64 * 1024 * 1024
+    max_response_bytes: _Limit = 64 * 1024 * 1024
     """The maximum size of all responses that clients have not read yet, in bytes."""
 
     max_backlog_bytes: _Limit = 256 * 1024 * 1024

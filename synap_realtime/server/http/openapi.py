@@ -186,26 +186,26 @@ _PRESENCE = _query(
 )
 
 
-def _answer(text: str, schema: dict[str, Any]) -> dict[str, Any]:
+def _response(text: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"description": text, "content": {"application/json": {"schema": schema}}}
 
 
 def _error(status: int) -> dict[str, Any]:
-    answer = _answer("See PROTOCOL.md, Errors.", _ref("Error"))
+    response = _response("See PROTOCOL.md, Errors.", _ref("Error"))
     if status == 426:
-        answer["headers"] = {"Upgrade": {"required": True, "schema": {"const": "websocket"}}}
+        response["headers"] = {"Upgrade": {"required": True, "schema": {"const": "websocket"}}}
     if status == 401:
-        answer["headers"] = {"WWW-Authenticate": {"required": True, "schema": _TEXT}}
+        response["headers"] = {"WWW-Authenticate": {"required": True, "schema": _TEXT}}
     if status in (429, 503):
         seconds = {"type": "integer", "minimum": 1}
-        answer["headers"] = {"Retry-After": {"required": True, "schema": seconds}}
-    return answer
+        response["headers"] = {"Retry-After": {"required": True, "schema": seconds}}
+    return response
 
 
-def _operation(id: str, text: str, answers: dict[str, Any], *errors: int) -> dict[str, Any]:
+def _operation(id: str, text: str, responses: dict[str, Any], *errors: int) -> dict[str, Any]:
     """Return an operation. All errors have the same schema (PROTOCOL.md, "Errors")."""
     wrong = {str(status): _error(status) for status in errors}
-    return {"operationId": id, "summary": text, "responses": {**answers, **wrong}}
+    return {"operationId": id, "summary": text, "responses": {**responses, **wrong}}
 
 
 def _json_body(name: str) -> dict[str, Any]:
@@ -213,11 +213,11 @@ def _json_body(name: str) -> dict[str, Any]:
 
 
 def _ok(name: str) -> dict[str, Any]:
-    return {"200": _answer("Success.", _ref(name))}
+    return {"200": _response("Success.", _ref(name))}
 
 
 def _status(status: str) -> dict[str, Any]:
-    return {"200": _answer("Success.", _object("status", status={"const": status}))}
+    return {"200": _response("Success.", _object("status", status={"const": status}))}
 
 
 @cache
@@ -245,7 +245,7 @@ def document() -> dict[str, Any]:
             "/openapi.json": {
                 "get": _operation(
                     "openapi", "Return this document.",
-                    {"200": _answer("The document.", {"type": "object"})}, 403,
+                    {"200": _response("The document.", {"type": "object"})}, 403,
                 )
             },
             "/metrics": {

@@ -118,10 +118,10 @@ class Router:
     async def handle(self, request: Request) -> Response | AcceptedSubscription:
         """Answer a request, or accept an event stream for ``/rooms/{room}/events``.
 
-        A :class:`RequestError` that ``request.read`` raises becomes the answer.
+        A :class:`RequestError` that ``request.read`` raises becomes the response.
         """
         cors: dict[str, str] = {}
-        answer: Response | AcceptedSubscription
+        result: Response | AcceptedSubscription
         try:
             origin = request.headers.get("origin")
             if origin is not None or "sec-fetch-site" in request.headers or not self._access.keys():
@@ -132,12 +132,12 @@ class Router:
             if request.method == "OPTIONS" and "access-control-request-method" in request.headers:
                 self._limits.check_request(None, request.address)
                 return Response(204, b"", {**cors, **_preflight(request)})
-            answer = await self._find(request).handle(request)
-            if isinstance(answer, Response):
-                request.hold_answer(answer)
+            result = await self._find(request).handle(request)
+            if isinstance(result, Response):
+                request.hold_response(result)
         except ERRORS as error:
-            answer = self._reject(request, error).response
-        return answer.with_headers(cors) if cors else answer
+            result = self._reject(request, error).response
+        return result.with_headers(cors) if cors else result
 
     async def accept_websocket(self, request: Request) -> AcceptedSubscription:
         """Accept a WebSocket.
@@ -204,9 +204,9 @@ class Router:
     def _reject(self, request: Request, error: RequestError | DomainError) -> RequestError:
         """Count and log an error, and return it as an error of HTTP."""
         user = error.user if isinstance(error, UnauthenticatedError) else None
-        answer = to_request_error(error)
-        self.record_error(request, answer.response, user)
-        return answer
+        request_error = to_request_error(error)
+        self.record_error(request, request_error.response, user)
+        return request_error
 
     def _log_rejected(
         self,

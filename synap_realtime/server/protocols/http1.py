@@ -224,7 +224,7 @@ class Http1Protocol(PacedProtocol):
             self.resume_reading()
         if request.error is not None:
             self._server.node.router.record_error(request, request.error.response)
-            self._answer(request, request.error.response)
+            self._respond(request, request.error.response)
         else:
             request.content = request.body.take()
             if request.content is None:
@@ -257,13 +257,13 @@ class Http1Protocol(PacedProtocol):
 
     async def _serve(self, request: HttpRequest) -> None:
         try:
-            answer = await self._server.node.router.handle(request)
-            if isinstance(answer, AcceptedSubscription):
-                self._serve_stream(request, answer)
-            elif answer.rest is not None:
-                await self._answer_in_chunks(request, answer)
+            result = await self._server.node.router.handle(request)
+            if isinstance(result, AcceptedSubscription):
+                self._serve_stream(request, result)
+            elif result.rest is not None:
+                await self._respond_in_chunks(request, result)
             elif not self._transport.is_closing():
-                self._answer(request, answer)
+                self._respond(request, result)
         except Exception as error:  # noqa: BLE001 - logged
             self._fail(error)
 
@@ -307,14 +307,14 @@ class Http1Protocol(PacedProtocol):
 
     # ---- responses
 
-    def _answer(self, request: HttpRequest, response: Response) -> None:
+    def _respond(self, request: HttpRequest, response: Response) -> None:
         content = response.body
         head = encode_head(response, len(content), keeps_alive=request.keeps_alive)
         is_silent = request.method == "HEAD" or response.status == 204
         self._write(request, head if is_silent else head + content)
-        self._finish_answer(request)
+        self._finish_response(request)
 
-    async def _answer_in_chunks(self, request: HttpRequest, response: Response) -> None:
+    async def _respond_in_chunks(self, request: HttpRequest, response: Response) -> None:
         """Write a long response as its peer reads it. Only one chunk is held in memory."""
         rest = response.rest
         assert rest is not None  # noqa: S101 - see _serve
@@ -348,7 +348,7 @@ class Http1Protocol(PacedProtocol):
             return
         finally:
             await rest.aclose()
-        self._finish_answer(request)
+        self._finish_response(request)
 
     async def _accepts_more(self) -> bool:
         """Wait until the socket is writable. Return False if the connection is closed."""
@@ -364,7 +364,7 @@ class Http1Protocol(PacedProtocol):
         self._is_publisher = claims is not None and claims.key_name is not None
         self._responses.write(data, claims, request.address)
 
-    def _finish_answer(self, request: HttpRequest) -> None:
+    def _finish_response(self, request: HttpRequest) -> None:
         """Continue after a response was written, as soon as its request was received whole."""
         self._state = ANSWERED
         if request.body.state is COMPLETE:
@@ -411,7 +411,7 @@ class Http1Protocol(PacedProtocol):
         if request is None:
             last = self._parser.queue[-1] if self._parser.queue else self._current
             if self._state is LINGERING or (last is not None and not last.keeps_alive):
-                self._serve_queue()  # the last answer is written, or still queued
+                self._serve_queue()  # the last response is written, or still queued
                 return
             request = HttpRequest("", "/", "", {}, self._address)
             self._parser.queue.append(request)
@@ -468,7 +468,7 @@ class Http1Protocol(PacedProtocol):
             if not self._transport.is_closing():
                 self._parser.stop()
                 self._transport.resume_reading()
-                self._answer(request, error.response)
+                self._respond(request, error.response)
         except Exception as error:  # noqa: BLE001 - logged
             self._fail(error)
 

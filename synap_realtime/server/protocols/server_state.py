@@ -38,7 +38,7 @@ class ServerState:
         self.pending_connections = PendingConnections(settings.max_pending_connections)
         self.idle_timeouts = IdleTimeouts(settings.idle_timeout_s, settings.ping_interval_s)
         self.request_bytes = node.budgets.requests
-        self.response_bytes = node.budgets.answers
+        self.response_bytes = node.budgets.responses
         self.unread_responses = UnreadResponses()
         self.pacer = Pacer()
         self.write_batch = WriteBatch()

@@ -17,7 +17,7 @@ from ..metrics import Metrics
 from ..stores.base import Entry
 
 MIN_UNREAD_BYTES = 16 * 1024
-"""An answer of at least this size is charged to its caller until the peer has read it, as far as
+"""A response of at least this size is charged to its caller until the peer has read it, as far as
 the server can observe that."""
 
 
@@ -272,7 +272,7 @@ class Budgets:
 
     Attributes:
         requests: request heads and bodies that are not answered yet.
-        answers: answers that the peer has not read yet.
+        responses: responses that the peer has not read yet.
         backlogs: notifications that the subscriber has not read yet.
     """
 
@@ -281,17 +281,19 @@ class Budgets:
         self.requests = ByteBudget(
             settings.max_request_bytes, most, metrics.budget_cuts("requests")
         )
-        self.answers = ByteBudget(settings.max_answer_bytes, most, metrics.budget_cuts("answers"))
+        self.responses = ByteBudget(
+            settings.max_response_bytes, most, metrics.budget_cuts("responses")
+        )
         self.backlogs = BacklogBudget(
             settings.max_backlog_bytes, most, metrics.budget_cuts("backlogs")
         )
         for kind, budget, limit in (
             ("requests", self.requests, settings.max_request_bytes),
-            ("answers", self.answers, settings.max_answer_bytes),
+            ("responses", self.responses, settings.max_response_bytes),
             ("backlogs", self.backlogs, settings.max_backlog_bytes),
         ):
             metrics.watch_bytes(kind, limit, partial(getattr, budget, "bytes"))
 
     def total(self) -> int:
         """Return how many bytes of all kinds are held now."""
-        return self.requests.bytes + self.answers.bytes + self.backlogs.bytes
+        return self.requests.bytes + self.responses.bytes + self.backlogs.bytes

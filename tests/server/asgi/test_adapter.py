@@ -253,7 +253,7 @@ async def test_refuses_user_that_reads_no_responses() -> None:
         peers = [await silent(url, history("1")) for _ in range(20)]
         statuses = [await status_of(reader) for reader, _ in peers]
         assert set(statuses) == {200, 429}
-        assert 0 < app.node.budgets.answers.bytes <= most * 2
+        assert 0 < app.node.budgets.responses.bytes <= most * 2
         async with httpx.AsyncClient(base_url=url) as client:
             own, other = ({"Authorization": f"Bearer {mint_token(n, secret=SECRET)}"} for n in "12")
             page = await client.get("/rooms/user_2/history?limit=1000", headers=other)
@@ -263,14 +263,14 @@ async def test_refuses_user_that_reads_no_responses() -> None:
             )
             assert refused.status_code == 429
             assert refused.json()["code"] == "rate_limited"
-            assert "of unread answers" in refused.json()["details"]
+            assert "of unread responses" in refused.json()["details"]
             assert refused.headers["retry-after"]
             assert refused.headers["access-control-allow-origin"] == url
             short = await client.get("/rooms/user_1/health", headers=own)
             assert short.status_code == 200
             for _, writer in peers:
                 writer.transport.abort()
-            await until_held(app.node.budgets.answers, 0, 0)
+            await until_held(app.node.budgets.responses, 0, 0)
             again = await client.get("/rooms/user_1/history?limit=1000", headers=own)
             assert again.status_code == 200
 
@@ -280,19 +280,19 @@ async def test_response_is_charged_until_its_peer_has_read_it() -> None:
     async with by_uvicorn(app, bounded=True) as url:
         await filled(url, "1")
         reader, writer = await silent(url, history("1"))
-        await until_held(app.node.budgets.answers, 1, MIB)
+        await until_held(app.node.budgets.responses, 1, MIB)
         assert await status_of(reader) == 200
         end = b""
         async with asyncio.timeout(10):
             while end != b"\r\n0\r\n\r\n":  # after the last chunk
                 end = (end + await reader.read(1 << 16))[-7:]
-        await until_held(app.node.budgets.answers, 0, 0)
+        await until_held(app.node.budgets.responses, 0, 0)
         writer.close()
 
 
 async def test_responses_are_bounded_in_total_and_leave_capacity_for_another_user() -> None:
     most = 3 * MIB
-    app = with_keys(max_answer_bytes=most, max_caller_bytes=0)
+    app = with_keys(max_response_bytes=most, max_caller_bytes=0)
     async with by_uvicorn(app, bounded=True) as url:
         await filled(url, "1", "2")
         peers = [await silent(url, history("1")) for _ in range(20)]
@@ -300,10 +300,10 @@ async def test_responses_are_bounded_in_total_and_leave_capacity_for_another_use
         assert set(statuses) == {200, 503}
         reader, writer = await silent(url, history("2"))
         assert await status_of(reader) == 200
-        assert app.node.budgets.answers.bytes <= most
+        assert app.node.budgets.responses.bytes <= most
         for _, each in [*peers, (reader, writer)]:
             each.transport.abort()
-        await until_held(app.node.budgets.answers, 0, 0)
+        await until_held(app.node.budgets.responses, 0, 0)
 
 
 async def test_incomplete_bodies_are_bounded_and_small_publishes_succeed() -> None:

@@ -434,22 +434,22 @@ def test_open_connections_count_as_held_memory(run: Run, monkeypatch: pytest.Mon
 def test_closes_caller_that_requests_on_many_sockets_without_reading(run: Run, route: str) -> None:
     async def test() -> None:
         limit = 1 * MIB
-        app = keyed_app(max_answer_bytes=limit, max_caller_bytes=limit // 2)
+        app = keyed_app(max_response_bytes=limit, max_caller_bytes=limit // 2)
         async with running_server(app) as url:
             await filled(url, bearer(API_KEY))
             asked = http(
                 b"GET " + ROOM + b"/" + route.encode(), bearer(mint_token("1", secret=SECRET))
             )
             greedy = [await silent(url, asked) for _ in range(30)]
-            await until(lambda: is_some(cuts(url, "answers", "backlogs")))
-            assert await metric(url, "held_bytes", kind="answers") <= limit // 2
+            await until(lambda: is_some(cuts(url, "responses", "backlogs")))
+            assert await metric(url, "held_bytes", kind="responses") <= limit // 2
             async with peer(url) as other:  # another user has an answer
                 await other.say(http(b"GET /rooms/user_2/history", bearer(
                     mint_token("2", secret=SECRET))))  # fmt: skip
                 assert await other.status() == 200
             for each in greedy:
                 each.close()
-            await until(lambda: is_below(1, metric(url, "held_bytes", kind="answers")))
+            await until(lambda: is_below(1, metric(url, "held_bytes", kind="responses")))
 
     run(test())
 
@@ -473,12 +473,12 @@ def test_charges_responses_in_kernel_buffers(run: Run) -> None:
         async with running_server(open_app()) as url:
             await filled(url, count=1)
             raw = await silent(url, http(b"GET " + ROOM + b"/history?limit=1"))
-            await until(lambda: is_some(metric(url, "held_bytes", kind="answers")))
+            await until(lambda: is_some(metric(url, "held_bytes", kind="responses")))
             raw.setblocking(False)
             got = 0
             while got < 200_000:
                 got += len(await asyncio.get_running_loop().sock_recv(raw, 1 << 16))
-            await until(lambda: is_below(1, metric(url, "held_bytes", kind="answers")))
+            await until(lambda: is_below(1, metric(url, "held_bytes", kind="responses")))
             raw.close()
 
     run(test())
@@ -591,7 +591,7 @@ def test_closes_the_slowest_of_a_user_over_the_budget(run: Run, transport: str) 
             if transport != "replay":
                 await until(lambda: is_below(1, missing(url, 6)))
                 await filled(url, bearer(API_KEY), count=4)
-            await until(lambda: is_some(cuts(url, "answers", "backlogs")))
+            await until(lambda: is_some(cuts(url, "responses", "backlogs")))
             for each in stalled:
                 each.close()
             await until(lambda: is_below(1, metric(url, "held_bytes", kind="backlogs")))
