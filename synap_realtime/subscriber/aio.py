@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..event_loops import running_loop
 from ..protocol.notification import Notification
-from . import connect as dialling
-from . import core
+from . import connect, core
 from .keepalive import Keepalive
 from .options import OnGap, OnStateChange, Options, Token, brought, check
 from .reconnect import Failure
@@ -130,24 +129,24 @@ class _Connection:
         self.wake = asyncio.Event()
 
     async def connect(self, after: str | None) -> str | Failure | None:
-        connect = dialling.library("asyncio.client").connect
+        open_websocket = connect.library("asyncio.client").connect
         token = self._options.token
         if callable(token):
             given = token()
             if inspect.isawaitable(given):
                 try:
-                    async with asyncio.timeout(dialling.OPEN_TIMEOUT_S) as limit:
+                    async with asyncio.timeout(connect.OPEN_TIMEOUT_S) as limit:
                         given = await given
                 except TimeoutError:
                     if not limit.expired():
                         raise  # raised by the function itself
                     return Failure("the token function timed out")
             token = brought(given)
-        arguments = dialling.dial_arguments("asyncio.client", self._options, after, token)
+        arguments = connect.dial_arguments("asyncio.client", self._options, after, token)
         try:
-            ws: ClientConnection = await connect(**arguments)
-        except dialling.dial_errors() as error:
-            return dialling.read_dial_error(error)
+            ws: ClientConnection = await open_websocket(**arguments)
+        except connect.dial_errors() as error:
+            return connect.read_dial_error(error)
         self._ws = ws
         return ws.subprotocol
 
@@ -166,7 +165,7 @@ class _Connection:
         except TimeoutError:
             return None
         except ConnectionClosed as error:
-            return dialling.read_closed(error)
+            return connect.read_closed(error)
 
     async def disconnect(self) -> None:
         """Close the connection and its task; do nothing if there is none."""
@@ -178,7 +177,7 @@ class _Connection:
         if ws is None:
             return
         try:
-            async with asyncio.timeout(dialling.CLOSE_TIMEOUT_S):
+            async with asyncio.timeout(connect.CLOSE_TIMEOUT_S):
                 if keepalive is not None:
                     await _send_all(ws, keepalive.pending_ack())
                 await ws.close()

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import InvalidArgumentError
 from ..protocol.notification import Notification
-from . import connect as dialling
-from . import core
+from . import connect, core
 from .keepalive import Keepalive
 from .options import OnGap, OnStateChange, Options, brought, check
 from .reconnect import Failure
@@ -106,15 +105,15 @@ class _Connection:
         self.wake = threading.Event()
 
     def connect(self, after: str | None) -> str | Failure | None:
-        connect = dialling.library("sync.client").connect
+        open_websocket = connect.library("sync.client").connect
         token = self._options.token
         given = brought(token()) if callable(token) else token
-        arguments = dialling.dial_arguments("sync.client", self._options, after, given)
+        arguments = connect.dial_arguments("sync.client", self._options, after, given)
         try:
-            dialling.dial_socket(arguments, self._options)
-            ws: ClientConnection = self._stack.enter_context(connect(**arguments))
-        except dialling.dial_errors() as error:
-            return dialling.read_dial_error(error)
+            connect.dial_socket(arguments, self._options)
+            ws: ClientConnection = self._stack.enter_context(open_websocket(**arguments))
+        except connect.dial_errors() as error:
+            return connect.read_dial_error(error)
         self._ws = ws
         return ws.subprotocol
 
@@ -135,7 +134,7 @@ class _Connection:
         except TimeoutError:
             return None
         except ConnectionClosed as error:
-            return dialling.read_closed(error)
+            return connect.read_closed(error)
 
     def disconnect(self) -> None:
         """Close the connection and its threads; do nothing if there is none."""
@@ -145,7 +144,7 @@ class _Connection:
             return
         self.wake.set()
         if keeper is not None:
-            keeper.join(dialling.CLOSE_TIMEOUT_S)
+            keeper.join(connect.CLOSE_TIMEOUT_S)
             if keeper.is_alive():  # it is blocked in a send to a peer that does not read
                 with contextlib.suppress(OSError):
                     ws.socket.shutdown(socket.SHUT_RDWR)
