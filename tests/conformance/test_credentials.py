@@ -116,6 +116,18 @@ async def test_a_credential_is_no_room_and_no_device(client: Client, user: str) 
         assert key not in response.text
 
 
+@pytest.mark.filterwarnings("ignore::jwt.warnings.InsecureKeyLengthWarning")
+@pytest.mark.parametrize("algorithm", ["HS384", "HS512"])
+async def test_another_hash_with_the_secret_is_refused(
+    client: Client, user: str, algorithm: str
+) -> None:
+    """Authorization: a token is signed with HS256, or with a key of a JWK set."""
+    claims = {"sub": user, "exp": int(time.time()) + 60}
+    token = Secret(jwt.encode(claims, client.keys.token_secret, algorithm))
+    response = await client.showing(token).get(room_path(f"user_{user}", "history"))
+    check_error(response, 401, "unauthorized")
+
+
 # --- keys
 
 
