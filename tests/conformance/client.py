@@ -335,8 +335,7 @@ class Client:
         """``POST /broadcast``, which has to be answered with 200."""
         response = await self.post("/broadcast", {"notifications": items})
         assert response.status_code == 200, response.text
-        answer: Json = response.json()
-        return answer
+        return decode(response.content)
 
     async def fill(self, room: str, count: int, first: int = 0) -> list[str]:
         """Publish ``count`` small notifications with the ids n0, n1, …; returns their cursors."""
@@ -521,6 +520,7 @@ def dial(url: str, receive_buffer: int | None = None) -> socket.socket:
         if receive_buffer is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         sock.connect(address)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # each write is a packet
         return _TLS.wrap_socket(sock, server_hostname=host) if secure else sock
     except BaseException:
         sock.close()

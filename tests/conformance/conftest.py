@@ -113,7 +113,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for marker, fits, reason in (
         ("with_keys", _has_keys, f"the server has no keys: none were given with {API_KEY}"),
         ("without_keys", _has_no_keys, "the server has keys"),
-        ("own_frames", _reads_frames, "the server's host reads the frames"),
+        ("own_frames", _reads_frames, "the server's host reads requests and frames"),
     ):
         if metafunc.definition.get_closest_marker(marker) is not None:
             fitting = [kind for kind in names if fits(kind)]

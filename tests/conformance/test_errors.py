@@ -296,6 +296,19 @@ async def test_400_for_a_head(client: Client, version: str, fields: tuple[str, .
     assert re.match(rb"HTTP/1\.[01] 400 ", answer), answer[:300]
 
 
+@pytest.mark.own_frames
+@pytest.mark.parametrize(
+    ("field", "body"),
+    [("Content-Length: 5", b"hello"), ("Transfer-Encoding: chunked", b"0\r\n\r\n")],
+    ids=["length", "chunked"],
+)
+async def test_400_for_a_handshake_with_a_body(client: Client, field: str, body: bytes) -> None:
+    """Limits: a handshake with a body gets 400."""
+    path = room_path(fresh_room(), "subscribe")
+    answer = await client.exchange(raw_head(client, f"GET {path} HTTP/1.1", *UPGRADE, field) + body)
+    assert answer.startswith(b"HTTP/1.1 400 "), answer[:300]
+
+
 @pytest.mark.parametrize("coding", ["gzip, chunked", "chunked, chunked", ", chunked", "identity"])
 async def test_another_transfer_coding_publishes_nothing(client: Client, coding: str) -> None:
     """Errors: a request that two parsers would read differently is refused."""

@@ -38,7 +38,7 @@ VIOLATIONS = {
     "a reserved bit": frame(LAST | 0x40 | TEXT, b"ping"),
     "an unknown opcode": frame(LAST | 0x3, b"ping"),
     "an unknown control opcode": frame(LAST | 0xB),
-    "a ping in fragments": frame(PING, b"a") + frame(LAST, b"b"),
+    "a ping that is a fragment": frame(PING, b"a"),
     "a ping of 126 bytes": frame(LAST | PING, b"x" * 126),
     "a message inside another": frame(TEXT, b"pi") + frame(LAST | TEXT, b"ping"),
     "a continuation of nothing": frame(LAST, b"ping"),
@@ -91,6 +91,13 @@ async def test_1009(socket: SlowListener, pieces: int) -> None:
     firsts[-1] |= LAST
     socket.send_bytes(b"".join(frame(first, part) for first in firsts))
     assert await asyncio.to_thread(socket.close_code) in (1009, 4540)
+
+
+@pytest.mark.own_frames
+async def test_1009_before_the_message_arrives(socket: SlowListener) -> None:
+    """WebSocket: a message over 64 KiB is answered with 1009, as soon as its length is known."""
+    socket.send_bytes(bytes((LAST | TEXT, 0xFF)) + (2**40).to_bytes(8, "big") + MASK)
+    assert await asyncio.to_thread(socket.close_code) == 1009
 
 
 @pytest.mark.own_frames

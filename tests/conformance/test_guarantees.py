@@ -74,8 +74,11 @@ async def test_duplicates_in_one_batch(client: Client) -> None:
 async def test_repeated_room_is_delivered_once(client: Client) -> None:
     """Guarantees: once to a room, even if it is named twice."""
     room = fresh_room()
-    answer = await client.batch([note("a", rooms=[room, room])])
+    async with client.listen(room):
+        await client.until_connections(room, 1)
+        answer = await client.batch([note("a", rooms=[room, room])])
     assert set(answer["results"][0]["rooms"]) == {room}
+    assert answer["results"][0]["broadcastCount"] == 1
     assert ids_of((await client.history(room))["notifications"]) == ["a"]
 
 
