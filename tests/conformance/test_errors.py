@@ -297,6 +297,17 @@ async def test_400_for_a_head(client: Client, version: str, fields: tuple[str, .
 
 
 @pytest.mark.own_frames
+@pytest.mark.parametrize("version", ["8", "14", "13, 8", ""])
+async def test_426_for_another_version_of_websockets(client: Client, version: str) -> None:
+    """Errors: 426 `upgrade_required`; the answer names the version (RFC 6455, section 4.2.2)."""
+    path = room_path(fresh_room(), "subscribe")
+    fields = (*UPGRADE[:2], f"Sec-WebSocket-Version: {version}", UPGRADE[3])
+    answer = await client.exchange(raw_head(client, f"GET {path} HTTP/1.1", *fields))
+    assert answer.startswith(b"HTTP/1.1 426 "), answer[:300]
+    assert b"\r\nsec-websocket-version: 13\r\n" in answer.lower()
+
+
+@pytest.mark.own_frames
 @pytest.mark.parametrize(
     ("field", "body"),
     [("Content-Length: 5", b"hello"), ("Transfer-Encoding: chunked", b"0\r\n\r\n")],

@@ -18,6 +18,15 @@ async def test_an_empty_room(client: Client) -> None:
     assert (ids_of(later["notifications"]), later["recovered"]) == (["n1"], True)
 
 
+async def test_the_cursor_of_an_empty_room_after_the_retention(client: Client) -> None:
+    """History: `recovered` is false if more came after the cursor than is retained."""
+    room = fresh_room()
+    cursor = (await client.history(room))["cursor"]
+    await client.fill(room, 1001)
+    later = await client.history(room, after=cursor, limit=1)
+    assert (ids_of(later["notifications"]), later["recovered"]) == (["n1"], False)
+
+
 async def test_oldest_first(client: Client) -> None:
     """History: the retained log, oldest first, as it was delivered."""
     room = fresh_room()

@@ -137,6 +137,7 @@ async def test_too_many(client: Client) -> None:
     large = [note(f"n{n}", rooms=[room], data={"x": "y" * 200_000}) for n in range(6)]
     bodies: list[list[Json]] = [
         [note(rooms=[room])] * 1001,
+        [note()] * 1001,
         [note(rooms=names)],
         [note(rooms=names[:500]), note(rooms=names[500:])],
         large,

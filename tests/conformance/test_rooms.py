@@ -80,7 +80,7 @@ async def test_encoded_and_plain_spell_the_same_room(client: Client) -> None:
         "k" * 33 + "_1", "user_" + "x" * 201, "user_" + "x" * 7_000, "user_a%2Fb", "user_..%2Fb",
         "user_%00", "user_a%20b", "user_a%0Ab", "user_a%0A", "user_%C3%A9", "user_%ff",
         "user_%F0%9F", "user_a%25", "user_a%3Fb", "user_a%23b", "user_a,b", "user_%EF%BC%91",
-        "user_%22", "user_%5C",
+        "user_%22", "user_%5C", "synap_1", "synap_revocations",
     ],
     ids=lambda segment: segment if len(segment) < 40 else f"{segment[:8]}-{len(segment)}",
 )  # fmt: skip
@@ -98,7 +98,7 @@ async def test_rejects_invalid_room_id(client: Client, segment: str) -> None:
 @pytest.mark.parametrize(
     "room",
     ["user", "user_", "USER_1", "user_a/b", "user_\u0000", "user_é", "user_a%7Cb", "",
-     "user_" + "x" * 201],
+     "user_" + "x" * 201, "synap_revocations"],
     ids=lambda room: repr(room[:12]),
 )  # fmt: skip
 async def test_invalid_room_id_fails_alone_in_a_batch(client: Client, room: str) -> None:
