@@ -7,6 +7,10 @@ A child of ``fork`` has only the thread that forked.
 - A module that another thread was importing remains half imported in the child, and its lock
   remains held, so that an import of it blocks forever. So each import of this package that is not
   made at import time runs inside of :func:`importing`, and a fork waits for the end of that block.
+- OpenSSL's locks remain held, too, if another thread was using TLS. So a child neither creates nor
+  releases an object of OpenSSL unless it publishes to an ``https`` URL: :func:`keep` holds the
+  objects of the parent. A child that does publish to one cannot avoid these locks, and may block:
+  start such children before the threads that use TLS, or with the start method ``spawn``.
 """
 
 from __future__ import annotations
@@ -36,6 +40,8 @@ class _Renewable(Protocol):
     def renew(self) -> None: ...
 
 
+_kept: list[object] = []
+
 _clients: weakref.WeakSet[_Renewable] = weakref.WeakSet()
 
 
@@ -46,6 +52,11 @@ def renew_in_child(client: _Renewable) -> None:
     not exist in the child could hold the lock.
     """
     _clients.add(client)
+
+
+def keep(parents: object) -> None:
+    """Never release an object of the parent in this child: that could acquire a lock of OpenSSL."""
+    _kept.append(parents)
 
 
 @contextmanager

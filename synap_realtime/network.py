@@ -117,17 +117,17 @@ def find_proxy(url: httpx.URL, socks_library: str) -> Proxy | None:
     return proxy
 
 
-def tls_context(url: httpx.URL) -> ssl.SSLContext:
+def tls_context(url: httpx.URL) -> ssl.SSLContext | None:
     """Return the context that verifies a server, with the authorities of ``SSL_CERT_FILE`` or
     ``SSL_CERT_DIR``, else those of certifi.
 
-    For a URL without TLS, the context trusts no authority, and none is loaded.
+    Return None for a URL without TLS: nothing of OpenSSL is created.
 
     Raises:
         ConfigurationError: names the variable whose file or folder cannot be used.
     """
     if url.scheme not in ("https", "wss"):
-        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        return None
     try:
         return httpx.create_ssl_context()
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
@@ -206,7 +206,8 @@ def async_client(url: httpx.URL, timeout_s: float | None) -> httpx.AsyncClient:
         transport=_Transport(
             trust_env=False,
             proxy=httpx.Proxy(proxy.url) if proxy else None,
-            verify=tls_context(url),
+            # httpx requires a context; without TLS, this one is not used and trusts no authority.
+            verify=tls_context(url) or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
         ),
         headers={"Accept-Encoding": "identity"},
     )

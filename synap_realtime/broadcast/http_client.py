@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import httpx
 
 from ..errors import ConfigurationError
-from ..forks import importing
+from ..forks import importing, keep
 from ..network import BoundedBody, deadline
 from . import retry
 from .encoding import ApiRequest
@@ -152,6 +152,7 @@ class HttpClient(_Connections[httpx.BaseTransport, "DeadlineTransport"]):
         """Return a copy for a forked child; the parent keeps using the connections."""
         if self._own is not None:
             self._own.abandon()
+            keep(self._own)
         return HttpClient(self._endpoint, self._given)
 
 

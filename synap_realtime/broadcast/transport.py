@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
+import os
 import socket
 import ssl
 import time
@@ -87,7 +88,10 @@ class DeadlineTransport(httpx.BaseTransport):
         For a forked child: the parent keeps using the connections.
         """
         for stream in list(self._backend.streams):
-            stream.close()
+            sock = stream.get_extra_info("socket")
+            # To close a TLS socket would release OpenSSL's object, which takes a lock.
+            if isinstance(sock, socket.socket) and sock.fileno() >= 0:
+                os.close(sock.detach())
 
 
 class _Body(httpx.SyncByteStream):

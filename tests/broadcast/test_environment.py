@@ -348,6 +348,54 @@ async def test_children_forked_right_after_the_first_notification_lose_nothing(u
         assert received == sorted([*range(-1, 24)] * (1 if address == url else 2))
 
 
+FORKS_BESIDE_TLS = """
+import faulthandler, os, ssl, sys, threading
+from synap_realtime import Broadcaster
+from synap_realtime.broadcast.functions import background_broadcaster
+single = Broadcaster()
+def publish(n):
+    assert single.broadcast_success("1", "a", {"n": n}).success
+    background_broadcaster().broadcast_notification(
+        user_id="1", message={"type": "a", "data": {"n": n}}
+    )
+    return background_broadcaster().flush()
+assert publish(-1)
+def use_tls():
+    while not over.is_set():
+        for _ in range(50):  # more than the garbage collector releases one by one
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+over = threading.Event()
+threads = [threading.Thread(target=use_tls) for _ in range(3)]
+for thread in threads:
+    thread.start()
+children = []
+for n in range(60):
+    if (child := os.fork()) == 0:
+        faulthandler.dump_traceback_later(20, exit=True)
+        assert publish(n)
+        os._exit(0)
+    children.append(child)
+statuses = {os.waitpid(child, 0)[1] for child in children}
+over.set()
+assert statuses == {0}
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+async def test_children_forked_while_another_thread_uses_tls_lose_nothing(url: str) -> None:
+    """The fork copies the locks of OpenSSL that the thread holds."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-W", "ignore", "-c", FORKS_BESIDE_TLS, cwd=ROOT,
+        env={**os.environ, "REALTIME_URL": url}, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    _, said = await process.communicate()
+    assert (process.returncode, said.decode()) == (0, "")
+    async with httpx.AsyncClient() as client:
+        answer = (await client.get(f"{url}/rooms/user_1/history?limit=500")).json()
+    received = [m["data"]["n"] for m in answer["notifications"]]
+    assert sorted(received) == sorted([*range(-1, 60)] * 2)
+
+
 FORKED_IDS = """
 import os
 from synap_realtime.broadcast import encoding

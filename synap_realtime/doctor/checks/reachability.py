@@ -52,10 +52,9 @@ async def _steps(context: CheckContext, address: ServerUrl) -> AsyncGenerator[Fi
     if proxy:
         yield Finding("ok", "network", f"{url.host}: through the proxy of {proxy.shown}")
     else:
-        is_secure = url.scheme in ("https", "wss")
-        port = url.port or (443 if is_secure else 80)
+        port = url.port or (443 if tls is not None else 80)
         yield await _check_connection(url.host, port)
-        if is_secure:
+        if tls is not None:
             yield await _check_certificate(url.host, port, tls)
     yield await _check_health(context, address, "health", "REALTIME_URL (--url)")
 
