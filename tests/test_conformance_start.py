@@ -12,7 +12,7 @@ import pytest
 from pydantic import SecretStr
 
 from synap_realtime.server import create_app
-from synap_realtime.server.config.settings import load_settings
+from synap_realtime.server.config import load_settings
 from synap_realtime.server.serve import running_server
 from tests.support.credentials import API_KEY, SECRET
 from tests.support.timeouts import TIMEOUT_S

@@ -18,7 +18,7 @@ from synap_realtime import AsyncBroadcaster, ConfigurationError
 from synap_realtime.endpoint import parse_server_url
 from synap_realtime.redaction import MAX_SHOWN, holds_token, redacted, redacted_origin
 from synap_realtime.server import create_app
-from synap_realtime.server.config.settings import load_settings
+from synap_realtime.server.config import load_settings
 from synap_realtime.tokens import mint_token
 from tests.support.command_line import COMMAND
 from tests.support.servers import by_uvicorn

@@ -27,7 +27,7 @@ from synap_realtime.integrations.inprocess import run_job
 from synap_realtime.jobs import JobRun
 from synap_realtime.protocol.notification import MAX_NOTIFICATION_BYTES
 from synap_realtime.server import create_app
-from synap_realtime.server.config.settings import load_settings
+from synap_realtime.server.config import load_settings
 from synap_realtime.server.serve import running_server
 from synap_realtime.tokens import mint_token
 from tests.support.timeouts import TIMEOUT_S

@@ -43,7 +43,7 @@ class ServeCommand(TyperCommand):
             ConfigurationError: a setting is invalid, or the port is in use.
         """
         with needed_by("synap-realtime serve", "server"):
-            from ..server.config.settings import load_settings
+            from ..server.config import load_settings
             from ..server.workers import run
 
         run(load_settings(**ctx.params))
@@ -56,7 +56,7 @@ def settings_options() -> list[Any]:
         ImportError: the extra ``server`` is not installed.
     """
     with needed_by("synap-realtime serve", "server"):
-        from ..server.config.settings import ENV_PREFIX, SECRETS, ServerSettings
+        from ..server.config import ENV_PREFIX, SECRETS, ServerSettings
 
     types = {}
     for name, field in ServerSettings.model_fields.items():

@@ -15,7 +15,7 @@ from ..extras import needed_by
 
 if TYPE_CHECKING:
     from ..server.auth.keys import Keys
-    from ..server.config.settings import ServerSettings
+    from ..server.config import ServerSettings
 
 PREFIX = "SYNAP_REALTIME_"
 """Prefix of the variables that a server reads."""
@@ -104,7 +104,7 @@ def load_server_config(context: CheckContext, given: Mapping[str, Any]) -> None:
 
 def _load_server_config(context: CheckContext, given: dict[str, Any]) -> None:
     with needed_by("the room server", "server"):
-        from ..server.config.settings import load_settings
+        from ..server.config import load_settings
 
     try:
         context.settings = settings = load_settings(**given)
@@ -133,7 +133,7 @@ def _without_wrong(given: dict[str, Any]) -> ServerSettings:
     """Return the settings with defaults in place of the invalid ones."""
     import pydantic
 
-    from ..server.config.settings import ServerSettings
+    from ..server.config import ServerSettings
 
     fields = ServerSettings.model_fields
     try:

@@ -20,8 +20,7 @@ from .auth.limits import Limits
 from .auth.revocations import ROOM as REVOCATIONS_ROOM
 from .auth.revocations import Revocations
 from .auth.tokens import Authenticator
-from .config.file_watcher import CHECK_INTERVAL_S
-from .config.settings import ServerSettings, load_settings
+from .config import CHECK_INTERVAL_S, ServerSettings, load_settings
 from .http.admin import Admin
 from .http.in_flight import InFlight
 from .http.monitoring import MonitoringService

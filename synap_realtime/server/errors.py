@@ -10,7 +10,7 @@
     │   └── UserConnectionLimitError
     └── UnavailableError           not possible now; a later attempt may succeed
 
-A store raises :class:`StoreUnavailableError`. None of them knows HTTP: ``http/errors.py`` gives
+A store raises :class:`StoreUnavailableError`. None of them knows HTTP: ``messages.py`` gives
 each its status, its code and its headers.
 """
 

@@ -1,7 +1,11 @@
-"""HTTP requests, responses and errors, independent of the HTTP server."""
+"""HTTP requests, responses and errors, independent of the HTTP server.
+
+The errors of the server are translated here: status, code and headers. See PROTOCOL.md, "Errors".
+"""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from functools import lru_cache
@@ -18,6 +22,14 @@ from ..protocol.notification import MAX_BATCH_BYTES
 from ..protocol.rooms import Room, parse_room
 from ..tokens import parse_device
 from .auth.claims import Claims
+from .errors import (
+    PeerRejectedError,
+    PermissionDeniedError,
+    RateLimitedError,
+    RejectedError,
+    StoreUnavailableError,
+    UnauthenticatedError,
+)
 
 RETRY_AFTER_S = 1
 
@@ -404,3 +416,32 @@ def decode_json(content: bytes) -> object:
 
 
 _from_json = pydantic_core.from_json
+
+
+DomainError = RejectedError | StoreUnavailableError
+"""An error that :func:`to_request_error` translates."""
+
+ERRORS = (RequestError, RejectedError, StoreUnavailableError)
+"""The errors that answer a request."""
+
+
+def to_request_error(error: RequestError | DomainError) -> RequestError:
+    """Return the error of HTTP that answers a request."""
+    if isinstance(error, RequestError):
+        return error
+    details = str(error)
+    match error:
+        case UnauthenticatedError():  # RFC 6750, section 3
+            challenge = 'Bearer error="invalid_token"' if error.is_invalid else "Bearer"
+            headers = {"WWW-Authenticate": challenge}
+            return RequestError(401, "unauthorized", "Unauthorized", details, headers)
+        case PermissionDeniedError():
+            return RequestError(403, "forbidden", "Forbidden", details)
+        case PeerRejectedError():
+            return RequestError(403, "forbidden", error.summary, details)
+        case RateLimitedError():
+            headers = {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
+            return RequestError(429, "rate_limited", "Too many requests", details, headers)
+        case _:
+            headers = {"Retry-After": str(RETRY_AFTER_S)}
+            return RequestError(503, "unavailable", "Try again later", details, headers)

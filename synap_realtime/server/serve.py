@@ -17,7 +17,7 @@ from ..loopback import is_loopback
 from ..tokens import KEYGEN_COMMAND
 from .app import Node, create_node, open_configured_store
 from .asgi.adapter import RoomServer
-from .config.settings import ServerSettings
+from .config import ServerSettings
 from .listeners import BACKLOG, authority, bind, port_of
 from .logging.setup import configure
 from .protocols.server import ConnectionServer

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from ..errors import ConfigurationError, SynapRealtimeError
 from . import serve
-from .config.settings import ServerSettings
+from .config import ServerSettings
 from .listeners import holding
 from .logging.setup import configure
 from .stores import check_shared

@@ -21,7 +21,7 @@ from playwright.async_api import BrowserContext, Page
 from pydantic import SecretStr
 
 from synap_realtime.server import create_app
-from synap_realtime.server.config.settings import load_settings
+from synap_realtime.server.config import load_settings
 from synap_realtime.server.serve import running_server
 from synap_realtime.tokens import mint_token
 from tests.support import workerd

@@ -29,7 +29,7 @@ from playwright.async_api import Browser, BrowserContext
 
 from synap_realtime.integrations.inngest.local import LocalInngest
 from synap_realtime.server import create_app
-from synap_realtime.server.config.settings import load_settings
+from synap_realtime.server.config import load_settings
 from synap_realtime.server.serve import running_server
 from tests.support import workerd
 from tests.support.timeouts import TIMEOUT_S

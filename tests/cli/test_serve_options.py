@@ -16,12 +16,7 @@ import typer
 from synap_realtime.cli.app import app
 from synap_realtime.cli.serve import default_text
 from synap_realtime.doctor.context import PREFIX
-from synap_realtime.server.config.settings import (
-    ENV_PREFIX,
-    SECRETS,
-    ServerSettings,
-    load_settings,
-)
+from synap_realtime.server.config import ENV_PREFIX, SECRETS, ServerSettings, load_settings
 
 ROOT = Path(__file__).parents[2]
 FIELDS = {name: field for name, field in ServerSettings.model_fields.items() if name not in SECRETS}

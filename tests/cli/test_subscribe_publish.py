@@ -17,7 +17,7 @@ from synap_realtime import AsyncBroadcaster, Notification
 from synap_realtime.cli.subscribe import format_line
 from synap_realtime.jobs import JobType, RunNotifications
 from synap_realtime.server import create_app
-from synap_realtime.server.config.settings import load_settings
+from synap_realtime.server.config import load_settings
 from synap_realtime.server.serve import running_server
 from tests.support.command_line import COMMAND, run, started
 from tests.support.link import Link

@@ -18,7 +18,7 @@ from websockets.asyncio.client import connect
 from websockets.typing import Origin
 
 from synap_realtime.server import create_app
-from synap_realtime.server.config.settings import load_settings
+from synap_realtime.server.config import load_settings
 from synap_realtime.server.serve import running_server
 from synap_realtime.tokens import mint_token
 from tests.support.timeouts import TIMEOUT_S

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from synap_realtime.server import create_app
-from synap_realtime.server.config.settings import ServerSettings, load_settings
+from synap_realtime.server.config import ServerSettings, load_settings
 from synap_realtime.server.serve import running_server
 from tests.support.timeouts import TIMEOUT_S
 

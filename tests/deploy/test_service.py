@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from synap_realtime.server.config.settings import ServerSettings, load_settings
+from synap_realtime.server.config import ServerSettings, load_settings
 from tests.support.timeouts import TIMEOUT_S
 
 from .conftest import DEPLOY

@@ -15,7 +15,7 @@ import pytest
 
 from synap_realtime.broadcast import responses
 from synap_realtime.server.auth import jwks
-from synap_realtime.server.http import validation
+from synap_realtime.server.http import publish
 from synap_realtime.server.http.routes import Router
 from synap_realtime.server.messages import Response
 from synap_realtime.server.protocols import ws_codec
@@ -130,12 +130,12 @@ def test_websocket_target_notices_text_that_is_not_utf8(monkeypatch: pytest.Monk
 def test_notification_target_notices_a_weaker_validation_pass(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    read_strictly = validation._read
+    read_strictly = publish._read
 
     def lenient(read: Callable[[bytes], Any], content: bytes) -> dict[str, Any] | None:
         return read_strictly(read, content.replace(b'"status":"done"', b'"status":"error"'))
 
-    monkeypatch.setattr(validation, "_read", lenient)
+    monkeypatch.setattr(publish, "_read", lenient)
     catches("notification")
 
 

@@ -18,7 +18,7 @@ import websockets
 
 from synap_realtime import ConfigurationError
 from synap_realtime.server import create_app
-from synap_realtime.server.config.settings import load_settings
+from synap_realtime.server.config import load_settings
 from synap_realtime.server.serve import running_server
 from tests.support.bad_input import (
     BODY,

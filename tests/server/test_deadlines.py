@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from synap_realtime.server import create_app
-from synap_realtime.server.config.settings import load_settings
+from synap_realtime.server.config import load_settings
 from synap_realtime.server.deadlines import (
     IDLE_CHECK_INTERVAL_S,
     MAX_PINGS_PER_CHECK,

@@ -14,7 +14,7 @@ from websockets.asyncio.client import ClientConnection
 from websockets.typing import Subprotocol
 
 from synap_realtime.server import create_app
-from synap_realtime.server.config.settings import load_settings
+from synap_realtime.server.config import load_settings
 from tests.support.servers import Front
 from tests.support.timeouts import TIMEOUT_S
 

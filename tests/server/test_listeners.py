@@ -24,7 +24,7 @@ from pydantic import SecretStr
 
 from synap_realtime import ConfigurationError
 from synap_realtime.server import create_app
-from synap_realtime.server.config.settings import load_settings
+from synap_realtime.server.config import load_settings
 from synap_realtime.server.listeners import authority, bind, holding, port_of
 from synap_realtime.server.protocols import server
 from synap_realtime.server.protocols.server import ACCEPT_RETRY_S

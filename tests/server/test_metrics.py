@@ -13,7 +13,7 @@ import websockets
 from prometheus_client.parser import text_string_to_metric_families
 
 from synap_realtime.server import create_app
-from synap_realtime.server.config.settings import load_settings
+from synap_realtime.server.config import load_settings
 from tests.support.credentials import API_KEY, token
 from tests.support.http_client import ask
 from tests.support.servers import Front, serving

@@ -9,7 +9,7 @@ import pytest
 
 from synap_realtime.errors import ConfigurationError
 from synap_realtime.server import serve as program
-from synap_realtime.server.config.settings import ServerSettings, load_settings
+from synap_realtime.server.config import ServerSettings, load_settings
 from tests.support.waits import SetWaits
 
 VALUES = (

@@ -23,7 +23,7 @@ from websockets.sync.client import connect
 from synap_realtime import ConfigurationError, __version__
 from synap_realtime.cli.serve import default_text
 from synap_realtime.loopback import is_loopback
-from synap_realtime.server.config.settings import ServerSettings, load_settings
+from synap_realtime.server.config import ServerSettings, load_settings
 from tests.support.certificates import certify
 from tests.support.command_line import COMMAND, run_blocking
 from tests.support.timeouts import TIMEOUT_S

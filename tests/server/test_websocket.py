@@ -16,8 +16,8 @@ from websockets.asyncio.client import ClientConnection
 
 from synap_realtime import AsyncBroadcaster
 from synap_realtime.server import RoomServer, create_app
-from synap_realtime.server.config.settings import load_settings
-from synap_realtime.server.protocols import upgrade
+from synap_realtime.server.config import load_settings
+from synap_realtime.server.protocols import websocket
 from synap_realtime.server.protocols.websocket import WebSocketProtocol
 from synap_realtime.server.serve import running_server
 from tests.support.servers import Front
@@ -192,7 +192,7 @@ async def test_aborts_socket_of_a_slow_consumer(
             super().connection_lost(exc)
             cut.set()
 
-    monkeypatch.setattr(upgrade, "WebSocketProtocol", Watched)
+    monkeypatch.setattr(websocket, "WebSocketProtocol", Watched)
     async with (
         running_server(create_app()) as url,
         AsyncBroadcaster(url) as broadcaster,

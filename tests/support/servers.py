@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from synap_realtime.server import RoomServer, create_app
 from synap_realtime.server.auth import authorization
-from synap_realtime.server.config.settings import load_settings
+from synap_realtime.server.config import load_settings
 from synap_realtime.server.protocols.writes import bound_buffers
 from synap_realtime.server.serve import running_server
 from tests.support.credentials import API_KEY, ORIGIN, SECRET

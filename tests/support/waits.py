@@ -35,13 +35,13 @@ WAITS: dict[str, tuple[str, ...]] = {
     # Both fronts
     "heartbeat_s": (
         "server.protocols.sse.HEARTBEAT_S",
-        "server.asgi.subscriptions.HEARTBEAT_S",
+        "server.asgi.connections.HEARTBEAT_S",
     ),
     "slow_consumer_timeout_s": (
         "server.rooms.backlog.SLOW_CONSUMER_TIMEOUT_S",
-        "server.asgi.subscriptions.SLOW_CONSUMER_TIMEOUT_S",
+        "server.asgi.connections.SLOW_CONSUMER_TIMEOUT_S",
     ),
-    "asgi_close_timeout_s": ("server.asgi.subscriptions.CLOSE_TIMEOUT_S",),
+    "asgi_close_timeout_s": ("server.asgi.connections.CLOSE_TIMEOUT_S",),
     # The rest of the server
     "serve_linger_s": ("server.serve.LINGER_S",),
     "ready_max_age_s": ("server.http.monitoring.MAX_AGE_S",),

@@ -66,7 +66,7 @@ async def check_variables(context: CheckContext) -> AsyncGenerator[Finding]:
     """Check that each variable of a server names a setting."""
     if not context.has_server or context.import_problem:
         return
-    from ...server.config.settings import ServerSettings
+    from ...server.config import ServerSettings
 
     known = [PREFIX + name.upper() for name in ServerSettings.model_fields]
     for name in sorted(os.environ):

@@ -12,9 +12,8 @@ from pathlib import Path
 
 from ...errors import ConfigurationError
 from ...server.stores import check_shared, is_own, parse_store_url
-from ...server.stores.sqlite.errors import DATABASE_ERRORS
+from ...server.stores.sqlite.database import DATABASE_ERRORS, has_tables
 from ...server.stores.sqlite.file_guard import find_lock_holder
-from ...server.stores.sqlite.schema import has_tables
 from ..context import CheckContext
 from ..finding import Finding
 from ..timeouts import TIMEOUT_S, run_in_thread

@@ -25,7 +25,7 @@ from ...loopback import (
 )
 from ...protocol.rooms import Room
 from ...redaction import holds_token, redacted
-from ..config.references import resolve
+from ..config import resolve
 from ..errors import (
     PeerRejectedError,
     PermissionDeniedError,

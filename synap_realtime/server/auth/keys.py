@@ -17,7 +17,7 @@ import pydantic
 from ...errors import ConfigurationError, InvalidArgumentError
 from ...redaction import redacted
 from ...tokens import KEYGEN_COMMAND, check_secret, parse_scopes
-from ..config.file_watcher import FileWatcher
+from ..config import FileWatcher
 from .claims import Claims
 from .jwks import check_jwks_url
 

@@ -17,7 +17,7 @@ from throttled.store import MemoryStore
 
 from ...loopback import is_loopback
 from ...protocol.rooms import Room
-from ..config.settings import ServerSettings
+from ..config import ServerSettings
 from ..errors import RateLimitedError, UserConnectionLimitError
 from .claims import Claims
 

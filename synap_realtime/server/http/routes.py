@@ -16,10 +16,17 @@ from ..auth.authorization import AccessControl, PeerInfo
 from ..auth.limits import Limits
 from ..errors import UnauthenticatedError
 from ..logging import events
-from ..messages import Request, RequestError, Response, method_not_allowed
+from ..messages import (
+    ERRORS,
+    DomainError,
+    Request,
+    RequestError,
+    Response,
+    method_not_allowed,
+    to_request_error,
+)
 from ..metrics import Metrics
 from .admin import Admin
-from .errors import ERRORS, DomainError, to_request_error
 from .monitoring import MonitoringService
 from .publish import PublishService
 from .reads import RoomReads

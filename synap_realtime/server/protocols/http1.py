@@ -18,11 +18,19 @@ from ..resources.byte_budget import caller_of
 from ..resources.pacing import SHARE_S, TASK_S, run_eagerly
 from .flow_control import PacedProtocol, ResponseFlow
 from .http1_parser import HEAD, MAX_UNREAD_BYTES, STOPPED, RequestParser, Upgrade
-from .requests import AHEAD_BYTES, COMPLETE, DISCARDING, HttpRequest, incomplete_body
-from .responses import LAST_CHUNK, encode_chunk, encode_head
+from .requests import (
+    AHEAD_BYTES,
+    COMPLETE,
+    DISCARDING,
+    LAST_CHUNK,
+    HttpRequest,
+    encode_chunk,
+    encode_head,
+    incomplete_body,
+)
 from .server_state import ServerState
 from .sse import SseSink
-from .upgrade import upgrade_to_websocket
+from .websocket import upgrade_to_websocket
 from .writes import reset
 
 HEAD_TIMEOUT_S = 20.0

@@ -14,7 +14,7 @@ from ..http.subscribe import SSE_RETRY_MS
 from ..rooms.backlog import UnbatchedSink
 from ..rooms.sessions import Session, SessionRegistry
 from ..stores.base import Entry
-from .responses import LAST_CHUNK, encode_chunk
+from .requests import LAST_CHUNK, encode_chunk
 from .writes import reset
 
 HEARTBEAT_S = 15.0

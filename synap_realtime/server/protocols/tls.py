@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ...errors import ConfigurationError
-from ..config.file_watcher import FileWatcher
+from ..config import FileWatcher
 from ..deadlines import Closable, PendingConnections
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 from ...loopback import is_loopback
 from ..auth.claims import Claims
-from ..config.settings import ServerSettings
+from ..config import ServerSettings
 from ..metrics import Metrics
 from ..stores.base import Entry
 

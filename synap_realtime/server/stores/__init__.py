@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 from ...errors import ConfigurationError
 from ...redaction import redacted
-from ..config.references import REFERENCE, resolve
+from ..config import REFERENCE, resolve
 from .base import OPTION, Retention, Store
 
 

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from websockets.protocol import CLIENT, OPEN, Protocol
 
 from synap_realtime.server.app import create_node
-from synap_realtime.server.config.settings import load_settings
+from synap_realtime.server.config import load_settings
 from synap_realtime.server.logging import setup as logs
 from synap_realtime.server.protocols.http1 import Http1Protocol
 from synap_realtime.server.protocols.server import ConnectionServer

@@ -15,8 +15,8 @@ from synap_realtime.protocol.cursor import parse_cursor
 from synap_realtime.protocol.notification import MAX_NOTIFICATION_BYTES
 from synap_realtime.protocol.rooms import user_room
 from synap_realtime.server import create_app
-from synap_realtime.server.config.settings import load_settings
-from synap_realtime.server.http.validation import decode_notification, encode_notification
+from synap_realtime.server.config import load_settings
+from synap_realtime.server.http.publish import decode_notification, encode_notification
 from synap_realtime.server.messages import Request, RequestError, Response, decode_json
 from synap_realtime.server.stores.base import Retention
 from synap_realtime.server.stores.memory import MemoryStore

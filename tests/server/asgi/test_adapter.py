@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from synap_realtime.server import RoomServer, create_app
-from synap_realtime.server.config.settings import load_settings
+from synap_realtime.server.config import load_settings
 from synap_realtime.server.resources.pacing import Pacer
 from synap_realtime.tokens import mint_token
 from tests.support.credentials import API_KEY, SECRET

@@ -17,7 +17,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from synap_realtime.server.asgi.signals import drain_on_signal
+from synap_realtime.server.asgi.adapter import drain_on_signal
 from tests.support.timeouts import TIMEOUT_S
 
 APP = """

@@ -24,7 +24,7 @@ from websockets.sync.client import connect
 from synap_realtime import AsyncBroadcaster, ConfigurationError
 from synap_realtime.server import create_app
 from synap_realtime.server.auth import authorization
-from synap_realtime.server.config.settings import load_settings
+from synap_realtime.server.config import load_settings
 from synap_realtime.server.serve import running_server
 from synap_realtime.tokens import mint_token
 from tests.support.command_line import COMMAND

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from synap_realtime.server import create_app
-from synap_realtime.server.config.settings import load_settings
+from synap_realtime.server.config import load_settings
 from synap_realtime.tokens import mint_token
 from tests.support.credentials import ORIGIN
 from tests.support.http_client import NOTE, ask

@@ -28,7 +28,7 @@ from synap_realtime.server.auth import tokens
 from synap_realtime.server.auth.jwks import REFRESH_AFTER_S, Jwks, KeysUnavailableError
 from synap_realtime.server.auth.keys import MAX_FILE_BYTES, KeyRing
 from synap_realtime.server.auth.tokens import Authenticator, InvalidTokenError
-from synap_realtime.server.config.file_watcher import CHECK_INTERVAL_S
+from synap_realtime.server.config import CHECK_INTERVAL_S
 from synap_realtime.server.serve import running_server
 from synap_realtime.tokens import mint_token
 from tests.support.keys import DOCUMENT, EC_KEY

@@ -14,7 +14,7 @@ import websockets
 
 from synap_realtime.server.auth.claims import Claims
 from synap_realtime.server.auth.limits import MAX_TRACKED_KEYS, Limits
-from synap_realtime.server.config.settings import load_settings
+from synap_realtime.server.config import load_settings
 from synap_realtime.server.errors import RateLimitedError
 from synap_realtime.tokens import mint_token
 from tests.support.credentials import API_KEY, ORIGIN, bearer, token

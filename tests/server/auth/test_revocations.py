@@ -14,7 +14,7 @@ from synap_realtime.server import create_app
 from synap_realtime.server.app import retention_of
 from synap_realtime.server.auth.claims import Claims
 from synap_realtime.server.auth.revocations import Revocations, TooManyRevocationsError
-from synap_realtime.server.config.settings import load_settings
+from synap_realtime.server.config import load_settings
 from synap_realtime.server.stores.base import Retention
 from synap_realtime.server.stores.memory import MemoryStore
 from synap_realtime.tokens import mint_token

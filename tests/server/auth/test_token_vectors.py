@@ -29,9 +29,9 @@ from synap_realtime.server.auth.keys import KeyRing
 from synap_realtime.server.auth.limits import Limits
 from synap_realtime.server.auth.revocations import Revocations
 from synap_realtime.server.auth.tokens import Authenticator
-from synap_realtime.server.config.settings import load_settings
+from synap_realtime.server.config import load_settings
 from synap_realtime.server.errors import RejectedError
-from synap_realtime.server.http.errors import to_request_error
+from synap_realtime.server.messages import to_request_error
 from synap_realtime.server.stores.memory import MemoryStore
 from tests.conformance import vectors
 

@@ -15,8 +15,8 @@ import pytest
 from pydantic import SecretStr
 
 from synap_realtime.server import create_app
-from synap_realtime.server.config.settings import load_settings
-from synap_realtime.server.http import validation
+from synap_realtime.server.config import load_settings
+from synap_realtime.server.http import publish
 from synap_realtime.server.serve import running_server
 from synap_realtime.tokens import mint_token
 from tests.support.credentials import API_KEY, SECRET
@@ -119,20 +119,20 @@ async def comes_to(credential: str, content: str) -> list[Any]:
 @pytest.mark.parametrize("name", [*ONE_PASS, *OTHERWISE])
 async def test_one_and_two_passes_agree(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     passes = []
-    decode_batch = validation.decode_batch
+    decode_batch = publish.decode_batch
 
     def watched(content: bytes) -> tuple[list[Any], bool]:
         items, is_checked = decode_batch(content)
         passes.append(1 if is_checked else 2)
         return items, is_checked
 
-    monkeypatch.setattr(validation, "decode_batch", watched)
+    monkeypatch.setattr(publish, "decode_batch", watched)
     content = ONE_PASS.get(name) or OTHERWISE.get(name, "")
     first = await comes_to(API_KEY, content)
     if name in ONE_PASS:
         assert (first[0], json.loads(first[1])["success"]) == (200, True)
         assert passes == [1]
-    monkeypatch.setattr(validation, "_read", lambda _read, _content: None)
+    monkeypatch.setattr(publish, "_read", lambda _read, _content: None)
     assert first == await comes_to(API_KEY, content)
     assert 1 not in passes[1:]
     assert first == await comes_to(publisher_token(), content)

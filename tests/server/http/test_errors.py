@@ -14,8 +14,7 @@ from synap_realtime.server.errors import (
     UnavailableError,
     UserConnectionLimitError,
 )
-from synap_realtime.server.http.errors import to_request_error
-from synap_realtime.server.messages import bad_request
+from synap_realtime.server.messages import bad_request, to_request_error
 
 CASES: list[tuple[RejectedError | StoreUnavailableError, int, str, dict[str, str]]] = [
     (UnauthenticatedError("x"), 401, "unauthorized", {"WWW-Authenticate": "Bearer"}),

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from synap_realtime.server import create_app
-from synap_realtime.server.config.settings import load_settings
+from synap_realtime.server.config import load_settings
 from synap_realtime.server.errors import StoreUnavailableError
 from synap_realtime.server.http.monitoring import Readiness
 from synap_realtime.server.stores.memory import MemoryStore

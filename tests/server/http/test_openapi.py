@@ -18,7 +18,7 @@ import schemathesis
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from synap_realtime.server import create_app
-from synap_realtime.server.config.settings import load_settings
+from synap_realtime.server.config import load_settings
 from synap_realtime.server.http.openapi import document
 from synap_realtime.server.http.routes import route_table
 from synap_realtime.server.serve import running_server

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic_core import from_json, to_json
 
-from synap_realtime.server.http.validation import (
+from synap_realtime.server.http.publish import (
     decode_batch,
     decode_notification,
     encode_notification,

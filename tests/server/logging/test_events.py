@@ -17,7 +17,7 @@ from websockets.typing import Origin
 
 from synap_realtime import mint_token
 from synap_realtime.server import create_app
-from synap_realtime.server.config.settings import load_settings
+from synap_realtime.server.config import load_settings
 from synap_realtime.server.logging.events import (
     MAX_LINES_PER_CALLER_S,
     MAX_LINES_PER_S,

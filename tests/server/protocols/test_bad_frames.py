@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from synap_realtime.server import create_app
-from synap_realtime.server.config.settings import load_settings
-from synap_realtime.server.protocols import upgrade
+from synap_realtime.server.config import load_settings
+from synap_realtime.server.protocols import websocket
 from synap_realtime.server.protocols.websocket import MAX_FRAMES_PER_S, WebSocketProtocol
 from synap_realtime.server.serve import running_server
 from tests.support.bad_input import (
@@ -135,7 +135,7 @@ async def test_pongs_for_a_non_reading_client_are_not_buffered() -> None:
 
     pings = frame(PING, b"x" * 125) * 500
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(upgrade, "WebSocketProtocol", Watched)
+        patch.setattr(websocket, "WebSocketProtocol", Watched)
         async with running_server(create_app(load_settings(drain_timeout_s=0))) as url:
             where = urlsplit(url)
             reader, writer = await asyncio.open_connection(where.hostname, where.port, limit=1024)

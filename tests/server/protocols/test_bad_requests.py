@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from synap_realtime.server import create_app
-from synap_realtime.server.config.settings import load_settings
+from synap_realtime.server.config import load_settings
 from synap_realtime.server.protocols import server
 from synap_realtime.server.protocols.http1 import Http1Protocol
 from synap_realtime.server.protocols.http1_parser import MAX_PIPELINED

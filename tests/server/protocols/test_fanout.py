@@ -21,7 +21,7 @@ import pytest
 from synap_realtime import tracing
 from synap_realtime.protocol.rooms import Room
 from synap_realtime.server import RoomServer, create_app
-from synap_realtime.server.config.settings import ServerSettings, load_settings
+from synap_realtime.server.config import ServerSettings, load_settings
 from synap_realtime.server.protocols import io_uring as rings
 from synap_realtime.server.rooms.hub import FanoutGroup, Hub
 from synap_realtime.server.serve import running_server

@@ -19,7 +19,7 @@ from websockets.asyncio.client import ClientConnection
 from websockets.typing import Subprotocol
 
 from synap_realtime.server import create_app
-from synap_realtime.server.config.settings import load_settings
+from synap_realtime.server.config import load_settings
 from synap_realtime.server.protocols.tls import ReloadingCertificate
 from synap_realtime.server.serve import running_server
 from tests.support.certificates import Certified, certify

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from synap_realtime.server.config.settings import ServerSettings
+from synap_realtime.server.config import ServerSettings
 from synap_realtime.server.protocols import server_state
 from synap_realtime.server.protocols.http1_parser import MAX_PIPELINED
 from synap_realtime.server.resources.pacing import MAX_DEFERRED_BYTES, SHARE_S, TASK_S, Pacer

@@ -16,7 +16,7 @@ import websockets
 from synap_realtime.protocol.control import ControlFrame
 from synap_realtime.protocol.rooms import Room
 from synap_realtime.server import create_app
-from synap_realtime.server.config.settings import load_settings
+from synap_realtime.server.config import load_settings
 from synap_realtime.server.rooms import presence
 from synap_realtime.server.rooms.presence import Presence
 from tests.support.credentials import bearer, token

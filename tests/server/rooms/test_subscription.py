@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from synap_realtime.protocol.control import CloseCode, ControlFrame
 from synap_realtime.protocol.cursor import Cursor
 from synap_realtime.protocol.rooms import Room
-from synap_realtime.server.asgi.subscriptions import run_subscription
+from synap_realtime.server.asgi.connections import run_subscription
 from synap_realtime.server.auth.claims import UNRESTRICTED
 from synap_realtime.server.deadlines import TimerQueue
 from synap_realtime.server.metrics import Metrics

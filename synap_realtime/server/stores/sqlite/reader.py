@@ -9,8 +9,7 @@ from typing import ParamSpec, TypeVar
 
 from ....protocol.rooms import Room
 from ..base import DEVICE_AGE_S, StoreStats
-from .database import Database
-from .schema import last_offset, trimmed_key
+from .database import Database, last_offset, trimmed_key
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -28,12 +28,10 @@ from ..base import (
     make_entry,
 )
 from ..clock import RunningClock
-from .database import Database
-from .errors import DATABASE_ERRORS
-from .pending import PendingValues
+from .database import DATABASE_ERRORS, Database
 from .reader import DatabaseReader
 from .write_queue import Health, WriteQueue, WriteRequest
-from .writer import AckKey, DatabaseWriter, InsertResult
+from .writer import AckKey, DatabaseWriter, InsertResult, PendingValues
 
 logger = logging.getLogger(__name__)
 

@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from ...errors import StoreUnavailableError
 from ..base import Publication, PublishResult
 from .database import Database
-from .pending import Pending, PendingValues
-from .writer import AckKey, DatabaseWriter, InsertResult
+from .writer import AckKey, DatabaseWriter, InsertResult, Pending, PendingValues
 
 logger = logging.getLogger(__name__)
 

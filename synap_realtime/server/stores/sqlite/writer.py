@@ -8,15 +8,49 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from ....errors import ConfigurationError
 from ....protocol.rooms import Room
 from ..base import DEVICE_AGE_S, MAX_DEVICES, Publication, Retention
 from ..clock import OffsetClock
-from .database import Database
-from .pending import Pending
-from .schema import last_offset, trimmed_key
+from .database import Database, last_offset, trimmed_key
+
+K = TypeVar("K")
+
+Pending = tuple[int]
+"""A value. Two of the same value are different objects, so that a later one is recognized."""
+
+
+class PendingValues(Generic[K]):
+    """The latest values that are not in the file yet, in the order in which they were set.
+
+    The event loop changes them. The writing thread takes a snapshot, which it hands back once it is
+    in the file.
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[K, Pending] = {}
+
+    def get(self, key: K) -> int | None:
+        value = self._values.get(key)
+        return None if value is None else value[0]
+
+    def set(self, key: K, value: int) -> None:
+        """Set a value, which is then the last in the order."""
+        self._values.pop(key, None)
+        self._values[key] = (value,)
+
+    def snapshot(self) -> Mapping[K, Pending]:
+        """Return a copy of all values. Safe in any thread."""
+        return self._values.copy()
+
+    def discard(self, written: Mapping[K, Pending]) -> None:
+        """Remove the values of a snapshot, except those that were set again since."""
+        for key, value in written.items():
+            if self._values.get(key) is value:
+                del self._values[key]
+
 
 _CLOCK_INTERVAL_S = 60.0  # a crash loses at most this much of the store's running time
 

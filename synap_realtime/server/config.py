@@ -1,10 +1,14 @@
-"""The settings of the server, and the environment variables and options that set them."""
+"""Read the configuration: settings, references to application code, and watched files."""
 
 from __future__ import annotations
 
+import importlib
 import ipaddress
+import os
 import re
-from collections.abc import Mapping
+import sys
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,11 +17,90 @@ from pydantic import Field, SecretStr
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from ...errors import ConfigurationError
-from ...loopback import normalize_origin
-from ...protocol.control import IDLE_TIMEOUT_S, PING_QUIET_S
-from ...redaction import redacted
-from .references import REFERENCE
+from ..errors import ConfigurationError
+from ..loopback import normalize_origin
+from ..protocol.control import IDLE_TIMEOUT_S, PING_QUIET_S
+from ..redaction import redacted
+
+REFERENCE = re.compile(r"[\w.]+:\w+")
+
+
+def resolve(option: str, reference: str) -> object:
+    """Return the object that a reference names. Modules of the current folder are found, too.
+
+    Args:
+        option: for the error, such as ``--authorizer (SYNAP_REALTIME_AUTHORIZER)``.
+
+    Raises:
+        ConfigurationError: the module cannot be imported, or has no such name.
+    """
+    module, _, attribute = reference.partition(":")
+    sys.path.insert(0, "")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (Exception, SystemExit) as error:  # the user's module may raise anything
+        known = isinstance(error, ImportError | AttributeError)
+        cause = f"{error}" if known else f"{type(error).__name__}: {error}"
+        raise ConfigurationError(f"{option}: {redacted(f'{reference}: {cause}')}") from error
+    finally:
+        sys.path.remove("")
+
+
+CHECK_INTERVAL_S = 0.25
+"""The shortest time between two checks of the files."""
+
+_State = tuple[tuple[int, ...] | None, ...]
+
+
+class FileWatcher:
+    """Notice changes of a group of files that are read together."""
+
+    def __init__(
+        self, *files: Path, settles: bool = False, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """
+        Args:
+            settles: report a change only after two consecutive checks with the same result, so that
+                a file is not read while it is being written. This needs periodic calls.
+        """
+        self._files = files
+        self._settles = settles
+        self._clock = clock
+        self._checked_at = clock()
+        self._state = self._seen = self._check()
+
+    def have_changed(self) -> bool:
+        """Return whether the files differ from the last report: True once for each change."""
+        if not self._files or self._clock() - self._checked_at < CHECK_INTERVAL_S:
+            return False
+        self._checked_at = self._clock()
+        before, self._seen = self._seen, self._check()
+        if self._seen == self._state or (self._settles and self._seen != before):
+            return False
+        self._state = self._seen
+        return True
+
+    def report_again(self) -> None:
+        """Let the next call of :meth:`have_changed` report the current state again."""
+        self._state = ()
+
+    @property
+    def state(self) -> object:
+        """The state at the last check, for comparison: equal as long as no file changes."""
+        return self._seen
+
+    def _check(self) -> _State:
+        return tuple(_state_of(file) for file in self._files)
+
+
+def _state_of(file: Path) -> tuple[int, ...] | None:
+    try:
+        found = os.stat(file)  # noqa: PTH116 - follows a link whose target changes
+    except (OSError, ValueError):
+        return None
+    # The change time also notices changed permissions, and a restored modification time.
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_dev, found.st_ino, found.st_size
+
 
 # An Origin as browsers send it: no path, no user, no upper case.
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.\-]*://(?:\[[0-9a-f:.]+\]|[a-z0-9_.\-]+)(?::[0-9]{1,5})?")

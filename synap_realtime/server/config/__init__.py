@@ -1,1 +1,0 @@
-"""The configuration: settings, references to application code, and watched files."""
