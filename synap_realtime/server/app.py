@@ -70,7 +70,7 @@ class Node:
         self._metrics = metrics = Metrics(own_version, settings.max_connections, worker)
         metrics.show_limits(settings.limits())
         self._hub = hub = Hub(metrics.delivered)
-        store.subscribe(self._deliver)
+        store.subscribe(self._deliver, self._on_gap)
         self._store_needs_task = needs_task(store)
         self._store = store = InstrumentedStore(store, metrics)
         self._presence = presence = Presence()
@@ -124,6 +124,13 @@ class Node:
         if room == REVOCATIONS_ROOM:
             return self._revocations.apply(entry)
         return self._hub.broadcast(room, entry, published_at)
+
+    def _on_gap(self, room: Room) -> None:
+        """Let the subscribers of a room resume: entries may have been lost."""
+        if room == REVOCATIONS_ROOM:
+            self._revocations.loaded = False
+        else:
+            self._hub.report_gap(room)
 
     @property
     def settings(self) -> ServerSettings:

@@ -46,7 +46,7 @@ class _Usage(Protocol):
     def bytes(self) -> int: ...
 
     @property
-    def rooms(self) -> int: ...
+    def rooms(self) -> int | None: ...
 
     @property
     def evicted(self) -> int: ...
@@ -237,7 +237,8 @@ class Metrics:
         """Return all metrics in Prometheus' text format."""
         self._flush_counters()
         self._store_bytes.set(usage.bytes)
-        self._store_rooms.set(usage.rooms)
+        if usage.rooms is not None:
+            self._store_rooms.set(usage.rooms)
         self._store_evictions.inc(usage.evicted - self._evicted)
         self._evicted = usage.evicted
         return generate_latest(self._registry)

@@ -14,7 +14,7 @@ from typing import Literal
 import uuid_utils
 
 from ...protocol.rooms import Room
-from ..stores.base import Entry, LogStore, Publication, Retention
+from ..stores.base import Entry, Publication, Retention, Store
 from .claims import Claims
 from .tokens import LEEWAY_S
 
@@ -59,7 +59,7 @@ class Revocations:
 
     def __init__(
         self,
-        store: LogStore,
+        store: Store,
         *,
         leeway_s: float = LEEWAY_S,
         kept_s: float | None = None,
@@ -88,6 +88,7 @@ class Revocations:
             deque()
         )  # in order of arrival, with the monotonic time
         self.loaded = False
+        self._has_joined = False
         self._loading = asyncio.Lock()
         self._position = store.earliest()
         self.on_revoked: Callable[[Revocation], int] = lambda _: 0
@@ -102,6 +103,9 @@ class Revocations:
         if self.loaded:
             return
         async with self._loading:
+            if not self._has_joined:
+                await self._store.join(ROOM)
+                self._has_joined = True
             while not self.loaded:
                 page = await self._store.read(ROOM, self._position, _PAGE)
                 for entry in page.entries:

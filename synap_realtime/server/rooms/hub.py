@@ -31,6 +31,10 @@ class Subscriber(Protocol):
         """
         ...
 
+    def on_gap(self) -> None:
+        """Let the client resume: entries of the room may have been lost."""
+        ...
+
 
 class FanoutGroup(Protocol):
     """Subscribers of a room that share one batched write.
@@ -174,6 +178,16 @@ class Hub:
                     count += 1
         self._observe(perf_counter() - published_at, count)
         return count
+
+    def report_gap(self, room: Room) -> None:
+        """Let all clients of a room resume."""
+        subscribers = self._rooms.get(room, ())
+        if isinstance(subscribers, _LargeRoom):
+            if subscribers.group is not None:
+                subscribers.group.disband()
+            subscribers = tuple(subscribers.ungrouped)
+        for subscriber in subscribers:
+            subscriber.on_gap()
 
     def _broadcast_to_many(self, many: _LargeRoom, entry: Entry, published_at: float) -> int:
         count, was_disbanded = 0, False

@@ -8,6 +8,7 @@ See PROTOCOL.md, "Subscribing".
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Callable, Sequence
 from enum import IntEnum, auto
 
@@ -22,6 +23,9 @@ from ..tracing import start_delivery_span
 from .backlog import NULL_SINK, Backlog, Sink
 from .hub import FanoutGroup, Hub
 from .replay import Replay
+
+_MIN_RESUME_MS, _RESUME_SPREAD_MS = 50, 1000
+"""When the subscribers of a room resume after a gap, so that they do not all return at once."""
 
 UNKNOWN_POSITION = "lost"
 """A position that is in no log: replays everything that is retained, with ``recovered: false``."""
@@ -90,6 +94,7 @@ class Subscription:
         "_device",
         "_ended",
         "_group",
+        "_has_joined",
         "_hub",
         "_last_seen",
         "_metrics",
@@ -148,6 +153,7 @@ class Subscription:
         self._group: FanoutGroup | None = None
         self._replay_wakeup: asyncio.Event | None = asyncio.Event()  # until the replay is complete
         self._ended: asyncio.Event | None = None  # during wait_closed()
+        self._has_joined = False  # it counts as a subscriber in the store
 
     @property
     def last_offset(self) -> int:
@@ -225,7 +231,7 @@ class Subscription:
         Returns:
             False, if nothing up to this cursor was written to the client.
         """
-        if cursor.epoch != self._store.earliest().epoch or cursor.offset > self.last_offset:
+        if cursor.offset > self.last_offset:
             return False
         self.store_ack(cursor)
         return True
@@ -249,6 +255,10 @@ class Subscription:
                 {"code": int(CloseCode.DRAINING), "reconnectAfterMs": reconnect_after_ms},
             )
             self._resume()
+
+    def on_gap(self) -> None:
+        """See :class:`hub.Subscriber`."""
+        self.drain(_MIN_RESUME_MS + secrets.randbelow(_RESUME_SPREAD_MS))
 
     def close(self, code: CloseCode, reason: str | None = None) -> None:
         """Close the subscription. The first code wins; pending writes are still sent.
@@ -301,6 +311,11 @@ class Subscription:
         self._hub.subscribe(self._room, self)
         if self.state is _JOINING:  # else it drains already
             self._enter(_REPLAYING)
+        await self._store.join(self._room)
+        if self.state is _CLOSED:
+            self._store.leave(self._room)
+            return
+        self._has_joined = True
         position = await self._start(after)
         if self._device is not None:
             head = await self._store.head(self._room)
@@ -331,6 +346,9 @@ class Subscription:
             self._enter(_CLOSED)
         self._drop_backlog()
         self._hub.unsubscribe(self._room, self)
+        if self._has_joined:
+            self._has_joined = False
+            self._store.leave(self._room)
         self._sink = NULL_SINK
 
     def _enter(self, state: DeliveryState) -> None:

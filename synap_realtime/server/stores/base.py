@@ -119,12 +119,12 @@ class StoreStats:
 
     Attributes:
         bytes: memory or disk space that it takes.
-        rooms: rooms with a log.
+        rooms: rooms with a log; None if that is not known.
         evicted: notifications that were deleted early for lack of memory.
     """
 
     bytes: int
-    rooms: int
+    rooms: int | None
     evicted: int = 0
 
 
@@ -141,9 +141,18 @@ raises. The third argument is :attr:`Publication.published_at`; None if another 
 :class:`ClusterStore` accepted the publish."""
 
 
+GapHandler = Callable[[Room], None]
+"""Reports that entries of a room may be lost, without blocking: the room's subscribers have to
+resume from their positions. Never raises."""
+
+
 def deliver_to_nobody(room: Room, entry: Entry, published_at: float | None) -> int:  # noqa: ARG001 - a handler's
     """Handle the deliveries of a store that no server has subscribed to."""
     return 0
+
+
+def ignore_gap(room: Room) -> None:
+    """Handle the gaps of a store that no server has subscribed to."""
 
 
 class LogStore(Protocol):
@@ -195,12 +204,30 @@ class LogStore(Protocol):
 class Broker(Protocol):
     """Brings each new entry to this server, whichever server accepted the publish."""
 
-    def subscribe(self, handler: DeliveryHandler) -> None:
-        """Call a handler with each new entry of every room, once.
+    def subscribe(self, handler: DeliveryHandler, on_gap: GapHandler = ignore_gap) -> None:
+        """Call a handler with each new entry of every room that was joined, once.
 
         Called at most once, before any other method, possibly outside of the event loop. Without a
         handler, entries are stored and delivered to nobody.
+
+        Args:
+            on_gap: called when entries of a room may have been lost, and cannot be read any more.
         """
+        ...
+
+    async def join(self, room: Room) -> None:
+        """Count a subscriber of a room at this server. Call :meth:`leave` when it has ended.
+
+        From the return on, each new entry of the room is delivered to this server. A store of a
+        single server delivers the entries of all rooms.
+
+        Raises:
+            StoreUnavailableError: the room cannot be joined now.
+        """
+        ...
+
+    def leave(self, room: Room) -> None:
+        """Count a subscriber as ended, without blocking."""
         ...
 
 

@@ -22,6 +22,8 @@ class InstrumentedStore:
         self._metrics = metrics
         self._publishing = metrics.store_operation("publish")
         self.subscribe = store.subscribe
+        self.join = store.join
+        self.leave = store.leave
         self.earliest = store.earliest
         self.register_device = store.register_device
         self.ack = store.ack

@@ -19,12 +19,14 @@ from .base import (
     MAX_DEVICES,
     DeliveryHandler,
     Entry,
+    GapHandler,
     Page,
     Publication,
     PublishResult,
     Retention,
     StoreStats,
     deliver_to_nobody,
+    ignore_gap,
     make_entry,
 )
 from .clock import OffsetClock, RunningClock
@@ -89,8 +91,14 @@ class MemoryStore:
         self._timer: asyncio.TimerHandle | None = None
         self._deliver: DeliveryHandler = deliver_to_nobody
 
-    def subscribe(self, handler: DeliveryHandler) -> None:
+    def subscribe(self, handler: DeliveryHandler, on_gap: GapHandler = ignore_gap) -> None:  # noqa: ARG002 - it loses nothing
         self._deliver = handler
+
+    async def join(self, room: Room) -> None:
+        pass  # the entries of all rooms are delivered
+
+    def leave(self, room: Room) -> None:
+        pass
 
     def earliest(self) -> Cursor:
         return Cursor(self._epoch, 0)

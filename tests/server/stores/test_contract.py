@@ -9,7 +9,14 @@ import pytest
 
 from synap_realtime.protocol.cursor import Cursor
 from synap_realtime.protocol.rooms import Room
-from synap_realtime.server.stores.base import MAX_DEVICES, Entry, Publication, PublishResult
+from synap_realtime.server.stores.base import (
+    MAX_DEVICES,
+    DeliveryHandler,
+    Entry,
+    Publication,
+    PublishResult,
+    Store,
+)
 from tests.support.stores import ids, publication, publish
 from tests.support.timeouts import TIMEOUT_S
 
@@ -34,6 +41,14 @@ class Listeners:
         return [entry.cursor.offset for where, entry in self.taken if where == room]
 
 
+async def listen(store: Store, deliver: DeliveryHandler, *rooms: Room) -> None:
+    """Subscribe three connections to each room."""
+    store.subscribe(deliver)
+    for room in rooms or (USER, REQUEST):
+        for _ in range(3):
+            await store.join(room)
+
+
 async def test_reads_publishes_in_order_with_room_and_cursor(
     open_store: OpenStore,
 ) -> None:
@@ -50,7 +65,7 @@ async def test_reads_publishes_in_order_with_room_and_cursor(
 
 async def test_batch_returns_a_result_for_each(open_store: OpenStore) -> None:
     store, listeners = open_store(), Listeners()
-    store.subscribe(listeners)
+    await listen(store, listeners)
     publications = [publication(f"n{n}", room) for n in range(300) for room in (USER, REQUEST)]
     receipts = await store.publish([*publications, publications[0]])
     assert [receipt.id for receipt in receipts[:-1]] == [each.id for each in publications]
@@ -69,7 +84,7 @@ async def test_batch_has_the_same_result_as_single_publishes(open_store: OpenSto
     ]
     together, alone = open_store(count=50), open_store(count=50)
     for store in (together, alone):
-        store.subscribe(lambda _room, _entry, _published_at: 2)
+        await listen(store, Listeners(), *rooms)
     batched = await together.publish(publications[:10])
     batched = [*batched, *await together.publish(publications[10:])]
     one_by_one = [(await alone.publish([each]))[0] for each in publications]
@@ -89,7 +104,7 @@ async def test_batch_has_the_same_result_as_single_publishes(open_store: OpenSto
 
 async def test_the_order_of_delivery_is_the_order_of_the_log(open_store: OpenStore) -> None:
     store, listeners = open_store(), Listeners()
-    store.subscribe(listeners)
+    await listen(store, listeners)
     await asyncio.gather(*(store.publish([publication(f"n{n}")]) for n in range(200)))
     page = await store.read(USER, store.earliest(), 1000)
     assert [entry for _, entry in listeners.taken] == list(page.entries)
@@ -97,7 +112,7 @@ async def test_the_order_of_delivery_is_the_order_of_the_log(open_store: OpenSto
 
 async def test_delivery_says_when_the_publish_arrived(open_store: OpenStore) -> None:
     store, listeners = open_store(), Listeners()
-    store.subscribe(listeners)
+    await listen(store, listeners)
     measured = publication("n1")._replace(published_at=7.5)
     await store.publish([measured, publication("n2")])
     assert listeners.published_at == [7.5, None]
@@ -111,7 +126,7 @@ async def test_delivered_notification_is_in_the_log(open_store: OpenStore) -> No
         asked.append(asyncio.create_task(ids(store, room)))
         return 1
 
-    store.subscribe(deliver)
+    await listen(store, deliver)
     await store.publish([publication("n1")])
     assert await asked[0] == ["n1"]
 
@@ -120,7 +135,7 @@ async def test_the_same_id_is_kept_and_delivered_once_and_answers_with_the_first
     open_store: OpenStore,
 ) -> None:
     store, listeners = open_store(), Listeners()
-    store.subscribe(listeners)
+    await listen(store, listeners)
     (first,) = await store.publish([publication("same")])
     (again,) = await store.publish([publication("same")])
     (elsewhere,) = await store.publish([publication("same", REQUEST)])
@@ -132,7 +147,7 @@ async def test_the_same_id_is_kept_and_delivered_once_and_answers_with_the_first
 
 async def test_one_of_many_concurrent_duplicates_is_the_first(open_store: OpenStore) -> None:
     store, listeners = open_store(), Listeners()
-    store.subscribe(listeners)
+    await listen(store, listeners)
     calls = (store.publish([publication("same")]) for _ in range(50))
     receipts = [receipt for (receipt,) in await asyncio.gather(*calls)]
     assert [receipt.duplicate for receipt in receipts].count(False) == 1
@@ -271,7 +286,7 @@ async def test_acknowledged_cursor_only_moves_forward(open_store: OpenStore) -> 
 
 async def test_cancelled_publish_is_stored(open_store: OpenStore) -> None:
     store, listeners = open_store(), Listeners()
-    store.subscribe(listeners)
+    await listen(store, listeners)
     task = asyncio.create_task(store.publish([publication("n1")]))
     await asyncio.sleep(0)
     task.cancel()

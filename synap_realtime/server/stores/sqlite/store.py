@@ -19,12 +19,14 @@ from ....protocol.rooms import Room
 from ...errors import StoreUnavailableError
 from ..base import (
     DeliveryHandler,
+    GapHandler,
     Page,
     Publication,
     PublishResult,
     Retention,
     StoreStats,
     deliver_to_nobody,
+    ignore_gap,
     make_entry,
 )
 from ..clock import RunningClock
@@ -95,8 +97,14 @@ class SqliteStore:
             "one server at a time"
         )
 
-    def subscribe(self, handler: DeliveryHandler) -> None:
+    def subscribe(self, handler: DeliveryHandler, on_gap: GapHandler = ignore_gap) -> None:  # noqa: ARG002 - it loses nothing
         self._handler = handler
+
+    async def join(self, room: Room) -> None:
+        pass  # the entries of all rooms are delivered
+
+    def leave(self, room: Room) -> None:
+        pass
 
     def earliest(self) -> Cursor:
         return Cursor(self._epoch, 0)

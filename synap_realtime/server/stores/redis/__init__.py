@@ -1,0 +1,1 @@
+"""A store on Redis or Valkey that several nodes share."""

@@ -1,0 +1,144 @@
+"""One connection to a server: RESP2 on hiredis, over asyncio.
+
+See https://valkey.io/topics/protocol/.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import hiredis
+
+from .address import RedisAddress
+
+CONNECT_TIMEOUT_S = 2.0
+
+Command: TypeAlias = tuple[bytes | str | int, ...]
+
+
+class ReplyError(Exception):
+    """An error reply, such as ``READONLY You can't write against a read only replica.``
+
+    Attributes:
+        code: its first word.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.code = text.partition(" ")[0]
+
+
+class DisconnectedError(Exception):
+    """The connection is closed, or what arrives is not RESP."""
+
+
+class RedisConnection(asyncio.Protocol):
+    """Sends commands and receives their replies, in order, or messages."""
+
+    def __init__(self, on_message: Callable[[Any], None] | None = None) -> None:
+        """
+        Args:
+            on_message: called with each reply that no command waits for.
+        """
+        self._reader = hiredis.Reader(protocolError=DisconnectedError, replyError=ReplyError)
+        self._on_message = on_message
+        self._transport: asyncio.Transport | None = None
+        self._waiting: deque[tuple[asyncio.Future[list[Any]], list[Any], int]] = deque()
+        self.closed = asyncio.get_running_loop().create_future()
+        """Done when the connection has ended."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - of TCP or TLS
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        reader = self._reader
+        try:
+            reader.feed(data)
+            while (reply := reader.gets()) is not False:
+                if self._waiting:
+                    result, replies, count = self._waiting[0]
+                    replies.append(reply)
+                    if len(replies) == count:
+                        self._waiting.popleft()
+                        if not result.done():
+                            result.set_result(replies)
+                elif self._on_message is not None:
+                    self._on_message(reply)
+        except DisconnectedError as error:
+            self.abort(error)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._end(error or DisconnectedError("Redis has closed the connection"))
+
+    def execute(self, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
+        """Send commands in one write. The result has a reply for each; errors are not raised."""
+        result: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+        if self.closed.done():
+            result.set_exception(DisconnectedError("the connection is closed"))
+        else:
+            self._waiting.append((result, [], len(commands)))
+            self.send(commands)
+        return result
+
+    def send(self, commands: Sequence[Command]) -> None:
+        """Send commands whose replies arrive as messages."""
+        if self._transport is not None and not self.closed.done():
+            packed = [hiredis.pack_command(each) for each in commands]  # type: ignore[arg-type]  # wrong stub
+            self._transport.write(b"".join(packed))
+
+    def abort(self, error: Exception) -> None:
+        """Close the connection. All waiting commands fail."""
+        if self._transport is not None:
+            self._transport.abort()
+        self._end(error)
+
+    def _end(self, error: Exception) -> None:
+        if self.closed.done():
+            return
+        self.closed.set_result(error)
+        while self._waiting:
+            result, _, _ = self._waiting.popleft()
+            if not result.done():
+                result.set_exception(error)
+
+
+async def connect(
+    address: RedisAddress,
+    host: str,
+    port: int,
+    on_message: Callable[[Any], None] | None = None,
+) -> RedisConnection:
+    """Open a connection, log in and select the database.
+
+    Raises:
+        OSError, TimeoutError, DisconnectedError: the server cannot be reached.
+        ReplyError: it rejects the credentials, or cannot serve now.
+    """
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(CONNECT_TIMEOUT_S):
+        _, connection = await loop.create_connection(
+            lambda: RedisConnection(on_message),
+            host,
+            port,
+            ssl=ssl.create_default_context() if address.tls else None,
+        )
+        commands: list[Command] = []
+        if address.password is not None:
+            user = () if address.user is None else (address.user,)
+            commands.append(("AUTH", *user, address.password))
+        if address.database:
+            commands.append(("SELECT", address.database))
+        if commands:
+            try:
+                for reply in await connection.execute(commands):
+                    if isinstance(reply, ReplyError):
+                        raise reply
+            except BaseException:
+                connection.abort(DisconnectedError("the login failed"))
+                raise
+    return connection

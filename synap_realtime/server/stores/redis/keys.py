@@ -1,0 +1,74 @@
+"""The names of the keys and channels in Redis.
+
+All keys of a room carry the tag of its partition, so that they are in one hash slot of a Redis
+Cluster. A standalone server gets the same names: moving to a cluster renames nothing.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+from zlib import crc32
+
+from ....protocol.rooms import Room
+
+PARTITIONS = 128
+"""The number of partitions. Part of the schema: another number would move rooms between keys."""
+
+SCHEMA_VERSION = 1
+"""The version of the names and values of all keys. Nodes of different versions must not share a
+prefix; :meth:`RedisStore.check` compares it."""
+
+
+class RoomKeys(NamedTuple):
+    """The keys of one room.
+
+    Attributes:
+        state: epoch and incarnation of the room's partition (string).
+        log: the notifications (stream); the id of an entry is its offset.
+        meta: the last offset, the last issued head and the number of subscribers (hash).
+        acks: the acknowledged cursors (hash).
+        dedupe: the prefix of the key of each remembered id (string).
+        channel: where new entries are announced.
+    """
+
+    state: bytes
+    log: bytes
+    meta: bytes
+    acks: bytes
+    dedupe: bytes
+    channel: bytes
+
+
+class KeySpace:
+    """The keys under one prefix."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix.encode()
+        self.schema = b"%b:schema" % self._prefix
+        self.nodes = b"%b:nodes" % self._prefix
+        self.of_room = lru_cache(16_384)(self._of_room)
+
+    def _of_room(self, room: Room) -> RoomKeys:
+        name = room.encode()
+        partition = self.partition(crc32(name) % PARTITIONS)
+        return RoomKeys(
+            b"%b:state" % partition,
+            b"%b:log:%b" % (partition, name),
+            b"%b:room:%b" % (partition, name),
+            b"%b:acks:%b" % (partition, name),
+            b"%b:id:%b:" % (partition, name),
+            b"%b:live:%b" % (partition, name),
+        )
+
+    def partition(self, number: int) -> bytes:
+        """Return what the keys of a partition begin with. The braces are the hash tag."""
+        return b"%b:{%d}" % (self._prefix, number)
+
+    def node_rooms(self, room: Room, node: str) -> bytes:
+        """Return the key of a node's rooms in the partition of a room (hash)."""
+        return b"%b:node:%b" % (self.partition(crc32(room.encode()) % PARTITIONS), node.encode())
+
+    def probe(self, node: str) -> bytes:
+        """Return the channel on which a node checks that it receives."""
+        return b"%b:probe:%b" % (self._prefix, node.encode())

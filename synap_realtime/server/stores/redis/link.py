@@ -1,0 +1,240 @@
+"""The connection over which a node sends commands to one primary.
+
+Calls that are made while the previous ones are under way are sent together: one round trip for all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...errors import StoreUnavailableError
+from .connection import Command, DisconnectedError, RedisConnection, ReplyError
+from .errors import UNREACHABLE, describe_problem, is_temporary
+from .scripts import ALL, Script
+
+logger = logging.getLogger(__name__)
+
+CALL_TIMEOUT_S = 3.0
+"""A call fails after this time. Until then it is repeated at each new connection."""
+
+REPLY_TIMEOUT_S = 2.0
+"""A server that does not reply for this time is considered dead."""
+
+MAX_PENDING_BYTES = 64 * 1024 * 1024
+"""Calls are rejected while more than this waits to be sent."""
+
+_BATCH_BYTES = 1024 * 1024  # about what is sent in one round trip
+_BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0)
+
+Connect = Callable[[], Awaitable[RedisConnection]]
+"""Opens an authenticated connection to the primary."""
+
+
+class LinkState(enum.Enum):
+    """The states of a link."""
+
+    IDLE = enum.auto()
+    """Nothing was called yet."""
+
+    CONNECTING = enum.auto()
+    CONNECTED = enum.auto()
+    CLOSED = enum.auto()
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """A call of a script that is under way.
+
+    Attributes:
+        keys: the keys that the script uses.
+        arguments: what follows the incarnation of the server.
+        deadline: when it fails, by the clock of the event loop.
+    """
+
+    script: Script
+    keys: Sequence[bytes]
+    arguments: Sequence[bytes | int | str]
+    deadline: float
+    result: asyncio.Future[Any]
+    size: int = field(default=0)
+
+
+class Link:
+    """Calls scripts at one primary.
+
+    Attributes:
+        state: changed by this class only.
+        problem: why there is no connection; None while there is one.
+    """
+
+    def __init__(self, connect: Connect, on_connected: Callable[[], None] = lambda: None) -> None:
+        """
+        Args:
+            on_connected: called for each new connection, before anything is sent over it.
+        """
+        self.state = LinkState.IDLE
+        self.problem: str | None = None
+        self._connect = connect
+        self._on_connected = on_connected
+        self._connection: RedisConnection | None = None
+        self._incarnation = b""
+        self._pending: deque[Call] = deque()
+        self._pending_bytes = 0
+        self._changed = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def incarnation(self) -> bytes:
+        """Which run of which server the connection leads to; empty before the first one."""
+        return self._incarnation
+
+    def call(
+        self, script: Script, keys: Sequence[bytes], arguments: Sequence[bytes | int | str]
+    ) -> asyncio.Future[Any]:
+        """Call a script. It may run more than once: each script here can be repeated.
+
+        Returns:
+            The reply. StoreUnavailableError: it was not called, or its reply was lost.
+        """
+        loop = asyncio.get_running_loop()
+        size = sum([len(each) for each in arguments if not isinstance(each, int)]) + 200
+        deadline = loop.time() + CALL_TIMEOUT_S
+        call = Call(script, keys, arguments, deadline, loop.create_future(), size)
+        if self.state is LinkState.CLOSED:
+            call.result.set_exception(StoreUnavailableError("the store is closed"))
+        elif self._pending_bytes > MAX_PENDING_BYTES:
+            call.result.set_exception(StoreUnavailableError("too much waits to be sent to Redis"))
+        else:
+            self._pending.append(call)
+            self._pending_bytes += size
+            self._changed.set()
+            if self._task is None:
+                self.state = LinkState.CONNECTING
+                self._task = loop.create_task(self._run(), name="synap-redis")
+        return call.result
+
+    async def close(self) -> None:
+        """Finish the pending calls, then disconnect."""
+        self.state = LinkState.CLOSED
+        self._changed.set()
+        if self._task is not None:
+            await self._task
+        self._disconnect(DisconnectedError("the store is closed"))
+
+    async def _run(self) -> None:
+        failures = 0
+        while self.state is not LinkState.CLOSED or self._pending:
+            if not self._pending:
+                self._changed.clear()
+                await self._changed.wait()
+                continue
+            try:
+                if self._connection is None:
+                    await self._open()
+                await self._flush()
+                failures = 0
+            except (*UNREACHABLE, ReplyError) as error:
+                self._disconnect(error)
+                self._report(describe_problem(error))
+                self._expire()
+                if self._pending:
+                    await asyncio.sleep(_BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)])
+                failures += 1
+
+    async def _open(self) -> None:
+        if self.state is not LinkState.CLOSED:
+            self.state = LinkState.CONNECTING
+        connection = self._connection = await self._connect()
+        async with asyncio.timeout(REPLY_TIMEOUT_S):
+            info, *loaded = await connection.execute(
+                [("INFO", "server"), *[("SCRIPT", "LOAD", each.source) for each in ALL]]
+            )
+        for reply in (info, *loaded):
+            if isinstance(reply, ReplyError):
+                raise reply
+        self._incarnation = _run_id(info)
+        if self.state is not LinkState.CLOSED:
+            self.state = LinkState.CONNECTED
+        self._report(None)
+        self._on_connected()
+
+    async def _flush(self) -> None:
+        """Send what is pending, up to a size, and read the replies."""
+        connection = self._connection
+        assert connection is not None  # noqa: S101 - the caller has connected
+        batch: list[Call] = []
+        size = 0
+        while self._pending and size < _BATCH_BYTES:
+            call = self._pending.popleft()
+            self._pending_bytes -= call.size
+            size += call.size
+            batch.append(call)
+        try:
+            async with asyncio.timeout(REPLY_TIMEOUT_S):
+                replies = await connection.execute([self._command(call) for call in batch])
+        except BaseException:
+            self._put_back(batch)
+            raise
+        again: list[Call] = []
+        for call, reply in zip(batch, replies, strict=True):
+            if isinstance(reply, ReplyError):
+                if reply.code == "NOSCRIPT" or is_temporary(reply):
+                    again.append(call)
+                    refusal = reply
+                elif not call.result.done():
+                    call.result.set_exception(StoreUnavailableError(describe_problem(reply)))
+            elif not call.result.done():
+                call.result.set_result(reply)
+        if again:  # the next connection loads the scripts, perhaps at another server
+            self._put_back(again)
+            raise refusal
+
+    def _command(self, call: Call) -> Command:
+        script, keys = call.script, call.keys
+        return (b"EVALSHA", script.sha, len(keys), *keys, self._incarnation, *call.arguments)
+
+    def _put_back(self, calls: Sequence[Call]) -> None:
+        self._pending.extendleft(reversed(calls))
+        self._pending_bytes += sum(call.size for call in calls)
+
+    def _expire(self) -> None:
+        """Fail the calls whose time is over, and all of a closed link."""
+        now = asyncio.get_running_loop().time()
+        kept: deque[Call] = deque()
+        for call in self._pending:
+            if call.deadline > now and self.state is not LinkState.CLOSED:
+                kept.append(call)
+                continue
+            self._pending_bytes -= call.size
+            if not call.result.done():
+                call.result.set_exception(StoreUnavailableError(self.problem or "Redis is away"))
+        self._pending = kept
+
+    def _disconnect(self, error: Exception) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.abort(error)
+        if self.state is LinkState.CONNECTED:
+            self.state = LinkState.CONNECTING
+
+    def _report(self, problem: str | None) -> None:
+        """Log once when Redis becomes unavailable and once when it is available again."""
+        if problem is not None and self.problem is None:
+            logger.error("Redis is unavailable: %s; publishes answer 503 until it is back", problem)
+        elif problem is None and self.problem is not None:
+            logger.warning("Redis is available again")
+        self.problem = problem
+
+
+def _run_id(info: bytes) -> bytes:
+    for line in info.splitlines():
+        name, _, value = line.partition(b":")
+        if name == b"run_id":
+            return value.strip()
+    raise DisconnectedError("the server is no Redis: INFO has no run_id")

@@ -1,0 +1,235 @@
+"""The scripts that run inside Redis: each is atomic for one room.
+
+All numbers that identify positions are microseconds since 1970 by the clock of Redis, or greater.
+The rules of age are applied by the scripts; the expiry of keys only frees memory.
+
+Every script gets three arguments first: the incarnation of the server that the connection was
+opened to, a new epoch, and a shift of the clock in microseconds, which only tests use. When the
+incarnation differs from the one that is stored, another server has taken over, possibly without the
+latest writes. So the partition gets the new epoch.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha1
+from typing import NamedTuple
+
+
+class Script(NamedTuple):
+    """A script and the digest by which it is called."""
+
+    source: bytes
+    sha: bytes
+
+
+_COMMON = """
+local function epoch(key, incarnation, fresh)
+  local state = redis.call('GET', key)
+  if state then
+    local current, by = string.match(state, '^(%S+) (%S+)$')
+    if by == incarnation then return current end
+  end
+  redis.call('SET', key, fresh .. ' ' .. incarnation)
+  return fresh
+end
+local function clock(shift)
+  local now = redis.call('TIME')
+  return now[1] * 1000000 + now[2] + shift
+end
+local function text(offset) return string.format('%.0f', offset) end
+"""
+
+
+def _script(source: str) -> Script:
+    whole = (_COMMON + source).encode()
+    return Script(whole, sha1(whole, usedforsecurity=False).hexdigest().encode())
+
+
+PUBLISH = _script("""
+-- KEYS: state, log, meta, the key of each id.
+-- ARGV[4..]: count, age (us), dedupe window (us), lifetime of meta (us), name of this call,
+--       publish command, channel, largest inline text, then id and text of each.
+-- Returns: epoch, then for each: offset, upper bound of the previous offset, subscribers, 1 for a
+--          duplicate. A call that is repeated with the same name is no duplicate of itself.
+local current = epoch(KEYS[1], ARGV[1], ARGV[2])
+local now = clock(ARGV[3])
+local age, window, lifetime = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local meta = redis.call('HMGET', KEYS[3], 'last', 'head', 'subscribers')
+local last, head, subscribers = tonumber(meta[1]), tonumber(meta[2]) or 0, meta[3] or '0'
+local before = last
+local reply = {current}
+local published
+for n = 4, #KEYS do
+  local at = 12 + (n - 4) * 2
+  local previous = last or now - lifetime
+  local offset = math.max(now, (last or 0) + 1, head + 1)
+  local call = ARGV[8] .. ':' .. n
+  local value = table.concat({text(offset), text(previous), subscribers, call, text(now)}, ' ')
+  local known = redis.call('SET', KEYS[n], value, 'NX', 'GET', 'PX', text(window / 1000))
+  if known then
+    local o, p, s, by, t = string.match(known, '^(%S+) (%S+) (%S+) (%S+) (%S+)$')
+    if now - tonumber(t) < window then
+      reply[#reply + 1] = o
+      reply[#reply + 1] = p
+      reply[#reply + 1] = s
+      reply[#reply + 1] = by == call and '0' or '1'
+    else
+      redis.call('SET', KEYS[n], value, 'PX', text(window / 1000))
+      known = nil
+    end
+  end
+  if not known then
+    local content = ARGV[at + 1]
+    redis.call('XADD', KEYS[2], 'MAXLEN', ARGV[4], text(offset) .. '-0',
+      'p', text(previous), 't', content)
+    last = offset
+    published = true
+    local announced = table.concat({current, text(previous), text(offset), call}, ' ')
+    if #content <= tonumber(ARGV[11]) then announced = announced .. ' ' .. content end
+    redis.call(ARGV[9], ARGV[10], announced)
+    reply[#reply + 1] = text(offset)
+    reply[#reply + 1] = text(previous)
+    reply[#reply + 1] = subscribers
+    reply[#reply + 1] = '0'
+  end
+end
+if published then
+  redis.call('HSET', KEYS[3], 'last', text(last))
+  if not before or now - before > 10000000 then
+    redis.call('PEXPIRE', KEYS[2], text(age / 1000 + 60000))
+    redis.call('PEXPIRE', KEYS[3], text(lifetime / 1000))
+    redis.call('XTRIM', KEYS[2], 'MINID', text(now - age))
+  end
+end
+return reply
+""")
+"""Store and announce publications of one room."""
+
+READ = _script("""
+-- KEYS: state, log, meta. ARGV[4..]: epoch and offset of the position,
+-- limit, age (us), lifetime of meta (us).
+-- Returns: epoch, 1 if nothing after the position is missing, then offset and text of each entry.
+local current = epoch(KEYS[1], ARGV[1], ARGV[2])
+local now = clock(ARGV[3])
+local after, age, lifetime = tonumber(ARGV[5]), tonumber(ARGV[7]), tonumber(ARGV[8])
+local meta = redis.call('HMGET', KEYS[3], 'last', 'head')
+local last, head = tonumber(meta[1]), tonumber(meta[2]) or 0
+local foreign = after > 0 and (ARGV[4] ~= current or after > math.max(now, last or 0, head))
+if foreign then after = 0 end
+local from = math.max(after + 1, now - age + 1)
+local found = redis.call('XRANGE', KEYS[2], text(from), '+', 'COUNT', ARGV[6])
+local previous
+if #found > 0 then previous = tonumber(found[1][2][2]) else previous = last or now - lifetime end
+local recovered = not foreign and (after == 0 or previous <= after)
+local reply = {current, recovered and '1' or '0'}
+for _, entry in ipairs(found) do
+  reply[#reply + 1] = string.match(entry[1], '^%d+')
+  reply[#reply + 1] = entry[2][4]
+end
+return reply
+""")
+"""Read the log after a position."""
+
+HEAD = _script("""
+-- KEYS: state, meta. ARGV[4..]: lifetime of meta (us).
+-- Returns: epoch, a position that is not before any entry.
+local current = epoch(KEYS[1], ARGV[1], ARGV[2])
+local meta = redis.call('HMGET', KEYS[2], 'last', 'head')
+local last, head = tonumber(meta[1]), tonumber(meta[2]) or 0
+if last then return {current, text(math.max(last, head))} end
+-- Stored: a later notification must come after it, even if the clock is set back.
+head = math.max(clock(ARGV[3]), head + 1)
+redis.call('HSET', KEYS[2], 'head', text(head))
+redis.call('PEXPIRE', KEYS[2], text(tonumber(ARGV[4]) / 1000))
+return {current, text(head)}
+""")
+"""Return the head of a room."""
+
+JOIN = _script("""
+-- KEYS: state, meta, rooms of the node. ARGV[4..]: lifetime of meta (us),
+-- room, the node's subscribers of it.
+-- Returns: epoch, a position that is not before any entry, the last offset or ''.
+local current = epoch(KEYS[1], ARGV[1], ARGV[2])
+local before, now = tonumber(redis.call('HGET', KEYS[3], ARGV[5])) or 0, tonumber(ARGV[6])
+if now == 0 then
+  redis.call('HDEL', KEYS[3], ARGV[5])
+else
+  redis.call('HSET', KEYS[3], ARGV[5], now)
+end
+local all = redis.call('HINCRBY', KEYS[2], 'subscribers', now - before)
+if all < 0 or (all == 0 and now == 0) then redis.call('HDEL', KEYS[2], 'subscribers') end
+local meta = redis.call('HMGET', KEYS[2], 'last', 'head')
+local last, head = tonumber(meta[1]), tonumber(meta[2]) or 0
+if not last and now > 0 and head == 0 then
+  head = clock(ARGV[3])
+  redis.call('HSET', KEYS[2], 'head', text(head))
+end
+if redis.call('PTTL', KEYS[2]) < tonumber(ARGV[4]) / 2000 then
+  redis.call('PEXPIRE', KEYS[2], text(tonumber(ARGV[4]) / 1000))
+end
+return {current, text(math.max(last or 0, head))}
+""")
+"""Set how many subscribers of a room a node has."""
+
+ACK = _script("""
+-- KEYS: state, acks. ARGV[4..]: most devices, age of a device (us), then
+-- for each: device or '', epoch, offset.
+local current = epoch(KEYS[1], ARGV[1], ARGV[2])
+local now, most, age = clock(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+for n = 6, #ARGV, 3 do
+  local name, offset = ARGV[n], tonumber(ARGV[n + 2])
+  if ARGV[n + 1] == current or offset == 0 then
+    local known = redis.call('HGET', KEYS[2], name)
+    if known then
+      local by, o = string.match(known, '^(%S+) (%S+) ')
+      if by == current then offset = math.max(offset, tonumber(o)) end
+    end
+    redis.call('HSET', KEYS[2], name, current .. ' ' .. text(offset) .. ' ' .. text(now + n))
+  end
+end
+if redis.call('HLEN', KEYS[2]) > most + 1 then
+  local all, devices = redis.call('HGETALL', KEYS[2]), {}
+  for n = 1, #all, 2 do
+    if all[n] ~= '' then
+      devices[#devices + 1] = {all[n], tonumber(string.match(all[n + 1], '(%S+)$')), n}
+    end
+  end
+  table.sort(devices, function(a, b) return a[2] < b[2] or (a[2] == b[2] and a[3] < b[3]) end)
+  for n, device in ipairs(devices) do
+    if n > #devices - most and device[2] > now - age then break end
+    redis.call('HDEL', KEYS[2], device[1])
+  end
+end
+redis.call('PEXPIRE', KEYS[2], text(age / 1000))
+return 0
+""")
+"""Advance acknowledged cursors."""
+
+GET_ACK = _script("""
+-- KEYS: state, acks. ARGV[4..]: device or '', age of a device (us).
+-- Returns: epoch and offset; nothing if there is no acknowledged cursor.
+local current = epoch(KEYS[1], ARGV[1], ARGV[2])
+local found = redis.call('HMGET', KEYS[2], ARGV[4], '')
+for n = 1, 2 do
+  if found[n] then
+    local by, offset, at = string.match(found[n], '^(%S+) (%S+) (%S+)$')
+    if n == 2 or tonumber(at) > clock(ARGV[3]) - tonumber(ARGV[5]) then return {by, offset} end
+  end
+end
+return {}
+""")
+"""Return an acknowledged cursor."""
+
+CHECK = _script("""
+-- KEYS: schema. ARGV[4..]: version. Returns the version of the keys.
+return redis.call('SET', KEYS[1], ARGV[4], 'NX', 'GET') or ARGV[4]
+""")
+"""Write something, and return the version of the schema."""
+
+PROBE = _script("return redis.call('PUBLISH', KEYS[1], '')")
+"""Send a message to the node itself."""
+
+USAGE = _script("return string.match(redis.call('INFO', 'memory'), 'used_memory:(%d+)')")
+"""Return the memory that Redis uses, in bytes."""
+
+ALL = (PUBLISH, READ, HEAD, JOIN, ACK, GET_ACK, CHECK, PROBE, USAGE)
