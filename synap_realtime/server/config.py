@@ -155,7 +155,8 @@ class ServerSettings(BaseSettings):
 
     # See stores.open_store.
     store: str = "memory://"
-    """Where rooms keep their logs: memory://, sqlite:///path or module:function."""
+    """Where rooms keep their logs: memory://, sqlite:///path, redis://host:port/database (Redis or
+    Valkey, which several servers share) or module:function."""
 
     drain_timeout_s: Annotated[float, Field(ge=0, le=600)] = 5.0
     """How long the server waits for publishes and subscribers to finish when it stops, in

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from ...errors import ConfigurationError
+from ...extras import needed_by
 from ...redaction import redacted
 from ..config import REFERENCE, resolve
 from .base import OPTION, Retention, Store
@@ -16,28 +17,44 @@ class _Kind(NamedTuple):
     """A kind of store that a URL can name.
 
     Attributes:
-        check_path: checks the path of the URL, which begins with the slash after the host.
-        open: opens the store at a path.
+        parse: checks a URL of this kind, and returns what ``open`` takes.
+        open: opens the store.
         is_shared: whether it is a :class:`~.base.ClusterStore`, which several workers can share.
     """
 
-    check_path: Callable[[str], None]
+    parse: Callable[[SplitResult], str]
     open: Callable[[str, Retention], Store]
     is_shared: bool
 
 
-def _check_no_path(path: str) -> None:
-    if path:
-        raise ConfigurationError(f"{OPTION}: memory:// takes no path, got {path!r}")
+_EXPECTED = f"{OPTION}: expected memory://, sqlite:///path, redis://host or module:function"
 
 
-def _open_memory(_path: str, retention: Retention) -> Store:
+def _parse_memory(url: SplitResult) -> str:
+    if url.path:
+        raise ConfigurationError(f"{OPTION}: memory:// takes no path, got {unquote(url.path)!r}")
+    if url.netloc or url.query or url.fragment:
+        raise ConfigurationError(f"{_EXPECTED}, got memory://…")
+    return ""
+
+
+def _open_memory(_name: str, retention: Retention) -> Store:
     from .memory import MemoryStore
 
     return MemoryStore(retention)
 
 
-def _check_file(path: str) -> None:
+def _parse_sqlite(url: SplitResult) -> str:
+    if url.query or url.fragment:
+        raise ConfigurationError(
+            f"{_EXPECTED}; options after '?' or '#' are not supported (in a path, write %3F or %23)"
+        )
+    if url.netloc:
+        raise ConfigurationError(
+            f"{_EXPECTED}; write three slashes before a relative path, and four before an absolute "
+            "one: sqlite:///rooms.db, sqlite:////var/lib/rooms.db"
+        )
+    path = unquote(url.path)
     if path == "/:memory:":
         raise ConfigurationError(
             f"{OPTION}: sqlite needs a file; for a store in memory use memory://"
@@ -47,6 +64,7 @@ def _check_file(path: str) -> None:
             f"{OPTION}: sqlite needs a file: sqlite:///rooms.db in this directory, or an absolute "
             "path as in sqlite:////var/lib/rooms.db"
         )
+    return path.removeprefix("/")
 
 
 def _open_sqlite(path: str, retention: Retention) -> Store:
@@ -55,9 +73,30 @@ def _open_sqlite(path: str, retention: Retention) -> Store:
     return SqliteStore(path, retention)
 
 
+def _parse_redis(url: SplitResult) -> str:
+    from .redis.address import parse_address
+
+    parse_address(url.geturl())
+    return url.geturl()
+
+
+def _open_redis(url: str, retention: Retention) -> Store:
+    from .redis.address import parse_address
+
+    with needed_by("the store on Redis", "redis"):
+        from .redis.store import RedisStore
+
+    return RedisStore(parse_address(url), retention)
+
+
+_REDIS = _Kind(_parse_redis, _open_redis, is_shared=True)
 _KINDS = {
-    "memory": _Kind(_check_no_path, _open_memory, is_shared=False),
-    "sqlite": _Kind(_check_file, _open_sqlite, is_shared=False),
+    "memory": _Kind(_parse_memory, _open_memory, is_shared=False),
+    "sqlite": _Kind(_parse_sqlite, _open_sqlite, is_shared=False),
+    "redis": _REDIS,
+    "rediss": _REDIS,
+    "valkey": _REDIS,
+    "valkeys": _REDIS,
 }
 """The stores of this package, by the scheme of their URLs."""
 
@@ -67,11 +106,12 @@ class StoreUrl(NamedTuple):
 
     Attributes:
         scheme: the kind of store.
-        path: the decoded path, without the slash after the host. So it may be a relative path.
+        name: the decoded path of a file, which may be relative; or the URL of a server, which may
+            contain a password.
     """
 
     scheme: str
-    path: str
+    name: str
 
 
 def is_own(url: str) -> bool:
@@ -108,8 +148,7 @@ def check_shared(url: str) -> None:
         raise ConfigurationError(
             "--workers (SYNAP_REALTIME_WORKERS): several workers need a store that they share, and "
             f"a {scheme} store belongs to one process: a notification published at one worker "
-            "would not reach the subscribers of another. Use one worker, or name a ClusterStore of "
-            "your own with --store module:function"
+            "would not reach the subscribers of another. Use one worker, or --store redis://host"
         )
 
 
@@ -118,8 +157,9 @@ def open_store(url: str, retention: Retention) -> Store:
 
     Args:
         url: ``memory://``; ``sqlite:///rooms.db`` (a relative path) or ``sqlite:////var/rooms.db``
-            (an absolute path), as in SQLAlchemy. Or ``module:function``: a function that takes the
-            retention and returns a :class:`Store`.
+            (an absolute path), as in SQLAlchemy; ``redis://host``, see
+            :func:`~.redis.address.parse_address`. Or ``module:function``: a function that takes
+            the retention and returns a :class:`Store`.
         retention: how long the store keeps notifications.
 
     Raises:
@@ -127,8 +167,8 @@ def open_store(url: str, retention: Retention) -> Store:
     """
     if is_own(url):
         return _open_custom(url, retention)
-    scheme, path = parse_store_url(url)
-    return _KINDS[scheme].open(path, retention)
+    scheme, name = parse_store_url(url)
+    return _KINDS[scheme].open(name, retention)
 
 
 def parse_store_url(url: str) -> StoreUrl:
@@ -137,29 +177,17 @@ def parse_store_url(url: str) -> StoreUrl:
     Raises:
         ConfigurationError: the URL is invalid.
     """
-    expected = f"{OPTION}: expected memory://, sqlite:///path or module:function"
     try:
         parts = urlsplit(url)
     except ValueError:
-        raise ConfigurationError(f"{expected}; the value is not a URL") from None
+        raise ConfigurationError(f"{_EXPECTED}; the value is not a URL") from None
     if "://" not in url:
         # The value is not shown: without a scheme it may be a password.
         hint = "the value has no scheme" if url else "the value is empty"
-        raise ConfigurationError(f"{expected}; {hint}")
-    if parts.scheme == "sqlite":
-        if parts.query or parts.fragment or url.endswith(("?", "#")):
-            raise ConfigurationError(
-                f"{expected}; options after '?' or '#' are not supported (in a path, write %3F or "
-                "%23)"
-            )
-        if parts.netloc:
-            raise ConfigurationError(
-                f"{expected}; write three slashes before a relative path, and four before an "
-                "absolute one: sqlite:///rooms.db, sqlite:////var/lib/rooms.db"
-            )
-    if parts.scheme not in _KINDS or parts.netloc or parts.query or parts.fragment:
+        raise ConfigurationError(f"{_EXPECTED}; {hint}")
+    if parts.scheme not in _KINDS:
         # Only the scheme is shown: another kind of URL may contain a password.
-        raise ConfigurationError(f"{expected}, got {redacted(parts.scheme)}://…")
-    path = unquote(parts.path)
-    _KINDS[parts.scheme].check_path(path)
-    return StoreUrl(parts.scheme, path.removeprefix("/"))
+        raise ConfigurationError(f"{_EXPECTED}, got {redacted(parts.scheme)}://…")
+    if parts.scheme == "sqlite" and url.endswith(("?", "#")):
+        parts = parts._replace(query="?")
+    return StoreUrl(parts.scheme, _KINDS[parts.scheme].parse(parts))

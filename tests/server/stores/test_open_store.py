@@ -25,6 +25,12 @@ from synap_realtime.server.stores.base import (
         ("sqlite:///a?", "options after .* not supported"),
         ("sqlite:///:memory:", "use memory://"),
         ("postgres://x", "got postgres://"),
+        ("redis://", "host is missing"),
+        ("redis://host/rooms", "database is no number"),
+        ("redis://host:http", "port is no number"),
+        ("redis://host?db=1", "only option after .* prefix="),
+        ("redis://host?prefix=a%20b", "prefix: expected"),
+        ("redis://:a#b@host", "port is no number|write %23"),
     ],
 )
 def test_invalid_url_is_reported_with_a_remedy(url: str, said: str) -> None:
@@ -35,7 +41,9 @@ def test_invalid_url_is_reported_with_a_remedy(url: str, said: str) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["sqlite://", "sqlite:///", "sqlite://host/path", "redis://:secret@host", "memory:///x",
+    ["sqlite://", "sqlite:///", "sqlite://host/path", "postgres://:secret@host", "memory:///x",
+     "redis://:secret@", "redis://:secret@host/x", "redis://:secret@host:x", "rediss://:secret@host?a=b",
+     "valkey://:secret@host?prefix=%20",
      "rooms.db", "", "sqlite:///a?b=1"],
 )  # fmt: skip
 def test_error_of_an_invalid_url_holds_no_secret(url: str) -> None:
