@@ -47,7 +47,9 @@ async def test_memory_is_lost_at_a_restart() -> None:
     assert (found.level, "restart" in found.found) == ("ok", True)
 
 
-@pytest.mark.parametrize("url", ["postgres://u:hunter22@h", "sqlite:///:memory:", "sqlite:///", "x"])
+@pytest.mark.parametrize(
+    "url", ["postgres://u:hunter22@h", "sqlite:///:memory:", "sqlite:///", "x"]
+)
 async def test_reports_a_store_that_does_not_exist(url: str) -> None:
     found = (await diagnosis(store=url))["store"]
     assert (found.level, "hunter22" in found.found) == ("fail", False)
