@@ -9,10 +9,12 @@ from synap_realtime.protocol.rooms import Room
 from synap_realtime.server.stores.base import (
     DeliveryHandler,
     Entry,
+    GapHandler,
     Publication,
     PublishResult,
     Retention,
     Store,
+    ignore_gap,
 )
 from synap_realtime.server.stores.memory import MemoryStore
 
@@ -51,9 +53,9 @@ class LateStore(MemoryStore):
         self.late: list[tuple[Room, Entry]] = []
         self.handler: DeliveryHandler
 
-    def subscribe(self, handler: DeliveryHandler) -> None:
+    def subscribe(self, handler: DeliveryHandler, on_gap: GapHandler = ignore_gap) -> None:
         self.handler = handler
-        super().subscribe(self._later)
+        super().subscribe(self._later, on_gap)
 
     def _later(self, room: Room, entry: Entry, published_at: float | None) -> int:
         self.late.append((room, entry))

@@ -84,9 +84,12 @@ def _open_redis(url: str, retention: Retention) -> Store:
     from .redis.address import parse_address
 
     with needed_by("the store on Redis", "redis"):
+        from .redis.startup import check_server
         from .redis.store import RedisStore
 
-    return RedisStore(parse_address(url), retention)
+    address = parse_address(url)
+    check_server(address)
+    return RedisStore(address, retention)
 
 
 _REDIS = _Kind(_parse_redis, _open_redis, is_shared=True)

@@ -106,6 +106,17 @@ class RedisConnection(asyncio.Protocol):
                 result.set_exception(error)
 
 
+def login(address: RedisAddress) -> list[Command]:
+    """Return the commands that log in and select the database."""
+    commands: list[Command] = []
+    if address.password is not None:
+        user = () if address.user is None else (address.user,)
+        commands.append(("AUTH", *user, address.password))
+    if address.database:
+        commands.append(("SELECT", address.database))
+    return commands
+
+
 async def connect(
     address: RedisAddress,
     host: str,
@@ -126,13 +137,7 @@ async def connect(
             port,
             ssl=ssl.create_default_context() if address.tls else None,
         )
-        commands: list[Command] = []
-        if address.password is not None:
-            user = () if address.user is None else (address.user,)
-            commands.append(("AUTH", *user, address.password))
-        if address.database:
-            commands.append(("SELECT", address.database))
-        if commands:
+        if commands := login(address):
             try:
                 for reply in await connection.execute(commands):
                     if isinstance(reply, ReplyError):

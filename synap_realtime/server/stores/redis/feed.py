@@ -17,11 +17,11 @@ logger = logging.getLogger(__name__)
 Connect = Callable[[Callable[[Any], None]], Awaitable[RedisConnection]]
 """Opens a connection to the primary, whose messages go to a function."""
 
-PROBE_INTERVAL_S = 0.9
+PROBE_INTERVAL_S = 1.0
 """How often a node sends a message to itself. It proves that messages arrive, which a reply to a
 ping does not: the connection might lead to a server that has been replaced."""
 
-SILENCE_S = 2.0
+SILENCE_S = 1.9
 """After this time without a message, the connection is replaced."""
 
 _BATCH = 512  # channels per command

@@ -67,7 +67,11 @@ class KeySpace:
 
     def node_rooms(self, room: Room, node: str) -> bytes:
         """Return the key of a node's rooms in the partition of a room (hash)."""
-        return b"%b:node:%b" % (self.partition(crc32(room.encode()) % PARTITIONS), node.encode())
+        return self.node_rooms_in(crc32(room.encode()) % PARTITIONS, node)
+
+    def node_rooms_in(self, partition: int, node: str) -> bytes:
+        """Return the key of a node's rooms in a partition (hash)."""
+        return b"%b:node:%b" % (self.partition(partition), node.encode())
 
     def probe(self, node: str) -> bytes:
         """Return the channel on which a node checks that it receives."""

@@ -226,10 +226,23 @@ return redis.call('SET', KEYS[1], ARGV[4], 'NX', 'GET') or ARGV[4]
 """)
 """Write something, and return the version of the schema."""
 
-PROBE = _script("return redis.call('PUBLISH', KEYS[1], '')")
-"""Send a message to the node itself."""
+PROBE = _script("""
+-- KEYS: nodes. ARGV[4..]: node, its probe channel, lifetime of a node (us).
+-- Returns: the nodes that have not sent a probe for their lifetime.
+local now = clock(ARGV[3])
+redis.call('ZADD', KEYS[1], text(now), ARGV[4])
+redis.call('PUBLISH', ARGV[5], '')
+return redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', text(now - ARGV[6]), 'LIMIT', 0, 10)
+""")
+"""Send a message to the node itself, and keep the node alive."""
+
+ROOMS_OF_NODE = _script("return redis.call('HKEYS', KEYS[1])")
+"""Return the rooms that a node has subscribers of, in one partition."""
+
+REMOVE_NODE = _script("return redis.call('ZREM', KEYS[1], ARGV[4])")
+"""Remove a node from the list of nodes."""
 
 USAGE = _script("return string.match(redis.call('INFO', 'memory'), 'used_memory:(%d+)')")
 """Return the memory that Redis uses, in bytes."""
 
-ALL = (PUBLISH, READ, HEAD, JOIN, ACK, GET_ACK, CHECK, PROBE, USAGE)
+ALL = (PUBLISH, READ, HEAD, JOIN, ACK, GET_ACK, CHECK, PROBE, ROOMS_OF_NODE, REMOVE_NODE, USAGE)

@@ -32,9 +32,21 @@ from ..base import (
 from .address import RedisAddress
 from .connection import RedisConnection, connect
 from .feed import Feed
-from .keys import SCHEMA_VERSION, KeySpace
+from .keys import PARTITIONS, SCHEMA_VERSION, KeySpace
 from .link import Link
-from .scripts import ACK, CHECK, GET_ACK, HEAD, JOIN, PROBE, PUBLISH, READ, USAGE
+from .scripts import (
+    ACK,
+    CHECK,
+    GET_ACK,
+    HEAD,
+    JOIN,
+    PROBE,
+    PUBLISH,
+    READ,
+    REMOVE_NODE,
+    ROOMS_OF_NODE,
+    USAGE,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +60,9 @@ is older is answered with ``recovered: false``."""
 
 JOIN_TIMEOUT_S = 3.0
 """The longest time until a room is subscribed to."""
+
+NODE_LIFETIME_S = 10.0
+"""A node that sends no probe for this time has failed. Another one removes its subscribers."""
 
 _ACK_DELAY_S = 0.05
 _HEAL_PAGE = 100
@@ -117,6 +132,7 @@ class RedisStore:
         self._publishing: dict[bytes, Sequence[Publication]] = {}
         self._acks: dict[Room, dict[tuple[str, str], int]] = {}  # device and epoch to offset
         self._ack_timer: asyncio.TimerHandle | None = None
+        self._probing: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -300,6 +316,8 @@ class RedisStore:
             if not task.done():
                 with contextlib.suppress(asyncio.CancelledError, StoreUnavailableError):
                     await task
+        with contextlib.suppress(StoreUnavailableError):
+            await self._call(REMOVE_NODE, (self._keys.nodes,), self._node)
         await self._link.close()
 
     # The connections
@@ -314,8 +332,33 @@ class RedisStore:
             self._feed.restart()
 
     def _send_probe(self) -> None:
-        reply = self._call(PROBE, (self._keys.probe(self._node),))
-        self._spawn(_ignore_failure(reply))
+        if self._probing is None or self._probing.done():  # else Redis does not answer
+            self._probing = self._spawn(self._probe())
+
+    async def _probe(self) -> None:
+        with contextlib.suppress(StoreUnavailableError):
+            failed = await self._call(
+                PROBE,
+                (self._keys.nodes,),
+                self._node,
+                self._keys.probe(self._node),
+                _us(NODE_LIFETIME_S),
+            )
+            for node in failed:
+                await self._remove_node(node.decode())
+
+    async def _remove_node(self, node: str) -> None:
+        """Remove the subscribers of a failed node. All nodes may do so at the same time."""
+        found = await asyncio.gather(
+            *(
+                self._call(ROOMS_OF_NODE, (self._keys.node_rooms_in(number, node),))
+                for number in range(PARTITIONS)
+            )
+        )
+        rooms = [Room(name.decode()) for names in found for name in names]
+        await asyncio.gather(*(self._report_subscribers(room, node, 0) for room in rooms))
+        await self._call(REMOVE_NODE, (self._keys.nodes,), node)
+        logger.warning("a node has failed; its subscribers were removed; rooms=%d", len(rooms))
 
     def _call(self, script: Any, keys: Sequence[bytes], *arguments: Any) -> asyncio.Future[Any]:
         shift = 0 if self._clock is None else _us(self._clock() - self._opened_at)
@@ -338,20 +381,25 @@ class RedisStore:
             live.joining = None
 
     async def _set_subscribers(self, live: _LiveRoom) -> None:
-        keys = self._keys.of_room(live.room)
-        epoch, position = await self._call(
-            JOIN,
-            (keys.state, keys.meta, self._keys.node_rooms(live.room, self._node)),
-            self._lifetime_us(live.room),
-            live.room,
-            live.subscribers,
-        )
+        epoch, position = await self._report_subscribers(live.room, self._node, live.subscribers)
         if live.last is None:
             live.epoch, live.last = epoch.decode(), int(position)
         elif live.epoch != epoch.decode():
             self._start_epoch(live, epoch.decode(), int(position))
         if max(live.newest, int(position)) > live.last:
             self._heal(live)
+
+    async def _report_subscribers(self, room: Room, node: str, count: int) -> tuple[bytes, bytes]:
+        """Set how many subscribers of a room a node has. Return the room's epoch and head."""
+        keys = self._keys.of_room(room)
+        epoch, position = await self._call(
+            JOIN,
+            (keys.state, keys.meta, self._keys.node_rooms(room, node)),
+            self._lifetime_us(room),
+            room,
+            count,
+        )
+        return epoch, position
 
     async def _leave(self, live: _LiveRoom) -> None:
         with contextlib.suppress(StoreUnavailableError):
@@ -471,11 +519,6 @@ class RedisStore:
 
     def _lifetime_us(self, room: Room) -> int:
         return _us(self._retention.age_s(room) + META_LIFETIME_S)
-
-
-async def _ignore_failure(reply: asyncio.Future[Any]) -> None:
-    with contextlib.suppress(StoreUnavailableError):
-        await reply
 
 
 def _us(seconds: float) -> int:

