@@ -23,7 +23,7 @@ from synap_realtime.server.stores.redis.address import parse_address
 from synap_realtime.server.stores.redis.store import RedisStore
 from tests.support.link import Link
 from tests.support.timeouts import TIMEOUT_S, scaled
-from tests.support.valkey import Valkey, running_valkey
+from tests.support.valkey import Valkey, running_sentinel, running_valkey
 
 ROOMS = [Room(f"user_{n}") for n in range(8)]
 LOAD_S = 3.0
@@ -136,7 +136,7 @@ async def run_traffic(
             await asyncio.sleep(LOAD_S / 2)
             over.set()
         async with asyncio.timeout(TIMEOUT_S):
-            await until(lambda: all(received_all(each, acknowledged) for each in subscribers))
+            await until(lambda: all(is_settled(each, acknowledged) for each in subscribers))
             for store in stores:
                 await until_ready(store)
     finally:
@@ -145,8 +145,12 @@ async def run_traffic(
     return traffic
 
 
-def received_all(subscriber: Subscriber, acknowledged: dict[Room, list[str]]) -> bool:
-    return all(set(ids) <= set(subscriber.ids.get(room, ())) for room, ids in acknowledged.items())
+def is_settled(subscriber: Subscriber, acknowledged: dict[Room, list[str]]) -> bool:
+    """Whether all that was acknowledged has arrived, except where a gap was reported."""
+    return all(each.done() for each in subscriber.resuming.values()) and all(
+        set(ids) <= set(subscriber.ids.get(room, ())) or subscriber.gaps[room]
+        for room, ids in acknowledged.items()
+    )
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -288,3 +292,98 @@ async def test_subscribers_of_a_killed_node_are_removed(
             count = result.broadcast_count
     for store in (failing, other):
         await store.close()
+
+
+# Sentinel: a primary, a replica, and three that watch them
+
+
+class Replicated:
+    """A primary and a replica under three Sentinels."""
+
+    def __init__(self, folder: Path) -> None:
+        self.stack = contextlib.ExitStack()
+        enter = self.stack.enter_context
+        self.primary = enter(running_valkey(folder / "primary"))
+        self.replica = enter(
+            running_valkey(folder / "replica", "--replicaof", "127.0.0.1", str(self.primary.port))
+        )
+        self.sentinels = [
+            enter(running_sentinel(folder / f"sentinel-{n}", self.primary.port)) for n in range(3)
+        ]
+        hosts = ",".join(f"127.0.0.1:{each.port}" for each in self.sentinels)
+        self.url = f"redis+sentinel://{hosts}/main"
+        end = time.monotonic() + TIMEOUT_S
+        while not self.is_complete():
+            assert time.monotonic() < end, "the Sentinels do not know each other"
+            time.sleep(0.05)
+
+    def is_complete(self) -> bool:
+        """Whether each Sentinel knows the replica and the other Sentinels."""
+        if self.replica.command("INFO", "replication")["master_link_status"] != "up":
+            return False
+        for each in self.sentinels:
+            with each.client(decode_responses=True) as client:
+                state = client.sentinel_master("main")
+            if (state["num-slaves"], state["num-other-sentinels"]) != (1, 2):
+                return False
+        return True
+
+
+@pytest.fixture
+def replicated(tmp_path: Path) -> Iterator[Replicated]:
+    servers = Replicated(tmp_path)
+    with servers.stack:
+        yield servers
+
+
+def assert_nothing_lost_silently(traffic: Traffic) -> None:
+    """What an acknowledged notification lacks, a gap has reported; nothing came twice."""
+    for subscriber in traffic.subscribers:
+        for room, ids in traffic.acknowledged.items():
+            received = Counter(subscriber.ids[room])
+            assert [id for id, count in received.items() if count > 1] == []
+            if set(ids) - received.keys():
+                assert subscriber.gaps[room]
+
+
+async def test_killed_primary_loses_nothing_silently(replicated: Replicated) -> None:
+    async def fault() -> None:
+        replicated.primary.kill()
+        await asyncio.sleep(scaled(4))
+
+    traffic = await run_traffic(replicated.url, fault)
+    assert_nothing_lost_silently(traffic)
+    assert replicated.replica.command("ROLE")[0] == b"master"
+    for subscriber in traffic.subscribers:
+        assert set(subscriber.gaps) == set(ROOMS)
+
+
+async def test_primary_that_hangs_for_longer_than_the_failover(replicated: Replicated) -> None:
+    async def fault() -> None:
+        replicated.primary.signal(signal.SIGSTOP)
+        await asyncio.sleep(scaled(5))
+        replicated.primary.signal(signal.SIGCONT)
+        await asyncio.sleep(scaled(2))
+
+    traffic = await run_traffic(replicated.url, fault)
+    assert_nothing_lost_silently(traffic)
+    assert replicated.replica.command("ROLE")[0] == b"master"
+
+
+async def test_planned_failover(replicated: Replicated) -> None:
+    async def fault() -> None:
+        replicated.sentinels[0].command("SENTINEL", "FAILOVER", "main")
+        await asyncio.sleep(scaled(4))
+
+    traffic = await run_traffic(replicated.url, fault)
+    assert_nothing_lost_silently(traffic)
+    assert replicated.replica.command("ROLE")[0] == b"master"
+
+
+async def test_killed_replica_and_sentinel_disturb_nobody(replicated: Replicated) -> None:
+    async def fault() -> None:
+        replicated.replica.kill()
+        replicated.sentinels[0].kill()
+        await asyncio.sleep(scaled(1))
+
+    assert_exact(await run_traffic(replicated.url, fault))

@@ -40,15 +40,7 @@ class Valkey:
     def start(self) -> None:
         """Start the process, with the data of the previous one, and wait until it serves."""
         self._folder.mkdir(exist_ok=True)
-        self._process = subprocess.Popen(
-            [
-                *(str(_PROGRAM), "--port", str(self.port), "--bind", "127.0.0.1"),
-                *("--dir", str(self._folder), "--save", "", "--appendonly", "yes"),
-                *("--appendfsync", "always", "--maxmemory-policy", "noeviction"),
-                *self._options,
-            ],
-            stdout=subprocess.DEVNULL,
-        )
+        self._process = subprocess.Popen(self._command(), stdout=subprocess.DEVNULL)
         end = time.monotonic() + TIMEOUT_S
         while True:
             with contextlib.suppress(RedisConnectionError, ResponseError), self.client() as client:
@@ -56,6 +48,14 @@ class Valkey:
                 return
             assert time.monotonic() < end, "valkey-server does not start"
             time.sleep(0.02)
+
+    def _command(self) -> list[str]:
+        return [
+            *(str(_PROGRAM), "--port", str(self.port), "--bind", "127.0.0.1"),
+            *("--dir", str(self._folder), "--save", "", "--appendonly", "yes"),
+            *("--appendfsync", "always", "--maxmemory-policy", "noeviction"),
+            *self._options,
+        ]
 
     def client(self, **options: Any) -> Redis:
         return Redis(port=self.port, password=self._password, **options)
@@ -83,6 +83,37 @@ class Valkey:
 @contextlib.contextmanager
 def running_valkey(folder: Path, *options: str, password: str | None = None) -> Iterator[Valkey]:
     server = Valkey(folder, *options, password=password)
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+class Sentinel(Valkey):
+    """A Sentinel that watches a primary by the name ``main``, and fails over after a second."""
+
+    def __init__(self, folder: Path, primary_port: int) -> None:
+        self._primary_port = primary_port
+        super().__init__(folder)
+
+    def _command(self) -> list[str]:
+        file = self._folder / "sentinel.conf"
+        if not file.exists():
+            lines = [
+                f"port {self.port}",
+                "bind 127.0.0.1",
+                f"dir {self._folder}",
+                f"sentinel monitor main 127.0.0.1 {self._primary_port} 2",
+                "sentinel down-after-milliseconds main 1000",
+                "sentinel failover-timeout main 3000",
+            ]
+            file.write_text("\n".join(lines) + "\n")
+        return [str(_PROGRAM), str(file), "--sentinel"]
+
+
+@contextlib.contextmanager
+def running_sentinel(folder: Path, primary_port: int) -> Iterator[Sentinel]:
+    server = Sentinel(folder, primary_port)
     try:
         yield server
     finally:

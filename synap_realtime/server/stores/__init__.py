@@ -11,6 +11,8 @@ from ...extras import needed_by
 from ...redaction import redacted
 from ..config import REFERENCE, resolve
 from .base import OPTION, Retention, Store
+from .redis.address import SCHEMES as REDIS_SCHEMES
+from .redis.address import parse_address
 
 
 class _Kind(NamedTuple):
@@ -74,15 +76,11 @@ def _open_sqlite(path: str, retention: Retention) -> Store:
 
 
 def _parse_redis(url: SplitResult) -> str:
-    from .redis.address import parse_address
-
     parse_address(url.geturl())
     return url.geturl()
 
 
 def _open_redis(url: str, retention: Retention) -> Store:
-    from .redis.address import parse_address
-
     with needed_by("the store on Redis", "redis"):
         from .redis.startup import check_server
         from .redis.store import RedisStore
@@ -96,10 +94,7 @@ _REDIS = _Kind(_parse_redis, _open_redis, is_shared=True)
 _KINDS = {
     "memory": _Kind(_parse_memory, _open_memory, is_shared=False),
     "sqlite": _Kind(_parse_sqlite, _open_sqlite, is_shared=False),
-    "redis": _REDIS,
-    "rediss": _REDIS,
-    "valkey": _REDIS,
-    "valkeys": _REDIS,
+    **dict.fromkeys(REDIS_SCHEMES, _REDIS),
 }
 """The stores of this package, by the scheme of their URLs."""
 

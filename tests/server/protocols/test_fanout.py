@@ -290,6 +290,8 @@ class Apart:
 
     def join_group(self) -> None: ...
 
+    def on_gap(self) -> None: ...
+
 
 def test_member_blocked_by_an_individual_write_misses_no_broadcast(
     run: Run, settings: ServerSettings

@@ -30,7 +30,12 @@ from synap_realtime.server.stores.base import (
         ("redis://host:http", "port is no number"),
         ("redis://host?db=1", "only option after .* prefix="),
         ("redis://host?prefix=a%20b", "prefix: expected"),
-        ("redis://:a#b@host", "port is no number|write %23"),
+        ("redis://:a#b@host", "write %23"),
+        ("redis://one,two", "several hosts need redis.sentinel"),
+        ("redis+sentinel://one,two", "name of the primary is missing"),
+        ("redis+sentinel://one,,two/main", "host is missing"),
+        ("redis+sentinel://one/main/x", "database is no number"),
+        ("redis+cluster://one", "got redis.cluster://"),
     ],
 )
 def test_invalid_url_is_reported_with_a_remedy(url: str, said: str) -> None:

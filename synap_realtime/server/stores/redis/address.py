@@ -11,24 +11,50 @@ from ..base import OPTION
 
 DEFAULT_PREFIX = "synap"
 
-EXPECTED = f"{OPTION}: expected redis://[user:password@]host[:port][/database][?prefix=name]"
+_FORMS = {
+    "single": f"{OPTION}: expected redis://[user:password@]host[:port][/database][?prefix=name]",
+    "sentinel": (
+        f"{OPTION}: expected "
+        "redis+sentinel://[user:password@]host[:port],host[:port]/name[/database][?prefix=name]"
+    ),
+}
 
 _PREFIX = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
-_PORT = 6379
-_TLS = {"rediss": True, "valkeys": True, "redis": False, "valkey": False}
+_HOST = re.compile(
+    r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+))(?::(?P<port>\d{1,5}))?"
+)
+_PORT, _SENTINEL_PORT = 6379, 26379
 
-SCHEMES = frozenset(_TLS)
+SCHEMES = tuple(
+    f"{engine}{tls}{kind}"
+    for engine in ("redis", "valkey")
+    for tls in ("", "s")
+    for kind in ("", "+sentinel")
+)
+"""The schemes of the URLs: the engine, ``s`` for TLS, and how the primary is found."""
+
+
+class Peer(NamedTuple):
+    """Host and port of a server."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 class RedisAddress(NamedTuple):
     """Where the store is, and how to log in.
 
     Attributes:
+        peers: the server, or all Sentinels.
+        service: the name by which the Sentinels know the primary; None without Sentinels.
         prefix: what the names of all keys begin with.
     """
 
-    host: str
-    port: int
+    peers: tuple[Peer, ...]
+    service: str | None
     database: int
     user: str | None
     password: str | None
@@ -41,8 +67,8 @@ class RedisAddress(NamedTuple):
     @property
     def shown(self) -> str:
         """The address for logs, without user and password."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}/{self.database}"
+        service = "" if self.service is None else f"/{self.service}"
+        return f"{','.join(map(str, self.peers))}{service}/{self.database}"
 
 
 def parse_address(url: str) -> RedisAddress:
@@ -51,32 +77,55 @@ def parse_address(url: str) -> RedisAddress:
     Raises:
         ConfigurationError: names the part that is invalid.
     """
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        raise ConfigurationError(f"{EXPECTED}; not a URL, or the port is no number") from None
-    if not parts.hostname:
-        raise ConfigurationError(f"{EXPECTED}; the host is missing")
-    if parts.fragment:
-        raise ConfigurationError(f"{EXPECTED}; in a user or password, write %23 for '#'")
-    database = parts.path.removeprefix("/")
-    if database and not (database.isascii() and database.isdigit() and len(database) < 6):
-        raise ConfigurationError(f"{EXPECTED}; the database is no number")
-    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    parts = urlsplit(url)
+    engine, _, kind = parts.scheme.partition("+")
+    expected = _FORMS[kind or "single"]
+    if parts.fragment or url.endswith("#"):
+        raise ConfigurationError(f"{expected}; in a user or password, write %23 for '#'")
+    credentials, _, hosts = parts.netloc.rpartition("@")
+    user, _, password = credentials.partition(":")
+    peers = tuple(_parse_peers(hosts, kind, expected))
+    path = parts.path.removeprefix("/")
+    service = None
+    if kind:
+        service, _, path = path.partition("/")
+        if not service:
+            raise ConfigurationError(f"{expected}; the name of the primary is missing")
+    elif len(peers) > 1:
+        raise ConfigurationError(f"{expected}; several hosts need redis+sentinel://")
+    if path and not (path.isascii() and path.isdigit() and len(path) < 6):
+        raise ConfigurationError(f"{expected}; the database is no number")
+    return RedisAddress(
+        peers,
+        None if service is None else unquote(service),
+        int(path or 0),
+        unquote(user) or None,
+        unquote(password) or None,
+        engine in ("rediss", "valkeys"),
+        _parse_prefix(parts.query, expected),
+    )
+
+
+def _parse_peers(hosts: str, kind: str, expected: str) -> list[Peer]:
+    peers = []
+    for each in hosts.split(","):
+        found = _HOST.fullmatch(each)
+        if not each:
+            raise ConfigurationError(f"{expected}; the host is missing")
+        if found is None or (found["port"] is not None and not 0 < int(found["port"]) < 65536):
+            raise ConfigurationError(f"{expected}; the host is invalid, or the port is no number")
+        port = found["port"] or (_SENTINEL_PORT if kind else _PORT)
+        peers.append(Peer(found["ipv6"] or found["name"], int(port)))
+    return peers
+
+
+def _parse_prefix(query: str, expected: str) -> str:
+    options = dict(parse_qsl(query, keep_blank_values=True))
     prefix = options.pop("prefix", DEFAULT_PREFIX)
     if options:
-        raise ConfigurationError(f"{EXPECTED}; the only option after '?' is prefix=")
+        raise ConfigurationError(f"{expected}; the only option after '?' is prefix=")
     if not _PREFIX.fullmatch(prefix):
         raise ConfigurationError(
-            f"{EXPECTED}; prefix: expected 1 to 64 characters of A-Z a-z 0-9 _ . : -"
+            f"{expected}; prefix: expected 1 to 64 characters of A-Z a-z 0-9 _ . : -"
         )
-    return RedisAddress(
-        parts.hostname,
-        port or _PORT,
-        int(database or 0),
-        unquote(parts.username) if parts.username else None,
-        unquote(parts.password) if parts.password else None,
-        _TLS[parts.scheme],
-        prefix,
-    )
+    return prefix

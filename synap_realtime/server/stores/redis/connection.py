@@ -13,7 +13,7 @@ from typing import Any, TypeAlias, cast
 
 import hiredis
 
-from .address import RedisAddress
+from .address import Peer, RedisAddress
 
 CONNECT_TIMEOUT_S = 2.0
 
@@ -119,11 +119,15 @@ def login(address: RedisAddress) -> list[Command]:
 
 async def connect(
     address: RedisAddress,
-    host: str,
-    port: int,
+    peer: Peer,
     on_message: Callable[[Any], None] | None = None,
+    *,
+    logs_in: bool = True,
 ) -> RedisConnection:
     """Open a connection, log in and select the database.
+
+    Args:
+        logs_in: False for a Sentinel, which has neither the users nor the databases.
 
     Raises:
         OSError, TimeoutError, DisconnectedError: the server cannot be reached.
@@ -133,11 +137,12 @@ async def connect(
     async with asyncio.timeout(CONNECT_TIMEOUT_S):
         _, connection = await loop.create_connection(
             lambda: RedisConnection(on_message),
-            host,
-            port,
+            peer.host,
+            peer.port,
             ssl=ssl.create_default_context() if address.tls else None,
         )
-        if commands := login(address):
+        commands = login(address) if logs_in else []
+        if commands:
             try:
                 for reply in await connection.execute(commands):
                     if isinstance(reply, ReplyError):

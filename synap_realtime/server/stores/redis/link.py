@@ -119,6 +119,11 @@ class Link:
                 self._task = loop.create_task(self._run(), name="synap-redis")
         return call.result
 
+    def restart(self) -> None:
+        """Replace the connection: another server may have taken over."""
+        if self._connection is not None:
+            self._connection.abort(DisconnectedError("it may lead to a replaced server"))
+
     async def close(self) -> None:
         """Finish the pending calls, then disconnect."""
         self.state = LinkState.CLOSED

@@ -32,6 +32,8 @@ def check_server(address: RedisAddress) -> None:
     Raises:
         ConfigurationError: the server rejects the credentials, is too old, or may evict keys.
     """
+    if address.service is not None:
+        return  # the primary may change; it is asked for at each connection
     try:
         info = _read_info(address)
     except ReplyError as error:
@@ -60,11 +62,11 @@ def check_server(address: RedisAddress) -> None:
 
 
 def _read_info(address: RedisAddress) -> dict[str, str]:
-    with socket.create_connection((address.host, address.port), CONNECT_TIMEOUT_S) as plain:
+    with socket.create_connection(address.peers[0], CONNECT_TIMEOUT_S) as plain:
         if not address.tls:
             return _exchange(plain, address)
         context = ssl.create_default_context()
-        with context.wrap_socket(plain, server_hostname=address.host) as secure:
+        with context.wrap_socket(plain, server_hostname=address.peers[0].host) as secure:
             return _exchange(secure, address)
 
 

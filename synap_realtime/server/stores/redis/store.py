@@ -30,7 +30,6 @@ from ..base import (
     make_entry,
 )
 from .address import RedisAddress
-from .connection import RedisConnection, connect
 from .feed import Feed
 from .keys import PARTITIONS, SCHEMA_VERSION, KeySpace
 from .link import Link
@@ -47,6 +46,7 @@ from .scripts import (
     ROOMS_OF_NODE,
     USAGE,
 )
+from .topology import Topology
 
 logger = logging.getLogger(__name__)
 
@@ -117,9 +117,10 @@ class RedisStore:
         self._opened_at = 0.0 if clock is None else clock()
         self._keys = KeySpace(address.prefix)
         self._node = secrets.token_hex(8)
-        self._link = Link(self._connect, self._on_connected)
+        self._topology = Topology(address, self._on_switch)
+        self._link = Link(self._topology.connect, self._on_connected)
         self._feed = Feed(
-            self._connect,
+            self._topology.connect,
             self._keys.probe(self._node),
             self._send_probe,
             self._on_message,
@@ -319,12 +320,13 @@ class RedisStore:
         with contextlib.suppress(StoreUnavailableError):
             await self._call(REMOVE_NODE, (self._keys.nodes,), self._node)
         await self._link.close()
+        await self._topology.close()
 
     # The connections
 
-    async def _connect(self, on_message: Callable[[Any], None] | None = None) -> RedisConnection:
-        address = self._address
-        return await connect(address, address.host, address.port, on_message)
+    def _on_switch(self) -> None:
+        self._link.restart()
+        self._feed.restart()
 
     def _on_connected(self) -> None:
         self._feed.start()

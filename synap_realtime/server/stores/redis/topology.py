@@ -1,0 +1,137 @@
+"""Find the primary: a fixed server, or the one that the Sentinels name.
+
+See https://valkey.io/topics/sentinel-clients/.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from .address import Peer, RedisAddress
+from .connection import CONNECT_TIMEOUT_S, DisconnectedError, RedisConnection, ReplyError, connect
+from .errors import UNREACHABLE
+
+logger = logging.getLogger(__name__)
+
+POLL_INTERVAL_S = 5.0
+"""How often the Sentinels are asked although none has announced another primary."""
+
+_SWITCH = b"+switch-master"
+
+
+class Topology:
+    """Opens connections to the primary, and notices that another server has become it."""
+
+    def __init__(self, address: RedisAddress, on_switch: Callable[[], None]) -> None:
+        """
+        Args:
+            on_switch: called when connections may lead to a server that was replaced.
+        """
+        self._address = address
+        self._on_switch = on_switch
+        self._primary: Peer | None = None
+        self._watching: asyncio.Task[None] | None = None
+
+    async def connect(self, on_message: Callable[[Any], None] | None = None) -> RedisConnection:
+        """Open a connection to the primary.
+
+        Raises:
+            OSError, DisconnectedError, ReplyError: there is no primary now.
+        """
+        address = self._address
+        if address.service is None:
+            return await connect(address, address.peers[0], on_message)
+        if self._watching is None:
+            self._watching = asyncio.get_running_loop().create_task(self._watch())
+        primary = self._primary = await self._ask_all()
+        connection = await connect(address, primary, on_message)
+        # A demoted primary still accepts writes, and loses them, until it has learned of it.
+        (role,) = await connection.execute([("ROLE",)]) if on_message is None else ([b"master"],)
+        if isinstance(role, ReplyError) or role[0] != b"master":
+            connection.abort(DisconnectedError("it is no primary"))
+            raise DisconnectedError(f"{primary} is not the primary yet")
+        return connection
+
+    async def close(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watching
+
+    async def _ask_all(self) -> Peer:
+        """Return the primary of the latest configuration that a Sentinel knows.
+
+        Raises:
+            DisconnectedError: no Sentinel names one.
+        """
+        answers = await asyncio.gather(
+            *(self._ask(peer) for peer in self._address.peers), return_exceptions=True
+        )
+        known = [each for each in answers if isinstance(each, tuple)]
+        if known:
+            return max(known, key=lambda each: each[0])[1]
+        for each in answers:
+            if isinstance(each, BaseException) and not isinstance(each, (*UNREACHABLE, ReplyError)):
+                raise each
+        reason = next((str(each) for each in answers if isinstance(each, ReplyError)), "")
+        service = self._address.service
+        raise DisconnectedError(
+            f"no Sentinel names the primary {service!r}" + (f": {reason}" if reason else "")
+        )
+
+    async def _ask(self, sentinel: Peer) -> tuple[int, Peer]:
+        """Return the epoch of a Sentinel's configuration, and the primary."""
+        async with asyncio.timeout(CONNECT_TIMEOUT_S / 2):
+            connection = await connect(self._address, sentinel, None, logs_in=False)
+            try:
+                state, found = await connection.execute(
+                    [
+                        ("SENTINEL", "MASTER", self._address.service or ""),
+                        ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._address.service or ""),
+                    ]
+                )
+            finally:
+                connection.abort(DisconnectedError("it was asked"))
+        for reply in (state, found):
+            if isinstance(reply, ReplyError):
+                raise reply
+        members = dict(zip(state[::2], state[1::2], strict=True))
+        host, port = found
+        return int(members.get(b"config-epoch", 0)), Peer(host.decode(), int(port))
+
+    async def _watch(self) -> None:
+        """Follow the announcements of one Sentinel after another."""
+        for sentinel in itertools.cycle(self._address.peers):
+            with contextlib.suppress(*UNREACHABLE, ReplyError):
+                await self._follow(sentinel)
+            await asyncio.sleep(0.2)
+
+    async def _follow(self, sentinel: Peer) -> None:
+        changed = asyncio.Event()
+
+        def on_message(message: Any) -> None:
+            if not isinstance(message, ReplyError) and message[0] == b"message":
+                name, _, _ = message[2].partition(b" ")
+                if name.decode() == self._address.service:
+                    changed.set()
+
+        connection = await connect(self._address, sentinel, on_message, logs_in=False)
+        connection.send([("SUBSCRIBE", _SWITCH)])
+        try:
+            while not connection.closed.done():
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(POLL_INTERVAL_S):
+                        await changed.wait()
+                changed.clear()
+                primary = await self._ask_all()
+                if self._primary is not None and primary != self._primary:
+                    logger.warning("Redis: the primary is now %s", primary)
+                    self._primary = primary
+                    self._on_switch()
+        finally:
+            connection.abort(DisconnectedError("it is not followed any more"))
