@@ -58,7 +58,7 @@ class Feed:
         self._catch_up = catch_up
         self._wanted: dict[bytes, asyncio.Future[None]] = {}
         self._changes: dict[bytes, bytes] = {}  # channel to command, not sent yet
-        self._heard_at = 0.0
+        self._received_at = 0.0
         self._connection: RedisConnection | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -149,14 +149,14 @@ class Feed:
         for channel, confirmed in self._wanted.items():
             if confirmed.done():
                 self._wanted[channel] = loop.create_future()
-        self._heard_at = loop.time()
+        self._received_at = loop.time()
         self._send(b"SUBSCRIBE", [self._probe_channel, *self._wanted])
         confirming = loop.create_task(self._confirm_all(list(self._wanted.values())))
         try:
             while not connection.closed.done():
                 if confirming.done():
                     confirming.result()
-                if loop.time() - self._heard_at > SILENCE_S:
+                if loop.time() - self._received_at > SILENCE_S:
                     raise TimeoutError
                 self._send_probe()
                 await asyncio.wait([connection.closed], timeout=PROBE_INTERVAL_S)
@@ -169,7 +169,7 @@ class Feed:
             if self._connection is not None:
                 self._connection.abort(message)
             return
-        self._heard_at = asyncio.get_running_loop().time()
+        self._received_at = asyncio.get_running_loop().time()
         kind, channel, payload = message
         if kind == b"message":
             if channel != self._probe_channel:
