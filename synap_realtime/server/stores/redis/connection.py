@@ -20,7 +20,7 @@ CONNECT_TIMEOUT_S = 2.0
 Command: TypeAlias = tuple[bytes | str | int, ...]
 
 
-class ReplyError(Exception):
+class RedisReplyError(Exception):
     """An error reply, such as ``READONLY You can't write against a read only replica.``
 
     Attributes:
@@ -32,7 +32,7 @@ class ReplyError(Exception):
         self.code = text.partition(" ")[0]
 
 
-class DisconnectedError(Exception):
+class RedisConnectionLostError(Exception):
     """The connection is closed, or what arrives is not RESP."""
 
 
@@ -44,7 +44,9 @@ class RedisConnection(asyncio.Protocol):
         Args:
             on_message: called with each reply that no command waits for.
         """
-        self._reader = hiredis.Reader(protocolError=DisconnectedError, replyError=ReplyError)
+        self._reader = hiredis.Reader(
+            protocolError=RedisConnectionLostError, replyError=RedisReplyError
+        )
         self._on_message = on_message
         self._transport: asyncio.Transport | None = None
         self._waiting: deque[tuple[asyncio.Future[list[Any]], list[Any], int]] = deque()
@@ -68,17 +70,17 @@ class RedisConnection(asyncio.Protocol):
                             result.set_result(replies)
                 elif self._on_message is not None:
                     self._on_message(reply)
-        except DisconnectedError as error:
+        except RedisConnectionLostError as error:
             self.abort(error)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._end(error or DisconnectedError("Redis has closed the connection"))
+        self._end(error or RedisConnectionLostError("Redis has closed the connection"))
 
     def execute(self, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
         """Send commands in one write. The result has a reply for each; errors are not raised."""
         result: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
         if self.closed.done():
-            result.set_exception(DisconnectedError("the connection is closed"))
+            result.set_exception(RedisConnectionLostError("the connection is closed"))
         else:
             self._waiting.append((result, [], len(commands)))
             self.send(commands)
@@ -130,8 +132,8 @@ async def connect(
         logs_in: False for a Sentinel, which has neither the users nor the databases.
 
     Raises:
-        OSError, TimeoutError, DisconnectedError: the server cannot be reached.
-        ReplyError: it rejects the credentials, or cannot serve now.
+        OSError, TimeoutError, RedisConnectionLostError: the server cannot be reached.
+        RedisReplyError: it rejects the credentials, or cannot serve now.
     """
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(CONNECT_TIMEOUT_S):
@@ -145,9 +147,9 @@ async def connect(
         if commands:
             try:
                 for reply in await connection.execute(commands):
-                    if isinstance(reply, ReplyError):
+                    if isinstance(reply, RedisReplyError):
                         raise reply
             except BaseException:
-                connection.abort(DisconnectedError("the login failed"))
+                connection.abort(RedisConnectionLostError("the login failed"))
                 raise
     return connection

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import ssl
 
-from .connection import DisconnectedError, ReplyError
+from .connection import RedisConnectionLostError, RedisReplyError
 
-UNREACHABLE = (DisconnectedError, OSError)  # TimeoutError is an OSError
+UNREACHABLE = (RedisConnectionLostError, OSError)  # TimeoutError is an OSError
 """Errors after which the connection is not used again."""
 
 _TEMPORARY = ("READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "MOVED", "ASK", "TRYAGAIN")
@@ -16,7 +16,7 @@ _TEMPORARY = ("READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "MOVED", "ASK"
 
 def is_temporary(error: BaseException) -> bool:
     """Return whether the same request may succeed soon, perhaps at another server."""
-    if isinstance(error, ReplyError):
+    if isinstance(error, RedisReplyError):
         return error.code in _TEMPORARY
     return isinstance(error, UNREACHABLE)
 
@@ -24,21 +24,21 @@ def is_temporary(error: BaseException) -> bool:
 def describe_problem(error: BaseException) -> str:
     """Say what is wrong and how to fix it. It contains no credential."""
     match error:
-        case ReplyError(code="OOM"):
+        case RedisReplyError(code="OOM"):
             return "Redis is out of memory: raise its maxmemory, or lower --retention-count"
-        case ReplyError(code="NOPERM"):
+        case RedisReplyError(code="NOPERM"):
             return f"the user in --store lacks a permission: {error}"
-        case ReplyError(code="READONLY"):
+        case RedisReplyError(code="READONLY"):
             return "this Redis is a replica: name the primary in --store"
-        case ReplyError(code="LOADING"):
+        case RedisReplyError(code="LOADING"):
             return "Redis is loading its data"
-        case ReplyError(code="WRONGTYPE"):
+        case RedisReplyError(code="WRONGTYPE"):
             return "a key under the prefix has another type: choose another one (?prefix=…)"
-        case ReplyError(code="MISCONF"):
+        case RedisReplyError(code="MISCONF"):
             return "Redis cannot write to its disk: free space, and see its log"
-        case ReplyError(code="NOAUTH"):
+        case RedisReplyError(code="NOAUTH"):
             return "Redis asks for a password: redis://:password@host"
-        case ReplyError(code="WRONGPASS"):
+        case RedisReplyError(code="WRONGPASS"):
             return "Redis rejects the user or the password of --store"
         case ssl.SSLCertVerificationError():
             return f"Redis has a certificate that is not trusted: {error.verify_message}"

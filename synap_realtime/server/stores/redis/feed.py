@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from ...errors import StoreUnavailableError
-from .connection import DisconnectedError, RedisConnection, ReplyError
+from .connection import RedisConnection, RedisConnectionLostError, RedisReplyError
 from .errors import UNREACHABLE, describe_problem
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ class Feed:
     def restart(self) -> None:
         """Replace the connection: another server may have taken over."""
         if self._connection is not None:
-            self._connection.abort(DisconnectedError("it may lead to a replaced server"))
+            self._connection.abort(RedisConnectionLostError("it may lead to a replaced server"))
 
     async def close(self) -> None:
         if self._task is not None:
@@ -128,7 +128,7 @@ class Feed:
         while True:
             try:
                 await self._follow()
-            except (*UNREACHABLE, ReplyError, StoreUnavailableError) as error:
+            except (*UNREACHABLE, RedisReplyError, StoreUnavailableError) as error:
                 if self.is_current:
                     failures = 0
                     problem = describe_problem(error)
@@ -137,7 +137,7 @@ class Feed:
                 self.is_current = False
                 connection, self._connection = self._connection, None
                 if connection is not None:
-                    connection.abort(DisconnectedError("it is replaced"))
+                    connection.abort(RedisConnectionLostError("it is replaced"))
             await asyncio.sleep(_BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)])
             failures += 1
 
@@ -165,7 +165,7 @@ class Feed:
             confirming.cancel()
 
     def _receive(self, message: Any) -> None:
-        if isinstance(message, ReplyError):
+        if isinstance(message, RedisReplyError):
             if self._connection is not None:
                 self._connection.abort(message)
             return

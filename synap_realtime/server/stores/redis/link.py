@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...errors import StoreUnavailableError
-from .connection import Command, DisconnectedError, RedisConnection, ReplyError
+from .connection import Command, RedisConnection, RedisConnectionLostError, RedisReplyError
 from .errors import UNREACHABLE, describe_problem, is_temporary
 from .scripts import ALL, Script
 
@@ -122,7 +122,7 @@ class Link:
     def restart(self) -> None:
         """Replace the connection: another server may have taken over."""
         if self._connection is not None:
-            self._connection.abort(DisconnectedError("it may lead to a replaced server"))
+            self._connection.abort(RedisConnectionLostError("it may lead to a replaced server"))
 
     async def close(self) -> None:
         """Finish the pending calls, then disconnect."""
@@ -130,7 +130,7 @@ class Link:
         self._changed.set()
         if self._task is not None:
             await self._task
-        self._disconnect(DisconnectedError("the store is closed"))
+        self._disconnect(RedisConnectionLostError("the store is closed"))
 
     async def _run(self) -> None:
         failures = 0
@@ -144,7 +144,7 @@ class Link:
                     await self._open()
                 await self._flush()
                 failures = 0
-            except (*UNREACHABLE, ReplyError) as error:
+            except (*UNREACHABLE, RedisReplyError) as error:
                 self._disconnect(error)
                 self._report(describe_problem(error))
                 self._expire()
@@ -161,7 +161,7 @@ class Link:
                 [("INFO", "server"), *[("SCRIPT", "LOAD", each.source) for each in ALL]]
             )
         for reply in (info, *loaded):
-            if isinstance(reply, ReplyError):
+            if isinstance(reply, RedisReplyError):
                 raise reply
         self._incarnation = _run_id(info)
         if self.state is not LinkState.CLOSED:
@@ -188,7 +188,7 @@ class Link:
             raise
         again: list[Call] = []
         for call, reply in zip(batch, replies, strict=True):
-            if isinstance(reply, ReplyError):
+            if isinstance(reply, RedisReplyError):
                 if reply.code == "NOSCRIPT" or is_temporary(reply):
                     again.append(call)
                     refusal = reply
@@ -242,4 +242,4 @@ def _run_id(info: bytes) -> bytes:
         name, _, value = line.partition(b":")
         if name == b"run_id":
             return value.strip()
-    raise DisconnectedError("the server is no Redis: INFO has no run_id")
+    raise RedisConnectionLostError("the server is no Redis: INFO has no run_id")

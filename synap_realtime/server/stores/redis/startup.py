@@ -13,7 +13,7 @@ import hiredis
 from ....errors import ConfigurationError
 from ..base import OPTION
 from .address import RedisAddress
-from .connection import CONNECT_TIMEOUT_S, Command, DisconnectedError, ReplyError, login
+from .connection import CONNECT_TIMEOUT_S, Command, RedisConnectionLostError, RedisReplyError, login
 from .errors import UNREACHABLE, describe_problem
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def check_server(address: RedisAddress) -> None:
         return  # the primary may change; it is asked for at each connection
     try:
         info = _read_info(address)
-    except ReplyError as error:
+    except RedisReplyError as error:
         if error.code in _MUST_EXIT:
             raise ConfigurationError(f"{OPTION}: {describe_problem(error)}") from None
         logger.warning("%s; the server is not ready until this ends", describe_problem(error))
@@ -74,16 +74,16 @@ def _exchange(sock: socket.socket, address: RedisAddress) -> dict[str, str]:
     commands: Sequence[Command] = [*login(address), ("INFO",)]
     packed = [hiredis.pack_command(each) for each in commands]  # type: ignore[arg-type]  # wrong stub
     sock.sendall(b"".join(packed))
-    reader = hiredis.Reader(protocolError=DisconnectedError, replyError=ReplyError)
+    reader = hiredis.Reader(protocolError=RedisConnectionLostError, replyError=RedisReplyError)
     replies: list[Any] = []
     while len(replies) < len(commands):
         if (reply := reader.gets()) is not False:
-            if isinstance(reply, ReplyError):
+            if isinstance(reply, RedisReplyError):
                 raise reply
             replies.append(reply)
         elif data := sock.recv(65536):
             reader.feed(data)
         else:
-            raise DisconnectedError("the connection was closed")
+            raise RedisConnectionLostError("the connection was closed")
     lines = replies[-1].decode(errors="replace").splitlines()
     return dict(line.split(":", 1) for line in lines if ":" in line)

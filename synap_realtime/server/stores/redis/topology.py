@@ -13,7 +13,13 @@ from collections.abc import Callable
 from typing import Any
 
 from .address import Peer, RedisAddress
-from .connection import CONNECT_TIMEOUT_S, DisconnectedError, RedisConnection, ReplyError, connect
+from .connection import (
+    CONNECT_TIMEOUT_S,
+    RedisConnection,
+    RedisConnectionLostError,
+    RedisReplyError,
+    connect,
+)
 from .errors import UNREACHABLE
 
 logger = logging.getLogger(__name__)
@@ -41,7 +47,7 @@ class Topology:
         """Open a connection to the primary.
 
         Raises:
-            OSError, DisconnectedError, ReplyError: there is no primary now.
+            OSError, RedisConnectionLostError, RedisReplyError: there is no primary now.
         """
         address = self._address
         if address.service is None:
@@ -52,9 +58,9 @@ class Topology:
         connection = await connect(address, primary, on_message)
         # A demoted primary still accepts writes, and loses them, until it has learned of it.
         (role,) = await connection.execute([("ROLE",)]) if on_message is None else ([b"master"],)
-        if isinstance(role, ReplyError) or role[0] != b"master":
-            connection.abort(DisconnectedError("it is no primary"))
-            raise DisconnectedError(f"{primary} is not the primary yet")
+        if isinstance(role, RedisReplyError) or role[0] != b"master":
+            connection.abort(RedisConnectionLostError("it is no primary"))
+            raise RedisConnectionLostError(f"{primary} is not the primary yet")
         return connection
 
     async def close(self) -> None:
@@ -67,7 +73,7 @@ class Topology:
         """Return the primary of the latest configuration that a Sentinel knows.
 
         Raises:
-            DisconnectedError: no Sentinel names one.
+            RedisConnectionLostError: no Sentinel names one.
         """
         answers = await asyncio.gather(
             *(self._ask(peer) for peer in self._address.peers), return_exceptions=True
@@ -76,11 +82,13 @@ class Topology:
         if known:
             return max(known, key=lambda each: each[0])[1]
         for each in answers:
-            if isinstance(each, BaseException) and not isinstance(each, (*UNREACHABLE, ReplyError)):
+            if isinstance(each, BaseException) and not isinstance(
+                each, (*UNREACHABLE, RedisReplyError)
+            ):
                 raise each
-        reason = next((str(each) for each in answers if isinstance(each, ReplyError)), "")
+        reason = next((str(each) for each in answers if isinstance(each, RedisReplyError)), "")
         service = self._address.service
-        raise DisconnectedError(
+        raise RedisConnectionLostError(
             f"no Sentinel names the primary {service!r}" + (f": {reason}" if reason else "")
         )
 
@@ -96,9 +104,9 @@ class Topology:
                     ]
                 )
             finally:
-                connection.abort(DisconnectedError("it was asked"))
+                connection.abort(RedisConnectionLostError("it was asked"))
         for reply in (state, found):
-            if isinstance(reply, ReplyError):
+            if isinstance(reply, RedisReplyError):
                 raise reply
         members = dict(zip(state[::2], state[1::2], strict=True))
         host, port = found
@@ -107,7 +115,7 @@ class Topology:
     async def _watch(self) -> None:
         """Follow the announcements of one Sentinel after another."""
         for sentinel in itertools.cycle(self._address.peers):
-            with contextlib.suppress(*UNREACHABLE, ReplyError):
+            with contextlib.suppress(*UNREACHABLE, RedisReplyError):
                 await self._follow(sentinel)
             await asyncio.sleep(0.2)
 
@@ -115,7 +123,7 @@ class Topology:
         changed = asyncio.Event()
 
         def on_message(message: Any) -> None:
-            if not isinstance(message, ReplyError) and message[0] == b"message":
+            if not isinstance(message, RedisReplyError) and message[0] == b"message":
                 name, _, _ = message[2].partition(b" ")
                 if name.decode() == self._address.service:
                     changed.set()
@@ -134,4 +142,4 @@ class Topology:
                     self._primary = primary
                     self._on_switch()
         finally:
-            connection.abort(DisconnectedError("it is not followed any more"))
+            connection.abort(RedisConnectionLostError("it is not followed any more"))
