@@ -117,6 +117,7 @@ class Node:
             metrics,
         )
         self.may_block = self._may_block()
+        self._reloading: set[asyncio.Task[None]] = set()
         self._keys_timer: asyncio.TimerHandle | None = None
 
     def _deliver(self, room: Room, entry: Entry, published_at: float | None) -> int:
@@ -128,7 +129,9 @@ class Node:
     def _on_gap(self, room: Room) -> None:
         """Let the subscribers of a room resume: entries may have been lost."""
         if room == REVOCATIONS_ROOM:
-            self._revocations.loaded = False
+            reloading = asyncio.get_running_loop().create_task(self._revocations.reload())
+            self._reloading.add(reloading)
+            reloading.add_done_callback(self._reloading.discard)
         else:
             self._hub.report_gap(room)
 

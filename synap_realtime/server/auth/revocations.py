@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import time
@@ -14,6 +15,7 @@ from typing import Literal
 import uuid_utils
 
 from ...protocol.rooms import Room
+from ..errors import StoreUnavailableError
 from ..stores.base import Entry, Publication, Retention, Store
 from .claims import Claims
 from .tokens import LEEWAY_S
@@ -88,7 +90,7 @@ class Revocations:
             deque()
         )  # in order of arrival, with the monotonic time
         self.loaded = False
-        self._has_joined = False
+        self._has_joined = self._was_loaded = False
         self._loading = asyncio.Lock()
         self._position = store.earliest()
         self.on_revoked: Callable[[Revocation], int] = lambda _: 0
@@ -109,9 +111,23 @@ class Revocations:
             while not self.loaded:
                 page = await self._store.read(ROOM, self._position, _PAGE)
                 for entry in page.entries:
-                    self._remember(entry)
+                    if self._was_loaded:
+                        self.apply(entry)
+                    else:
+                        self._remember(entry)
                     self._position = entry.cursor
                 self.loaded = len(page.entries) < _PAGE
+            self._was_loaded = True
+
+    async def reload(self) -> None:
+        """Read all revocations again, because some may not have arrived. Put them in force.
+
+        If they cannot be read now, the next request that is authenticated reads them.
+        """
+        self.loaded = False
+        self._position = self._store.earliest()
+        with contextlib.suppress(StoreUnavailableError):
+            await self.load()
 
     def matches(self, claims: Claims) -> bool:
         """Return whether these claims are revoked by a revocation that has arrived."""

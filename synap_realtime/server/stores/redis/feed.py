@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from ...errors import StoreUnavailableError
@@ -58,6 +59,7 @@ class Feed:
         self._catch_up = catch_up
         self._wanted: dict[bytes, asyncio.Future[None]] = {}
         self._changes: dict[bytes, bytes] = {}  # channel to command, not sent yet
+        self._unconfirmed: Counter[bytes] = Counter()  # subscriptions that were sent
         self._received_at = 0.0
         self._connection: RedisConnection | None = None
         self._task: asyncio.Task[None] | None = None
@@ -115,6 +117,8 @@ class Feed:
             self._send(command, [channel for channel, to in changes.items() if to == command])
 
     def _send(self, command: bytes, channels: list[bytes]) -> None:
+        if command == b"SUBSCRIBE":
+            self._unconfirmed.update(channels)
         if self._connection is not None and channels:
             self._connection.send(
                 [
@@ -146,6 +150,7 @@ class Feed:
         loop = asyncio.get_running_loop()
         connection = self._connection = await self._connect(self._receive)
         self._changes.clear()
+        self._unconfirmed.clear()
         for channel, confirmed in self._wanted.items():
             if confirmed.done():
                 self._wanted[channel] = loop.create_future()
@@ -175,11 +180,16 @@ class Feed:
             if channel != self._probe_channel:
                 self._on_message(channel, payload)
         elif kind == b"subscribe":
+            self._unconfirmed[channel] -= 1
+            if self._unconfirmed[channel] > 0:  # it was unsubscribed from in between
+                return
+            del self._unconfirmed[channel]
             confirmed = self._wanted.get(channel)
             if confirmed is not None and not confirmed.done():
                 confirmed.set_result(None)
 
-    async def _confirm_all(self, confirmed: Iterable[asyncio.Future[None]]) -> None:
-        await asyncio.gather(*confirmed, return_exceptions=True)
+    async def _confirm_all(self, confirmed: Sequence[asyncio.Future[None]]) -> None:
+        if confirmed:
+            await asyncio.wait(confirmed)
         await self._catch_up()
         self.is_current = True

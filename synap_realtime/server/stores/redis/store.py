@@ -130,6 +130,7 @@ class RedisStore:
         self._on_gap: GapHandler = ignore_gap
         self._live: dict[Room, _LiveRoom] = {}
         self._by_channel: dict[bytes, _LiveRoom] = {}
+        self._left: set[Room] = set()  # rooms without subscribers, which Redis does not know yet
         self._publishing: dict[bytes, Sequence[Publication]] = {}
         self._acks: dict[Room, dict[tuple[str, str], int]] = {}  # device and epoch to offset
         self._ack_timer: asyncio.TimerHandle | None = None
@@ -291,7 +292,7 @@ class RedisStore:
             for task in (live.joining, live.healing):
                 if task is not None:
                     task.cancel()
-        self._spawn(self._leave(live))
+        self._spawn(self._leave(room))
 
     async def check(self) -> None:
         found = await self._call(CHECK, (self._keys.schema,), SCHEMA_VERSION)
@@ -369,8 +370,13 @@ class RedisStore:
     def _spawn(self, work: Any) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._has_ended)
         return task
+
+    def _has_ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # its callers, if there are any left, receive it
 
     # Live rooms
 
@@ -403,9 +409,13 @@ class RedisStore:
         )
         return epoch, position
 
-    async def _leave(self, live: _LiveRoom) -> None:
-        with contextlib.suppress(StoreUnavailableError):
-            await self._set_subscribers(live)
+    async def _leave(self, room: Room) -> None:
+        try:
+            now = self._live.get(room)
+            count = 0 if now is None else now.subscribers
+            await self._report_subscribers(room, self._node, count)
+        except StoreUnavailableError:
+            self._left.add(room)
 
     def _on_message(self, channel: bytes, payload: bytes) -> None:
         live = self._by_channel.get(channel)
@@ -479,7 +489,9 @@ class RedisStore:
             if live.last is not None:
                 self._heal(live)
         rooms = list(self._live.values())
+        left, self._left = self._left - self._live.keys(), set()
         await asyncio.gather(
+            *(self._leave(room) for room in left),
             *(self._set_subscribers(live) for live in rooms),
             *(live.healing for live in rooms if live.healing is not None),
         )

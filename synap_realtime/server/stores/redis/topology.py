@@ -81,10 +81,9 @@ class Topology:
         known = [each for each in answers if isinstance(each, tuple)]
         if known:
             return max(known, key=lambda each: each[0])[1]
+        expected = (*UNREACHABLE, RedisReplyError)
         for each in answers:
-            if isinstance(each, BaseException) and not isinstance(
-                each, (*UNREACHABLE, RedisReplyError)
-            ):
+            if isinstance(each, BaseException) and not isinstance(each, expected):
                 raise each
         reason = next((str(each) for each in answers if isinstance(each, RedisReplyError)), "")
         service = self._address.service
