@@ -308,14 +308,15 @@ class Subscription:
                 sink.close(self.close_code)
             return
         self._sink = sink
-        self._hub.subscribe(self._room, self)
-        if self.state is _JOINING:  # else it drains already
-            self._enter(_REPLAYING)
         await self._store.join(self._room)
         if self.state is _CLOSED:
             self._store.leave(self._room)
             return
         self._has_joined = True
+        # After the store, so that a publish counts each subscriber that the room reports.
+        self._hub.subscribe(self._room, self)
+        if self.state is _JOINING:  # else it drains already
+            self._enter(_REPLAYING)
         position = await self._start(after)
         if self._device is not None:
             head = await self._store.head(self._room)
