@@ -458,10 +458,16 @@ class Client:
 
 
 @contextlib.asynccontextmanager
-async def open_client(url: str, keys: Keys | None = None) -> AsyncIterator[Client]:
+async def open_client(
+    url: str, keys: Keys | None = None, *, keep_alive: bool = True
+) -> AsyncIterator[Client]:
     # A server closes what is idle for some seconds, maybe just when it is used again (RFC 9112,
     # section 9.3.1): a case that waits reconnects.
-    limits = httpx.Limits(max_connections=None, keepalive_expiry=1.0)
+    limits = httpx.Limits(
+        max_connections=None,
+        max_keepalive_connections=None if keep_alive else 0,
+        keepalive_expiry=1.0,
+    )
     async with httpx.AsyncClient(
         timeout=TIMEOUT_S, verify=_TLS, limits=limits, trust_env=False
     ) as http:

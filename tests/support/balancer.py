@@ -1,0 +1,98 @@
+"""A TCP load balancer: one address in front of several servers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import socket
+from collections.abc import Sequence
+from threading import Thread
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit
+
+from tests.support.timeouts import TIMEOUT_S
+
+_CHUNK_BYTES = 64 * 1024
+
+
+class Balancer:
+    """Leads the first connection to the first server, the next one to the next, and so on.
+
+    It runs in a thread of its own, and buffers little, so that a peer that does not read is noticed
+    by the other one.
+
+    Attributes:
+        url: where clients connect.
+    """
+
+    def __init__(self, urls: Sequence[str]) -> None:
+        parts = [urlsplit(url) for url in urls]
+        self._servers = itertools.cycle([(str(each.hostname), each.port or 80) for each in parts])
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._loop = asyncio.new_event_loop()
+        self._connections: set[asyncio.Task[None]] = set()
+        self._thread = Thread(target=self._loop.run_forever, name="tests-balancer")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        serving = asyncio.start_server(self._accept, sock=self._listener, limit=_CHUNK_BYTES)
+        self._server = asyncio.run_coroutine_threadsafe(serving, self._loop).result(TIMEOUT_S)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(TIMEOUT_S)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(TIMEOUT_S)
+        self._loop.close()
+
+    async def _close(self) -> None:
+        self._server.close()
+        for each in self._connections:
+            each.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # Chosen here, so that the order of connections decides.
+        carrying = self._loop.create_task(self._carry(reader, writer, *next(self._servers)))
+        self._connections.add(carrying)
+        carrying.add_done_callback(self._connections.discard)
+
+    async def _carry(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str, port: int
+    ) -> None:
+        client = reader, writer
+        server = None
+        try:
+            server = await asyncio.open_connection(host, port, limit=_CHUNK_BYTES)
+            for _, each in (client, server):
+                each.transport.set_write_buffer_limits(high=0)
+                sock = each.get_extra_info("socket")
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _CHUNK_BYTES)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _CHUNK_BYTES)
+            async with asyncio.TaskGroup() as pumps:
+                pumps.create_task(_pump(client[0], server[1]))
+                pumps.create_task(_pump(server[0], client[1]))
+            client[1].close()
+            server[1].close()
+        except* OSError:
+            pass  # one of them has reset its connection: so is the other one's
+        finally:
+            for each in (client, server):
+                if each is not None and not each[1].is_closing():
+                    each[1].transport.abort()
+
+
+async def _pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    while chunk := await source.read(_CHUNK_BYTES):
+        target.write(chunk)
+        await target.drain()
+    with contextlib.suppress(OSError):  # it has closed already
+        target.write_eof()
