@@ -30,6 +30,7 @@ from .credentials import (
     CredentialsError,
     Keys,
     Secret,
+    bearer,
     keys_of_environment,
 )
 from .differences import DifferencesError, check_names, load, reason_for
@@ -42,7 +43,7 @@ OURS = (
 )
 REDIS = ("redis", "redis-keys")
 NODES = ("redis-nodes-keys",)
-"""Two servers with one store, behind one address. Its connections go to each of them alternately."""
+"""Two servers with one store, behind one address. Each gets every other connection."""
 WORKER = ("worker", "worker-keys")
 ASGI = ("asgi", "asgi-keys")
 BOTH = {"redis": REDIS, "asgi": ASGI, "worker": WORKER}

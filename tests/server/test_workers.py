@@ -24,6 +24,7 @@ from websockets.typing import Subprotocol
 
 from synap_realtime.server.metrics import Metrics
 from synap_realtime.server.serve import running_server
+from synap_realtime.server.stores import open_store
 from synap_realtime.server.stores.base import ClusterStore, Retention, StoreStats
 from synap_realtime.server.stores.memory import MemoryStore
 from tests.support.certificates import certify
@@ -35,9 +36,11 @@ from tests.support.servers import serving
 from tests.support.timeouts import TIMEOUT_S
 from tests.support.websocket_client import closed_with, frame, listening
 
-from ..support.replicated_store import PORT, ReplicatedStore
-
 pytestmark = pytest.mark.integration  # several server processes, and a real Valkey
+
+
+def store_url(server: ValkeyServer) -> str:
+    return f"redis://127.0.0.1:{server.port}?prefix=workers"
 
 
 class Workers:
@@ -47,18 +50,9 @@ class Workers:
         pids: the processes that took connections last, by their numbers.
     """
 
-    def __init__(self, port: int, *arguments: str) -> None:
+    def __init__(self, store: str, *arguments: str) -> None:
         self.process = subprocess.Popen(
-            [
-                COMMAND,
-                "serve",
-                "--port",
-                "0",
-                "--store",
-                "tests.support.replicated_store:replicated",
-                *arguments,
-            ],
-            env={**os.environ, PORT: str(port)},
+            [COMMAND, "serve", "--port", "0", "--store", store, *arguments],
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -102,7 +96,7 @@ def start() -> Iterator[Callable[..., Workers]]:
     with ValkeyServer() as server:
 
         def start(*arguments: str) -> Workers:
-            started.append(Workers(server.port, *arguments))
+            started.append(Workers(store_url(server), *arguments))
             return started[-1]
 
         try:
@@ -237,20 +231,17 @@ def test_a_port_that_another_has_is_an_error(start: Callable[..., Workers]) -> N
     workers = start("--workers", "2")
     url = workers.until(r"listening on (\S+)")[1]
     port = str(urlsplit(url).port)
-    for more in ([], ["--workers", "2", "--store", "tests.support.replicated_store:alone"]):
+    for more in ([], ["--workers", "2", "--store", "tests.support.custom_stores:alone"]):
         done = run_blocking("serve", "--port", port, *more)
         assert (done.returncode, "could not listen" in done.stderr) == (2, True), done.stderr
 
 
-async def test_revocation_at_one_worker_closes_connections_of_all(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_revocation_at_one_worker_closes_connections_of_all() -> None:
     mine, admin = token(), token(None, scope="admin")
     with ValkeyServer() as server:
-        monkeypatch.setenv(PORT, str(server.port))
         async with (
-            serving(running_server, store="tests.support.replicated_store:replicated") as here,
-            serving(running_server, store="tests.support.replicated_store:replicated") as there,
+            serving(running_server, store=store_url(server)) as here,
+            serving(running_server, store=store_url(server)) as there,
             listening(there, "user_1", mine) as ws,
         ):
             await frame(ws, "synap.subscribed")
@@ -269,11 +260,11 @@ async def test_revocation_at_one_worker_closes_connections_of_all(
         ),
         ("sqlite:///rooms.db", "a sqlite store belongs to one process"),
         (
-            "tests.support.replicated_store:alone",
-            "workers cannot share the store tests.support.replicated_store:alone",
+            "tests.support.custom_stores:alone",
+            "workers cannot share the store tests.support.custom_stores:alone",
         ),
-        ("tests.support.replicated_store:nothing", "has no attribute 'nothing'"),
-        ("tests.support.replicated_store:PORT", "expected def open(retention) -> Store"),
+        ("tests.support.custom_stores:nothing", "has no attribute 'nothing'"),
+        ("tests.support.custom_stores:NOT_CALLABLE", "expected def open(retention) -> Store"),
     ],
 )
 def test_without_a_shared_store_one_worker_is_allowed(store: str, said: str) -> None:
@@ -286,7 +277,7 @@ def test_without_a_shared_store_one_worker_is_allowed(store: str, said: str) -> 
 
 def test_a_worker_that_never_starts_ends_all() -> None:
     done = run_blocking(
-        "serve", "--port", "0", "--workers", "2", "--store", "tests.support.replicated_store:dying"
+        "serve", "--port", "0", "--workers", "2", "--store", "tests.support.custom_stores:dying"
     )
     assert done.returncode == 1
     assert "worker 1 exited (exit code 3); restarting in 0.1 s" in done.stderr
@@ -295,7 +286,7 @@ def test_a_worker_that_never_starts_ends_all() -> None:
 
 def test_custom_store_works_with_one_server() -> None:
     process = subprocess.Popen(
-        [COMMAND, "serve", "--port", "0", "--store", "tests.support.replicated_store:alone"],
+        [COMMAND, "serve", "--port", "0", "--store", "tests.support.custom_stores:alone"],
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -311,7 +302,7 @@ def test_custom_store_works_with_one_server() -> None:
 
 
 async def test_which_store_is_shared() -> None:
-    store = ReplicatedStore(free_port(), Retention())
+    store = open_store(f"redis://127.0.0.1:{free_port()}", Retention())
     assert isinstance(store, ClusterStore)
     await store.close()
     assert not isinstance(MemoryStore(), ClusterStore)

@@ -68,26 +68,26 @@ class Balancer:
     async def _carry(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str, port: int
     ) -> None:
-        client = reader, writer
-        server = None
+        writers = [writer]
         try:
-            server = await asyncio.open_connection(host, port, limit=_CHUNK_BYTES)
-            for _, each in (client, server):
+            answers, requests = await asyncio.open_connection(host, port, limit=_CHUNK_BYTES)
+            writers.append(requests)
+            for each in writers:
                 each.transport.set_write_buffer_limits(high=0)
                 sock = each.get_extra_info("socket")
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _CHUNK_BYTES)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _CHUNK_BYTES)
             async with asyncio.TaskGroup() as pumps:
-                pumps.create_task(_pump(client[0], server[1]))
-                pumps.create_task(_pump(server[0], client[1]))
-            client[1].close()
-            server[1].close()
+                pumps.create_task(_pump(reader, requests))
+                pumps.create_task(_pump(answers, writer))
+            for each in writers:
+                each.close()
         except* OSError:
-            pass  # one of them has reset its connection: so is the other one's
+            pass  # one peer has reset its connection; the other one's is reset below
         finally:
-            for each in (client, server):
-                if each is not None and not each[1].is_closing():
-                    each[1].transport.abort()
+            for each in writers:
+                if not each.is_closing():
+                    each.transport.abort()
 
 
 async def _pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:

@@ -89,6 +89,8 @@ class Revocations:
         self._order: deque[tuple[float, Revocation]] = (
             deque()
         )  # in order of arrival, with the monotonic time
+        self._pending: dict[Revocation, int | None] = {}
+        """Revocations that are being stored -> how many connections they closed, once applied."""
         self.loaded = False
         self._has_joined = self._was_loaded = False
         self._loading = asyncio.Lock()
@@ -148,23 +150,38 @@ class Revocations:
             raise TooManyRevocationsError
         # Without the monotonic clock, setting the wall clock back would spare recent tokens.
         now = max(self._clock(), self._began + self._running())
-        text = json.dumps({"of": of, "name": name, "at": now + self._leeway_s})
-        publication = Publication(ROOM, str(uuid_utils.uuid7()), text)
-        (result,) = await self._store.publish([publication])
-        return result.broadcast_count
+        revocation = Revocation(of, name, now + self._leeway_s)
+        text = json.dumps({"of": of, "name": name, "at": revocation.at})
+        self._pending[revocation] = None
+        try:
+            await self._store.publish([Publication(ROOM, str(uuid_utils.uuid7()), text)])
+            closed = self._pending[revocation]
+        finally:
+            self._pending.pop(revocation, None)
+        if closed is None:  # it is delivered later, but the answer says that it is in force
+            self._enforce(revocation)
+            closed = self.on_revoked(revocation)
+        return closed
 
     def apply(self, entry: Entry) -> int:
         """Put a delivered entry of :data:`ROOM` in force. Return how many connections it closed."""
-        return self.on_revoked(self._remember(entry))
+        revocation = self._remember(entry)
+        closed = self.on_revoked(revocation)
+        if revocation in self._pending:
+            self._pending[revocation] = closed
+        return closed
 
     def _remember(self, entry: Entry) -> Revocation:
         members = json.loads(entry.text)
         found = Revocation(members["of"], members["name"], members["at"])
-        known = self._known.get((found.kind, found.subject))
-        if known is None or known.at <= found.at:
-            self._known[found.kind, found.subject] = found
+        self._enforce(found)
         self._order.append((self._running(), found))
         return found
+
+    def _enforce(self, revocation: Revocation) -> None:
+        known = self._known.get((revocation.kind, revocation.subject))
+        if known is None or known.at <= revocation.at:
+            self._known[revocation.kind, revocation.subject] = revocation
 
     def _forget_old(self) -> None:
         oldest = self._running() - self._retention_s

@@ -93,6 +93,7 @@ class Subscription:
         "_count_read",
         "_device",
         "_ended",
+        "_epoch",
         "_group",
         "_has_joined",
         "_hub",
@@ -148,6 +149,7 @@ class Subscription:
         self._sink: Sink = NULL_SINK
         self._backlog: Backlog | None = None
         self._last_seen = 0
+        self._epoch = ""  # of what was written; a new epoch ends all subscriptions of the room
         self._sent_offset = 0  # the highest offset that was written outside of a fan-out group
         self._unacked: Cursor | None = None  # written, but still in a send buffer
         self._group: FanoutGroup | None = None
@@ -231,7 +233,7 @@ class Subscription:
         Returns:
             False, if nothing up to this cursor was written to the client.
         """
-        if cursor.offset > self.last_offset:
+        if cursor.epoch != self._epoch or cursor.offset > self.last_offset:
             return False
         self.store_ack(cursor)
         return True
@@ -388,6 +390,8 @@ class Subscription:
         while self.state is not _CLOSED:
             newest = self._last_seen
             page = await replay.read_page()
+            if page:
+                self._epoch = page[0].cursor.epoch
             for number, entry in enumerate(page):
                 if not await self._is_ready(page, number):
                     return
@@ -407,7 +411,7 @@ class Subscription:
                 if newest != self._last_seen:
                     continue
             position = replay.position
-            self._sent_offset = position.offset
+            self._epoch, self._sent_offset = position.epoch, position.offset
             self._metrics.replay_finished(recovered=replay.recovered)
             self._sink.send_control(
                 ControlFrame(

@@ -162,7 +162,7 @@ def test_how_much_space_will_do() -> None:
 
 async def test_skips_a_custom_store(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SYNAP_REALTIME_WORKERS", "2")
-    found = (await diagnosis(store="tests.support.replicated_store:dying"))["store"]
+    found = (await diagnosis(store="tests.support.custom_stores:dying"))["store"]
     assert (found.level, "is not checked" in found.found) == ("ok", True)
 
 
