@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from synap_realtime.server import create_app
 from synap_realtime.server.config import load_settings
 from synap_realtime.server.serve import running_server
+from tests.conformance.conftest import OURS
 from tests.support.credentials import API_KEY, SECRET
 from tests.support.timeouts import TIMEOUT_S
 
@@ -58,7 +59,7 @@ async def test_address_without_a_room_server_is_a_one_line_error(rooms: str) -> 
     for server, said in (
         (f"{rooms}/nowhere", "GET /health was answered 404"),
         ("http://127.0.0.1:1", "no room server answers"),
-        ("nope", "expected memory, sqlite, memory-keys, asgi, asgi-keys, worker, worker-keys or a"),
+        ("nope", f"expected {', '.join(OURS)} or a URL, got 'nope'"),
     ):
         done = await asyncio.to_thread(suite, server)
         assert done.returncode == 2
