@@ -272,8 +272,11 @@ class Client:
         keys: what the server knows; None: it has none.
     """
 
-    def __init__(self, url: str, http: httpx.AsyncClient, keys: Keys | None = None) -> None:
+    def __init__(
+        self, url: str, http: httpx.AsyncClient, keys: Keys | None = None, nodes: int = 1
+    ) -> None:
         self.url = url.rstrip("/")
+        self._nodes = nodes
         self._http = http
         self._given_keys = keys
         self._credential_for: Callable[[str], str | None] = (
@@ -288,7 +291,7 @@ class Client:
 
     def showing(self, credential: str | None) -> Client:
         """The same server with this credential in every request; None: without one."""
-        other = Client(self.url, self._http, self._given_keys)
+        other = Client(self.url, self._http, self._given_keys, self._nodes)
         other._credential_for = lambda _: credential
         return other
 
@@ -365,9 +368,13 @@ class Client:
         return found
 
     async def connections(self, room: str) -> int:
-        response = await self.get(room_path(room, "health"))
-        assert response.status_code == 200, response.text
-        return int(response.json()["connections"])
+        """The listeners of a room. Each node counts its own; consecutive requests reach all."""
+        count = 0
+        for _ in range(self._nodes):
+            response = await self.get(room_path(room, "health"))
+            assert response.status_code == 200, response.text
+            count += int(response.json()["connections"])
+        return count
 
     async def until_connections(self, room: str, count: int) -> None:
         """Wait until a room has so many listeners: each look is a request, and 200 a second are
@@ -459,19 +466,20 @@ class Client:
 
 @contextlib.asynccontextmanager
 async def open_client(
-    url: str, keys: Keys | None = None, *, keep_alive: bool = True
+    url: str, keys: Keys | None = None, *, nodes: int = 1
 ) -> AsyncIterator[Client]:
+    """Make a client of one server, or of several behind one address."""
     # A server closes what is idle for some seconds, maybe just when it is used again (RFC 9112,
     # section 9.3.1): a case that waits reconnects.
     limits = httpx.Limits(
         max_connections=None,
-        max_keepalive_connections=None if keep_alive else 0,
+        max_keepalive_connections=None if nodes == 1 else 0,  # each request reaches another node
         keepalive_expiry=1.0,
     )
     async with httpx.AsyncClient(
         timeout=TIMEOUT_S, verify=_TLS, limits=limits, trust_env=False
     ) as http:
-        yield Client(url, http, keys)
+        yield Client(url, http, keys, nodes)
 
 
 def problem_of(url: str, keys: Keys | None = None) -> str | None:

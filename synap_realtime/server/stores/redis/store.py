@@ -282,6 +282,7 @@ class RedisStore:
             raise
 
     def leave(self, room: Room) -> None:
+        self._send_acks(room)  # the client may reconnect to another node
         live = self._live[room]
         live.subscribers -= 1
         if live.subscribers == 0:
