@@ -18,12 +18,12 @@ from synap_realtime.protocol.cursor import Cursor
 from synap_realtime.protocol.rooms import Room
 from synap_realtime.server.errors import StoreUnavailableError
 from synap_realtime.server.stores.base import Entry, Publication
-from synap_realtime.server.stores.redis import store as redis_store
 from synap_realtime.server.stores.redis.address import parse_address
 from synap_realtime.server.stores.redis.store import RedisStore
 from tests.support.link import Link
 from tests.support.timeouts import TIMEOUT_S, scaled
 from tests.support.valkey import Valkey, running_sentinel, running_valkey
+from tests.support.waits import SetWaits
 
 ROOMS = [Room(f"user_{n}") for n in range(8)]
 LOAD_S = 3.0
@@ -273,9 +273,9 @@ async def test_cut_link_of_one_node_heals(valkey: Valkey, link: Link) -> None:
 
 
 async def test_subscribers_of_a_killed_node_are_removed(
-    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+    valkey: Valkey, set_waits: SetWaits
 ) -> None:
-    monkeypatch.setattr(redis_store, "NODE_LIFETIME_S", scaled(2.0))
+    set_waits(redis_node_lifetime_s=scaled(2.0))
     room = ROOMS[0]
     failing, other = (RedisStore(parse_address(valkey.url)) for _ in range(2))
     for store in (failing, other):
