@@ -321,8 +321,8 @@ class ClusterStore(Store, Protocol):
     All servers see the same epoch. *Order* holds over all servers: the delivery handler of each
     server is called with each entry of a room once, in the order of offsets and without a gap,
     whichever server accepted the publish. A server that was disconnected from the store receives
-    what it has missed. ``PublishResult.broadcast_count`` counts only the subscribers of the server
-    that accepted the publish.
+    what it has missed. ``PublishResult.broadcast_count`` counts the subscribers of all servers, if
+    the store knows them.
     """
 
     @property

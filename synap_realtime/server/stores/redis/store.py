@@ -75,6 +75,7 @@ class _LiveRoom:
 
     Attributes:
         subscribers: how many.
+        stored_subscribers: how many of them are counted in Redis.
         epoch, last: the position up to which entries were delivered; None until it has joined.
         newest: the highest offset that was announced.
         joining: until it has joined.
@@ -83,6 +84,7 @@ class _LiveRoom:
 
     room: Room
     subscribers: int = 0
+    stored_subscribers: int = 0
     epoch: str = ""
     last: int | None = None
     newest: int = 0
@@ -272,7 +274,7 @@ class RedisStore:
                     if live.joining is None:
                         live.joining = self._spawn(self._join(live))
                     await asyncio.shield(live.joining)
-                else:
+                if live.stored_subscribers != live.subscribers:  # one came during the join
                     await self._set_subscribers(live)
         except TimeoutError:
             self.leave(room)
@@ -390,7 +392,9 @@ class RedisStore:
             live.joining = None
 
     async def _set_subscribers(self, live: _LiveRoom) -> None:
-        epoch, position = await self._report_subscribers(live.room, self._node, live.subscribers)
+        subscribers = live.subscribers
+        epoch, position = await self._report_subscribers(live.room, self._node, subscribers)
+        live.stored_subscribers = subscribers
         if live.last is None:
             live.epoch, live.last = epoch.decode(), int(position)
         elif live.epoch != epoch.decode():
@@ -415,6 +419,8 @@ class RedisStore:
             now = self._live.get(room)
             count = 0 if now is None else now.subscribers
             await self._report_subscribers(room, self._node, count)
+            if now is not None:
+                now.stored_subscribers = count
         except StoreUnavailableError:
             self._left.add(room)
 
