@@ -294,6 +294,24 @@ async def test_subscribers_of_a_killed_node_are_removed(
         await store.close()
 
 
+async def test_node_that_was_silent_reports_its_subscribers_again(valkey: Valkey) -> None:
+    room = ROOMS[0]
+    silent, other = (RedisStore(parse_address(valkey.url)) for _ in range(2))
+    await silent.join(room)
+    await other._remove_node(silent._node)  # as after its lifetime
+    publications = (Publication(room, f"n{n}", '{"id":"a"}') for n in itertools.count())
+    (before,) = await other.publish([next(publications)])
+    assert before.broadcast_count == 0
+    count = 0
+    async with asyncio.timeout(TIMEOUT_S):
+        while count != 1:
+            await asyncio.sleep(0.1)
+            (result,) = await other.publish([next(publications)])
+            count = result.broadcast_count
+    for store in (silent, other):
+        await store.close()
+
+
 # Sentinel: a primary, a replica, and three that watch them
 
 

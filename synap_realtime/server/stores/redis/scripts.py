@@ -228,11 +228,11 @@ return redis.call('SET', KEYS[1], ARGV[4], 'NX', 'GET') or ARGV[4]
 
 PROBE = _script("""
 -- KEYS: nodes. ARGV[4..]: node, its probe channel, lifetime of a node (us).
--- Returns: the nodes that have not sent a probe for their lifetime.
+-- Returns: 1 if the node was not listed, and the nodes that sent no probe for their lifetime.
 local now = clock(ARGV[3])
-redis.call('ZADD', KEYS[1], text(now), ARGV[4])
+local is_new = redis.call('ZADD', KEYS[1], text(now), ARGV[4])
 redis.call('PUBLISH', ARGV[5], '')
-return redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', text(now - ARGV[6]), 'LIMIT', 0, 10)
+return {is_new, redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', text(now - ARGV[6]), 'LIMIT', 0, 10)}
 """)
 """Send a message to the node itself, and keep the node alive."""
 

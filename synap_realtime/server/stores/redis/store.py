@@ -295,7 +295,7 @@ class RedisStore:
             for task in (live.joining, live.healing):
                 if task is not None:
                     task.cancel()
-        self._spawn(self._leave(room))
+        self._spawn(self._report_room(room))
 
     async def check(self) -> None:
         found = await self._call(CHECK, (self._keys.schema,), SCHEMA_VERSION)
@@ -343,13 +343,15 @@ class RedisStore:
 
     async def _probe(self) -> None:
         with contextlib.suppress(StoreUnavailableError):
-            failed = await self._call(
+            is_new, failed = await self._call(
                 PROBE,
                 (self._keys.nodes,),
                 self._node,
                 self._keys.probe(self._node),
                 _us(NODE_LIFETIME_S),
             )
+            if is_new:  # others have removed the subscribers of a node that was silent
+                await asyncio.gather(*(self._report_room(room) for room in list(self._live)))
             for node in failed:
                 await self._remove_node(node.decode())
 
@@ -414,7 +416,8 @@ class RedisStore:
         )
         return epoch, position
 
-    async def _leave(self, room: Room) -> None:
+    async def _report_room(self, room: Room) -> None:
+        """Report how many subscribers a room has; if it fails, again at the next connection."""
         try:
             now = self._live.get(room)
             count = 0 if now is None else now.subscribers
@@ -498,7 +501,7 @@ class RedisStore:
         rooms = list(self._live.values())
         left, self._left = self._left - self._live.keys(), set()
         await asyncio.gather(
-            *(self._leave(room) for room in left),
+            *(self._report_room(room) for room in left),
             *(self._set_subscribers(live) for live in rooms),
             *(live.healing for live in rooms if live.healing is not None),
         )
