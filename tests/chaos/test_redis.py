@@ -172,7 +172,7 @@ def assert_exact(traffic: Traffic) -> None:
         assert not subscriber.gaps
         for room, ids in traffic.acknowledged.items():
             assert subscriber.ids[room] == ids
-            assert len(ids) > 50
+            assert len(ids) > 10  # on a busy machine, too
 
 
 async def test_killed_pubsub_connections_lose_nothing(valkey: Valkey) -> None:
