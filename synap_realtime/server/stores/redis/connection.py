@@ -17,6 +17,8 @@ from .address import Peer, RedisAddress
 
 CONNECT_TIMEOUT_S = 2.0
 
+_BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0)
+
 Command: TypeAlias = tuple[bytes | str | int, ...]
 
 
@@ -36,6 +38,25 @@ class RedisConnectionLostError(Exception):
     """The connection is closed, or what arrives is not RESP."""
 
 
+def backoff_s(failures: int) -> float:
+    """Return how long to wait before the next connection, in seconds.
+
+    Args:
+        failures: how many attempts have failed before the last one.
+    """
+    return _BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)]
+
+
+def new_reader() -> hiredis.Reader:
+    """Make a parser of replies, which returns an error reply as :class:`RedisReplyError`."""
+    return hiredis.Reader(protocolError=RedisConnectionLostError, replyError=RedisReplyError)
+
+
+def pack(commands: Sequence[Command]) -> bytes:
+    """Encode commands, for one write."""
+    return b"".join([hiredis.pack_command(each) for each in commands])  # type: ignore[arg-type]  # wrong stub
+
+
 class RedisConnection(asyncio.Protocol):
     """Sends commands and receives their replies, in order, or messages."""
 
@@ -44,9 +65,7 @@ class RedisConnection(asyncio.Protocol):
         Args:
             on_message: called with each reply that no command waits for.
         """
-        self._reader = hiredis.Reader(
-            protocolError=RedisConnectionLostError, replyError=RedisReplyError
-        )
+        self._reader = new_reader()
         self._on_message = on_message
         self._transport: asyncio.Transport | None = None
         self._waiting: deque[tuple[asyncio.Future[list[Any]], list[Any], int]] = deque()
@@ -89,8 +108,7 @@ class RedisConnection(asyncio.Protocol):
     def send(self, commands: Sequence[Command]) -> None:
         """Send commands whose replies arrive as messages."""
         if self._transport is not None and not self.closed.done():
-            packed = [hiredis.pack_command(each) for each in commands]  # type: ignore[arg-type]  # wrong stub
-            self._transport.write(b"".join(packed))
+            self._transport.write(pack(commands))
 
     def abort(self, error: Exception) -> None:
         """Close the connection. All waiting commands fail."""

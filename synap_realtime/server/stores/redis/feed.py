@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from ...errors import StoreUnavailableError
-from .connection import RedisConnection, RedisConnectionLostError, RedisReplyError
+from .connection import RedisConnection, RedisConnectionLostError, RedisReplyError, backoff_s
 from .errors import UNREACHABLE, describe_problem
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,6 @@ SILENCE_S = 1.9
 """After this time without a message, the connection is replaced."""
 
 _BATCH = 512  # channels per command
-_BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 
 class Feed:
@@ -63,16 +62,6 @@ class Feed:
         self._received_at = 0.0
         self._connection: RedisConnection | None = None
         self._task: asyncio.Task[None] | None = None
-
-    @property
-    def expected(self) -> int:
-        """The number of channels that should be subscribed to."""
-        return len(self._wanted)
-
-    @property
-    def confirmed(self) -> int:
-        """The number of channels that the server has confirmed."""
-        return sum(each.done() for each in self._wanted.values())
 
     def start(self) -> None:
         if self._task is None:
@@ -142,7 +131,7 @@ class Feed:
                 connection, self._connection = self._connection, None
                 if connection is not None:
                     connection.abort(RedisConnectionLostError("it is replaced"))
-            await asyncio.sleep(_BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)])
+            await asyncio.sleep(backoff_s(failures))
             failures += 1
 
     async def _follow(self) -> None:

@@ -51,7 +51,7 @@ class KeySpace:
 
     def _of_room(self, room: Room) -> RoomKeys:
         name = room.encode()
-        partition = self.partition(crc32(name) % PARTITIONS)
+        partition = self.partition(_partition_of(room))
         return RoomKeys(
             b"%b:state" % partition,
             b"%b:log:%b" % (partition, name),
@@ -67,7 +67,7 @@ class KeySpace:
 
     def node_rooms(self, room: Room, node: str) -> bytes:
         """Return the key of a node's rooms in the partition of a room (hash)."""
-        return self.node_rooms_in(crc32(room.encode()) % PARTITIONS, node)
+        return self.node_rooms_in(_partition_of(room), node)
 
     def node_rooms_in(self, partition: int, node: str) -> bytes:
         """Return the key of a node's rooms in a partition (hash)."""
@@ -76,3 +76,7 @@ class KeySpace:
     def probe(self, node: str) -> bytes:
         """Return the channel on which a node checks that it receives."""
         return b"%b:probe:%b" % (self._prefix, node.encode())
+
+
+def _partition_of(room: Room) -> int:
+    return crc32(room.encode()) % PARTITIONS

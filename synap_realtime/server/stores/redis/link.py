@@ -14,7 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...errors import StoreUnavailableError
-from .connection import Command, RedisConnection, RedisConnectionLostError, RedisReplyError
+from .connection import (
+    Command,
+    RedisConnection,
+    RedisConnectionLostError,
+    RedisReplyError,
+    backoff_s,
+)
 from .errors import UNREACHABLE, describe_problem, is_temporary
 from .scripts import ALL, Script
 
@@ -30,7 +36,6 @@ MAX_PENDING_BYTES = 64 * 1024 * 1024
 """Calls are rejected while more than this waits to be sent."""
 
 _BATCH_BYTES = 1024 * 1024  # about what is sent in one round trip
-_BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 Connect = Callable[[], Awaitable[RedisConnection]]
 """Opens an authenticated connection to the primary."""
@@ -83,16 +88,11 @@ class Link:
         self._connect = connect
         self._on_connected = on_connected
         self._connection: RedisConnection | None = None
-        self._incarnation = b""
+        self._incarnation = b""  # which run of which server the connection leads to
         self._pending: deque[Call] = deque()
         self._pending_bytes = 0
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-
-    @property
-    def incarnation(self) -> bytes:
-        """Which run of which server the connection leads to; empty before the first one."""
-        return self._incarnation
 
     def call(
         self, script: Script, keys: Sequence[bytes], arguments: Sequence[bytes | int | str]
@@ -149,7 +149,7 @@ class Link:
                 self._report(describe_problem(error))
                 self._expire()
                 if self._pending:
-                    await asyncio.sleep(_BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)])
+                    await asyncio.sleep(backoff_s(failures))
                 failures += 1
 
     async def _open(self) -> None:

@@ -148,7 +148,7 @@ return {current, text(head)}
 JOIN = _script("""
 -- KEYS: state, meta, rooms of the node. ARGV[4..]: lifetime of meta (us),
 -- room, the node's subscribers of it.
--- Returns: epoch, a position that is not before any entry, the last offset or ''.
+-- Returns: epoch, a position that is not before any entry.
 local current = epoch(KEYS[1], ARGV[1], ARGV[2])
 local before, now = tonumber(redis.call('HGET', KEYS[3], ARGV[5])) or 0, tonumber(ARGV[6])
 if now == 0 then

@@ -8,12 +8,18 @@ import ssl
 from collections.abc import Sequence
 from typing import Any
 
-import hiredis
-
 from ....errors import ConfigurationError
 from ..base import OPTION
 from .address import RedisAddress
-from .connection import CONNECT_TIMEOUT_S, Command, RedisConnectionLostError, RedisReplyError, login
+from .connection import (
+    CONNECT_TIMEOUT_S,
+    Command,
+    RedisConnectionLostError,
+    RedisReplyError,
+    login,
+    new_reader,
+    pack,
+)
 from .errors import UNREACHABLE, describe_problem
 
 logger = logging.getLogger(__name__)
@@ -36,13 +42,8 @@ def check_server(address: RedisAddress) -> None:
         return  # the primary may change; it is asked for at each connection
     try:
         info = _read_info(address)
-    except RedisReplyError as error:
-        if error.code in _MUST_EXIT:
-            raise ConfigurationError(f"{OPTION}: {describe_problem(error)}") from None
-        logger.warning("%s; the server is not ready until this ends", describe_problem(error))
-        return
-    except UNREACHABLE as error:
-        if isinstance(error, ssl.SSLError):
+    except (*UNREACHABLE, RedisReplyError) as error:
+        if isinstance(error, ssl.SSLError) or getattr(error, "code", "") in _MUST_EXIT:
             raise ConfigurationError(f"{OPTION}: {describe_problem(error)}") from None
         logger.warning("%s; the server is not ready until this ends", describe_problem(error))
         return
@@ -72,9 +73,8 @@ def _read_info(address: RedisAddress) -> dict[str, str]:
 
 def _exchange(sock: socket.socket, address: RedisAddress) -> dict[str, str]:
     commands: Sequence[Command] = [*login(address), ("INFO",)]
-    packed = [hiredis.pack_command(each) for each in commands]  # type: ignore[arg-type]  # wrong stub
-    sock.sendall(b"".join(packed))
-    reader = hiredis.Reader(protocolError=RedisConnectionLostError, replyError=RedisReplyError)
+    sock.sendall(pack(commands))
+    reader = new_reader()
     replies: list[Any] = []
     while len(replies) < len(commands):
         if (reply := reader.gets()) is not False:

@@ -56,12 +56,25 @@ class Topology:
             self._watching = asyncio.get_running_loop().create_task(self._watch())
         primary = self._primary = await self._ask_all()
         connection = await connect(address, primary, on_message)
-        # A demoted primary still accepts writes, and loses them, until it has learned of it.
-        (role,) = await connection.execute([("ROLE",)]) if on_message is None else ([b"master"],)
-        if isinstance(role, RedisReplyError) or role[0] != b"master":
-            connection.abort(RedisConnectionLostError("it is no primary"))
-            raise RedisConnectionLostError(f"{primary} is not the primary yet")
+        if on_message is None:
+            await self._check_role(connection, primary)
         return connection
+
+    async def _check_role(self, connection: RedisConnection, primary: Peer) -> None:
+        """Check that a server knows that it is the primary.
+
+        Raises:
+            TimeoutError, RedisConnectionLostError: it is not, or does not answer.
+        """
+        role = None
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                (role,) = await connection.execute([("ROLE",)])
+        finally:
+            if not isinstance(role, list) or role[0] != b"master":
+                connection.abort(RedisConnectionLostError("it is no primary"))
+        if connection.closed.done():
+            raise RedisConnectionLostError(f"{primary} is not the primary yet")
 
     async def close(self) -> None:
         if self._watching is not None:
