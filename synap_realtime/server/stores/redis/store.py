@@ -401,7 +401,9 @@ class RedisStore:
             live.epoch, live.last = epoch.decode(), int(position)
         elif live.epoch != epoch.decode():
             self._start_epoch(live, epoch.decode(), int(position))
-        if max(live.newest, int(position)) > live.last:
+        # Also for a heal that is under way: its read may be older than the subscription.
+        live.newest = max(live.newest, int(position))
+        if live.newest > live.last:
             self._heal(live)
 
     async def _report_subscribers(self, room: Room, node: str, count: int) -> tuple[bytes, bytes]:
