@@ -24,6 +24,7 @@ from synap_realtime.server.protocols.ws_codec import (
 from ..target import Target, chunks_of, require
 
 MAX_MESSAGE_BYTES = 300
+_MAX_CONTROL_BYTES = 125
 _ENOUGH = bytes(70_000)
 _STRICTER = ("shortest form", "2^63", "more than 125 bytes")
 """RFC 6455, sections 5.2 and 5.5: websockets takes a length that could be written shorter."""
@@ -40,7 +41,10 @@ class Reference:
     """
 
     def __init__(self, data: bytes) -> None:
-        protocol = Protocol(SERVER, state=OPEN, max_size=MAX_MESSAGE_BYTES)
+        # websockets counts a control frame inside a fragmented message against the limit of the
+        # message. It gets room for one, and the limit itself is checked in _take().
+        max_size = MAX_MESSAGE_BYTES + _MAX_CONTROL_BYTES
+        protocol = Protocol(SERVER, state=OPEN, max_size=max_size)
         protocol.receive_data(data)
         self.events: list[Event] = []
         self.failure: int | None = None
@@ -76,6 +80,9 @@ class Reference:
                     self._payload = b""
                 self._payload += data
                 self.fragments = None
+                if len(self._payload) > MAX_MESSAGE_BYTES:
+                    self.failure = TOO_BIG
+                    return False
                 if not frame.fin:
                     self.fragments = self._payload if self._is_text else None
                 elif not self._is_text:
