@@ -298,7 +298,7 @@ async def test_node_that_was_silent_reports_its_subscribers_again(valkey: Valkey
     room = ROOMS[0]
     silent, other = (RedisStore(parse_address(valkey.url)) for _ in range(2))
     await silent.join(room)
-    await other._remove_node(silent._node)  # as after its lifetime
+    await other._membership.remove(silent._node)  # as after its lifetime
     publications = (Publication(room, f"n{n}", '{"id":"a"}') for n in itertools.count())
     (before,) = await other.publish([next(publications)])
     assert before.broadcast_count == 0

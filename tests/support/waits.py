@@ -52,7 +52,7 @@ WAITS: dict[str, tuple[str, ...]] = {
     "sqlite_busy_timeout_s": ("server.stores.sqlite.database._BUSY_TIMEOUT_S",),
     "sqlite_maintenance_interval_s": ("server.stores.sqlite.write_queue.MAINTENANCE_INTERVAL_S",),
     "sqlite_rest_s": ("server.stores.sqlite.write_queue._REST_S",),
-    "redis_node_lifetime_s": ("server.stores.redis.store.NODE_LIFETIME_S",),
+    "redis_node_lifetime_s": ("server.stores.redis.membership.NODE_LIFETIME_S",),
     # Jobs and the doctor
     "relay_timeout_s": ("jobs.relay.TIMEOUT_S",),
     "doctor_limit_s": ("doctor.runner.LIMIT_S",),

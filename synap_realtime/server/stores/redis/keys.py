@@ -15,6 +15,8 @@ from ....protocol.rooms import Room
 PARTITIONS = 128
 """The number of partitions. Part of the schema: another number would move rooms between keys."""
 
+ALL_PARTITIONS = range(PARTITIONS)
+
 SCHEMA_VERSION = 1
 """The version of the names and values of all keys. Nodes of different versions must not share a
 prefix; :meth:`RedisStore.check` compares it."""
@@ -24,6 +26,7 @@ class RoomKeys(NamedTuple):
     """The keys of one room.
 
     Attributes:
+        partition: the number of the room's partition.
         state: epoch and incarnation of the room's partition (string).
         log: the notifications (stream); the id of an entry is its offset.
         meta: the last offset, the last issued head and the number of subscribers (hash).
@@ -32,6 +35,7 @@ class RoomKeys(NamedTuple):
         channel: where new entries are announced.
     """
 
+    partition: int
     state: bytes
     log: bytes
     meta: bytes
@@ -51,8 +55,10 @@ class KeySpace:
 
     def _of_room(self, room: Room) -> RoomKeys:
         name = room.encode()
-        partition = self.partition(_partition_of(room))
+        number = partition_of(room)
+        partition = self.partition(number)
         return RoomKeys(
+            number,
             b"%b:state" % partition,
             b"%b:log:%b" % (partition, name),
             b"%b:room:%b" % (partition, name),
@@ -67,7 +73,7 @@ class KeySpace:
 
     def node_rooms(self, room: Room, node: str) -> bytes:
         """Return the key of a node's rooms in the partition of a room (hash)."""
-        return self.node_rooms_in(_partition_of(room), node)
+        return self.node_rooms_in(partition_of(room), node)
 
     def node_rooms_in(self, partition: int, node: str) -> bytes:
         """Return the key of a node's rooms in a partition (hash)."""
@@ -78,5 +84,6 @@ class KeySpace:
         return b"%b:probe:%b" % (self._prefix, node.encode())
 
 
-def _partition_of(room: Room) -> int:
+def partition_of(room: Room) -> int:
+    """Return the number of a room's partition."""
     return crc32(room.encode()) % PARTITIONS

@@ -40,6 +40,11 @@ local function text(offset) return string.format('%.0f', offset) end
 """
 
 
+def us(seconds: float) -> int:
+    """Return a time in microseconds, as the scripts take it."""
+    return round(seconds * 1_000_000)
+
+
 def _script(source: str) -> Script:
     whole = (_COMMON + source).encode()
     return Script(whole, sha1(whole, usedforsecurity=False).hexdigest().encode())
@@ -104,6 +109,9 @@ end
 return reply
 """)
 """Store and announce publications of one room."""
+
+FIRST_ID_KEY = 4
+"""The number of the first key of PUBLISH that belongs to an id; the name of a call ends with it."""
 
 READ = _script("""
 -- KEYS: state, log, meta. ARGV[4..]: epoch and offset of the position,

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
 import secrets
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ....protocol.cursor import Cursor
@@ -18,37 +15,24 @@ from ..base import (
     DEVICE_AGE_S,
     MAX_DEVICES,
     DeliveryHandler,
-    Entry,
     GapHandler,
     Page,
     Publication,
     PublishResult,
     Retention,
     StoreStats,
-    deliver_to_nobody,
     ignore_gap,
     make_entry,
 )
 from .address import RedisAddress
 from .feed import Feed
-from .keys import PARTITIONS, SCHEMA_VERSION, KeySpace
+from .keys import ALL_PARTITIONS, SCHEMA_VERSION, KeySpace
 from .link import Link
-from .scripts import (
-    ACK,
-    CHECK,
-    GET_ACK,
-    HEAD,
-    JOIN,
-    PROBE,
-    PUBLISH,
-    READ,
-    REMOVE_NODE,
-    ROOMS_OF_NODE,
-    USAGE,
-)
+from .live_rooms import LiveRooms
+from .membership import Membership
+from .scripts import ACK, CHECK, GET_ACK, HEAD, PUBLISH, READ, USAGE, us
+from .tasks import Tasks
 from .topology import Topology
-
-logger = logging.getLogger(__name__)
 
 INLINE_BYTES = 16 * 1024
 """A larger notification is announced without its text and read from the log, so that it cannot fill
@@ -58,45 +42,14 @@ META_LIFETIME_S = 7 * 86_400.0
 """How long the positions of a room are kept after its last notification has expired. A cursor that
 is older is answered with ``recovered: false``."""
 
-JOIN_TIMEOUT_S = 3.0
-"""The longest time until a room is subscribed to."""
-
-NODE_LIFETIME_S = 10.0
-"""A node that sends no probe for this time has failed. Another one removes its subscribers."""
-
 _ACK_DELAY_S = 0.05
-_HEAL_PAGE = 100
-_FIRST_ID_KEY = 4  # number of the first key of PUBLISH that belongs to an id
-
-
-@dataclass(slots=True, eq=False)
-class _LiveRoom:
-    """A room with subscribers at this node.
-
-    Attributes:
-        subscribers: how many.
-        stored_subscribers: how many of them are counted in Redis.
-        epoch, last: the position up to which entries were delivered; None until it has joined.
-        newest: the highest offset that was announced.
-        joining: until it has joined.
-        healing: reads entries from the log that did not arrive.
-    """
-
-    room: Room
-    subscribers: int = 0
-    stored_subscribers: int = 0
-    epoch: str = ""
-    last: int | None = None
-    newest: int = 0
-    joining: asyncio.Task[None] | None = None
-    healing: asyncio.Task[None] | None = None
 
 
 class RedisStore:
     """Keeps logs in Redis. Every node delivers the entries of the rooms that it has subscribers in.
 
-    Each entry is announced with the offset of the previous one. A node that misses an entry notices
-    the gap and reads it from the log.
+    See :class:`~.live_rooms.LiveRooms` for the deliveries, and :class:`~.membership.Membership` for
+    the list of nodes.
     """
 
     is_shared = True
@@ -119,25 +72,23 @@ class RedisStore:
         self._opened_at = 0.0 if clock is None else clock()
         self._keys = KeySpace(address.prefix)
         self._node = secrets.token_hex(8)
+        self._tasks = Tasks()
         self._topology = Topology(address, self._on_switch)
         self._link = Link(self._topology.connect, self._on_connected)
-        self._feed = Feed(
+        self._rooms = LiveRooms(
+            self._keys, self._node, self._call, self._tasks, self.read, self._lifetime_us
+        )
+        self._membership = Membership(self._keys, self._node, self._call, self._tasks)
+        self._membership.register(self._rooms.report, self._rooms.remove)
+        self._feed = self._rooms.feed = Feed(
             self._topology.connect,
             self._keys.probe(self._node),
-            self._send_probe,
-            self._on_message,
+            self._membership.send_probe,
+            self._rooms.on_message,
             self._catch_up,
         )
-        self._deliver: DeliveryHandler = deliver_to_nobody
-        self._on_gap: GapHandler = ignore_gap
-        self._live: dict[Room, _LiveRoom] = {}
-        self._by_channel: dict[bytes, _LiveRoom] = {}
-        self._left: set[Room] = set()  # rooms without subscribers, which Redis does not know yet
-        self._publishing: dict[bytes, Sequence[Publication]] = {}
         self._acks: dict[Room, dict[tuple[str, str], int]] = {}  # device and epoch to offset
         self._ack_timer: asyncio.TimerHandle | None = None
-        self._probing: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def description(self) -> str:
@@ -147,7 +98,7 @@ class RedisStore:
         )
 
     def subscribe(self, handler: DeliveryHandler, on_gap: GapHandler = ignore_gap) -> None:
-        self._deliver, self._on_gap = handler, on_gap
+        self._rooms.subscribe(handler, on_gap)
 
     def earliest(self) -> Cursor:
         return Cursor("0", 0)
@@ -190,14 +141,14 @@ class RedisStore:
             ids.append(keys.dedupe + id)
             contents += (id, publication.text.encode())
         call = secrets.token_hex(8)
-        self._publishing[call.encode()] = publications
+        self._rooms.publishing[call.encode()] = publications
         try:
             epoch, *rows = await self._call(
                 PUBLISH,
                 (keys.state, keys.log, keys.meta, *ids),
                 self._retention.count_of(room),
-                _us(self._retention.age_s(room)),
-                _us(self._retention.dedupe_window_s),
+                us(self._retention.age_s(room)),
+                us(self._retention.dedupe_window_s),
                 self._lifetime_us(room),
                 call,
                 b"PUBLISH",
@@ -206,7 +157,7 @@ class RedisStore:
                 *contents,
             )
         finally:
-            del self._publishing[call.encode()]
+            del self._rooms.publishing[call.encode()]
         name = epoch.decode()
         results = []
         for number, publication in enumerate(publications):
@@ -214,17 +165,10 @@ class RedisStore:
             cursor = Cursor(name, int(offset))
             duplicate = is_duplicate == b"1"
             results.append(PublishResult(publication.id, cursor, int(count), duplicate))
-            live = self._live.get(room)
-            # If another entry comes before it, both arrive over the feed.
-            if (
-                not duplicate
-                and live is not None
-                and live.healing is None
-                and live.last is not None
-                and live.epoch == name
-                and int(previous) <= live.last < cursor.offset
-            ):
-                self._hand_over(live, cursor.offset, publication.text, publication.published_at)
+            if not duplicate:
+                self._rooms.has_published(
+                    room, cursor, int(previous), publication.text, publication.published_at
+                )
         return results
 
     async def read(self, room: Room, after: Cursor, limit: int) -> Page:
@@ -235,7 +179,7 @@ class RedisStore:
             after.epoch,
             after.offset,
             limit,
-            _us(self._retention.age_s(room)),
+            us(self._retention.age_s(room)),
             self._lifetime_us(room),
         )
         name = epoch.decode()
@@ -248,7 +192,7 @@ class RedisStore:
     async def get_ack(self, room: Room, device: str | None = None) -> Cursor | None:
         self._send_acks(room)
         keys = self._keys.of_room(room)
-        found = await self._call(GET_ACK, (keys.state, keys.acks), device or "", _us(DEVICE_AGE_S))
+        found = await self._call(GET_ACK, (keys.state, keys.acks), device or "", us(DEVICE_AGE_S))
         if not found:
             return None
         return Cursor(found[0].decode(), int(found[1])) if int(found[1]) else self.earliest()
@@ -262,40 +206,11 @@ class RedisStore:
             self._note_ack(room, device, position)
 
     async def join(self, room: Room) -> None:
-        live = self._live.get(room)
-        if live is None:
-            live = self._live[room] = _LiveRoom(room)
-            channel = self._keys.of_room(room).channel
-            self._by_channel[channel] = live
-        live.subscribers += 1
-        try:
-            async with asyncio.timeout(JOIN_TIMEOUT_S):
-                if live.last is None:
-                    if live.joining is None:
-                        live.joining = self._spawn(self._join(live))
-                    await asyncio.shield(live.joining)
-                if live.stored_subscribers != live.subscribers:  # one came during the join
-                    await self._set_subscribers(live)
-        except TimeoutError:
-            self.leave(room)
-            raise StoreUnavailableError("Redis does not answer in time") from None
-        except BaseException:
-            self.leave(room)
-            raise
+        await self._rooms.join(room)
 
     def leave(self, room: Room) -> None:
         self._send_acks(room)  # the client may reconnect to another node
-        live = self._live[room]
-        live.subscribers -= 1
-        if live.subscribers == 0:
-            del self._live[room]
-            channel = self._keys.of_room(room).channel
-            del self._by_channel[channel]
-            self._feed.unsubscribe(channel)
-            for task in (live.joining, live.healing):
-                if task is not None:
-                    task.cancel()
-        self._spawn(self._report_room(room))
+        self._rooms.leave(room)
 
     async def check(self) -> None:
         found = await self._call(CHECK, (self._keys.schema,), SCHEMA_VERSION)
@@ -317,12 +232,8 @@ class RedisStore:
         for room in list(self._acks):
             self._send_acks(room)
         await self._feed.close()
-        for task in list(self._tasks):
-            if not task.done():
-                with contextlib.suppress(asyncio.CancelledError, StoreUnavailableError):
-                    await task
-        with contextlib.suppress(StoreUnavailableError):
-            await self._call(REMOVE_NODE, (self._keys.nodes,), self._node)
+        await self._tasks.wait()
+        await self._membership.leave()
         await self._link.close()
         await self._topology.close()
 
@@ -337,176 +248,15 @@ class RedisStore:
         if self._feed.is_current:  # it may still be connected to a server that was replaced
             self._feed.restart()
 
-    def _send_probe(self) -> None:
-        if self._probing is None or self._probing.done():  # else Redis does not answer
-            self._probing = self._spawn(self._probe())
-
-    async def _probe(self) -> None:
-        with contextlib.suppress(StoreUnavailableError):
-            is_new, failed = await self._call(
-                PROBE,
-                (self._keys.nodes,),
-                self._node,
-                self._keys.probe(self._node),
-                _us(NODE_LIFETIME_S),
-            )
-            if is_new:  # others have removed the subscribers of a node that was silent
-                await asyncio.gather(*(self._report_room(room) for room in list(self._live)))
-            for node in failed:
-                await self._remove_node(node.decode())
-
-    async def _remove_node(self, node: str) -> None:
-        """Remove the subscribers of a failed node. All nodes may do so at the same time."""
-        found = await asyncio.gather(
-            *(
-                self._call(ROOMS_OF_NODE, (self._keys.node_rooms_in(number, node),))
-                for number in range(PARTITIONS)
-            )
-        )
-        rooms = [Room(name.decode()) for names in found for name in names]
-        await asyncio.gather(*(self._report_subscribers(room, node, 0) for room in rooms))
-        await self._call(REMOVE_NODE, (self._keys.nodes,), node)
-        logger.warning("a node has failed; its subscribers were removed; rooms=%d", len(rooms))
+    async def _catch_up(self) -> None:
+        """Make up for the time in which no messages arrived."""
+        healing = self._rooms.catch_up(ALL_PARTITIONS)
+        await self._membership.report(ALL_PARTITIONS)
+        await asyncio.gather(*healing)
 
     def _call(self, script: Any, keys: Sequence[bytes], *arguments: Any) -> asyncio.Future[Any]:
-        shift = 0 if self._clock is None else _us(self._clock() - self._opened_at)
+        shift = 0 if self._clock is None else us(self._clock() - self._opened_at)
         return self._link.call(script, keys, (secrets.token_hex(6), shift, *arguments))
-
-    def _spawn(self, work: Any) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._has_ended)
-        return task
-
-    def _has_ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # its callers, if there are any left, receive it
-
-    # Live rooms
-
-    async def _join(self, live: _LiveRoom) -> None:
-        try:
-            self._feed.start()
-            await self._feed.subscribe(self._keys.of_room(live.room).channel)
-            await self._set_subscribers(live)
-        finally:
-            live.joining = None
-
-    async def _set_subscribers(self, live: _LiveRoom) -> None:
-        subscribers = live.subscribers
-        epoch, position = await self._report_subscribers(live.room, self._node, subscribers)
-        live.stored_subscribers = subscribers
-        if live.last is None:
-            live.epoch, live.last = epoch.decode(), int(position)
-        elif live.epoch != epoch.decode():
-            self._start_epoch(live, epoch.decode(), int(position))
-        # Also for a heal that is under way: its read may be older than the subscription.
-        live.newest = max(live.newest, int(position))
-        if live.newest > live.last:
-            self._heal(live)
-
-    async def _report_subscribers(self, room: Room, node: str, count: int) -> tuple[bytes, bytes]:
-        """Set how many subscribers of a room a node has. Return the room's epoch and head."""
-        keys = self._keys.of_room(room)
-        epoch, position = await self._call(
-            JOIN,
-            (keys.state, keys.meta, self._keys.node_rooms(room, node)),
-            self._lifetime_us(room),
-            room,
-            count,
-        )
-        return epoch, position
-
-    async def _report_room(self, room: Room) -> None:
-        """Report how many subscribers a room has; if it fails, again at the next connection."""
-        try:
-            now = self._live.get(room)
-            count = 0 if now is None else now.subscribers
-            await self._report_subscribers(room, self._node, count)
-            if now is not None:
-                now.stored_subscribers = count
-        except StoreUnavailableError:
-            self._left.add(room)
-
-    def _on_message(self, channel: bytes, payload: bytes) -> None:
-        live = self._by_channel.get(channel)
-        if live is None:
-            return
-        epoch, previous, offset, call, *text = payload.split(b" ", 4)
-        position = int(offset)
-        live.newest = max(live.newest, position)
-        if live.last is None or live.healing is not None:
-            return
-        if live.epoch != epoch.decode():
-            self._start_epoch(live, epoch.decode(), position)
-        elif position > live.last:
-            if text and int(previous) <= live.last:
-                name, _, number = call.partition(b":")
-                published_at = None
-                if (own := self._publishing.get(name)) is not None:  # its reply is on the way
-                    published_at = own[int(number) - _FIRST_ID_KEY].published_at
-                self._hand_over(live, position, text[0].decode(), published_at)
-            else:
-                self._heal(live)
-
-    def _hand_over(
-        self, live: _LiveRoom, offset: int, text: str, published_at: float | None
-    ) -> None:
-        live.last = offset
-        entry = make_entry(live.room, Cursor(live.epoch, offset), text)
-        self._deliver_entry(live, entry, published_at)
-
-    def _deliver_entry(self, live: _LiveRoom, entry: Entry, published_at: float | None) -> None:
-        try:
-            self._deliver(live.room, entry, published_at)
-        except Exception:  # a broken handler must not stop the deliveries of other rooms
-            logger.exception("delivery to room %s failed; continuing", live.room)
-
-    def _start_epoch(self, live: _LiveRoom, epoch: str, position: int) -> None:
-        """Continue in a new log: entries of the previous one may be lost."""
-        live.epoch, live.last, live.newest = epoch, position, position
-        logger.warning("the log of a room was replaced; its subscribers resume; room=%s", live.room)
-        self._on_gap(live.room)
-
-    def _heal(self, live: _LiveRoom) -> None:
-        if live.healing is None:
-            live.healing = self._spawn(self._read_missing(live))
-
-    async def _read_missing(self, live: _LiveRoom) -> None:
-        """Deliver from the log what did not arrive."""
-        try:
-            while live.last is not None:
-                page = await self.read(live.room, Cursor(live.epoch, live.last), _HEAL_PAGE)
-                epoch = page.entries[0].cursor.epoch if page.entries else live.epoch
-                if not page.recovered or epoch != live.epoch:
-                    newest = page.entries[-1].cursor.offset if page.entries else live.newest
-                    self._start_epoch(live, epoch, max(newest, live.last))
-                    return
-                for entry in page.entries:
-                    live.last = entry.cursor.offset
-                    self._deliver_entry(live, entry, None)
-                if len(page.entries) < _HEAL_PAGE and live.newest <= live.last:
-                    return
-                if not page.entries:  # announced, and deleted already
-                    live.last = live.newest
-        except StoreUnavailableError:
-            pass  # the next connection of the feed catches up
-        finally:
-            live.healing = None
-
-    async def _catch_up(self) -> None:
-        """Deliver what was published while no messages arrived. Report the subscribers again."""
-        for live in list(self._live.values()):
-            if live.last is not None:
-                self._heal(live)
-        rooms = list(self._live.values())
-        left, self._left = self._left - self._live.keys(), set()
-        await asyncio.gather(
-            *(self._report_room(room) for room in left),
-            *(self._set_subscribers(live) for live in rooms),
-            *(live.healing for live in rooms if live.healing is not None),
-        )
 
     # Acknowledged cursors
 
@@ -531,8 +281,8 @@ class RedisStore:
         rows: list[Any] = []
         for (name, epoch), offset in noted.items():
             rows += (name, epoch, offset)
-        reply = self._call(ACK, (keys.state, keys.acks), MAX_DEVICES, _us(DEVICE_AGE_S), *rows)
-        self._spawn(self._repeat_failed_acks(reply, room, noted))
+        reply = self._call(ACK, (keys.state, keys.acks), MAX_DEVICES, us(DEVICE_AGE_S), *rows)
+        self._tasks.spawn(self._repeat_failed_acks(reply, room, noted))
 
     async def _repeat_failed_acks(
         self, reply: asyncio.Future[Any], room: Room, noted: dict[tuple[str, str], int]
@@ -544,8 +294,4 @@ class RedisStore:
                 self._note_ack(room, name, Cursor(epoch, offset))
 
     def _lifetime_us(self, room: Room) -> int:
-        return _us(self._retention.age_s(room) + META_LIFETIME_S)
-
-
-def _us(seconds: float) -> int:
-    return round(seconds * 1_000_000)
+        return us(self._retention.age_s(room) + META_LIFETIME_S)

@@ -1,0 +1,313 @@
+"""The rooms with subscribers at this node: each receives its entries in order, without a gap."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ....protocol.cursor import Cursor
+from ....protocol.rooms import Room
+from ...errors import StoreUnavailableError
+from ..base import (
+    DeliveryHandler,
+    Entry,
+    GapHandler,
+    Page,
+    Publication,
+    deliver_to_nobody,
+    ignore_gap,
+    make_entry,
+)
+from .feed import Feed
+from .keys import ALL_PARTITIONS, KeySpace
+from .scripts import FIRST_ID_KEY, JOIN, ROOMS_OF_NODE
+from .tasks import Tasks
+
+logger = logging.getLogger(__name__)
+
+JOIN_TIMEOUT_S = 3.0
+"""The longest time until a room is subscribed to."""
+
+_HEAL_PAGE = 100
+
+
+@dataclass(slots=True, eq=False)
+class _LiveRoom:
+    """A room with subscribers at this node.
+
+    Attributes:
+        partition: the partition of its keys.
+        subscribers: how many.
+        stored_subscribers: how many of them are counted in Redis.
+        epoch, last: the position up to which entries were delivered; None until it has joined.
+        newest: the highest offset that was announced.
+        joining: until it has joined.
+        healing: reads entries from the log that did not arrive.
+    """
+
+    room: Room
+    partition: int
+    subscribers: int = 0
+    stored_subscribers: int = 0
+    epoch: str = ""
+    last: int | None = None
+    newest: int = 0
+    joining: asyncio.Task[None] | None = None
+    healing: asyncio.Task[None] | None = None
+
+
+class LiveRooms:
+    """Delivers the entries of the rooms that this node has subscribers in.
+
+    Each entry is announced with the offset of the previous one. A node that misses an entry notices
+    the gap and reads it from the log.
+
+    Attributes:
+        feed: subscribes to the channels of the rooms. Set before the first join.
+        publishing: the calls of PUBLISH that are under way, by their names. Their messages may
+            arrive before their replies.
+    """
+
+    def __init__(
+        self,
+        keys: KeySpace,
+        node: str,
+        call: Callable[..., asyncio.Future[Any]],
+        tasks: Tasks,
+        read: Callable[[Room, Cursor, int], Awaitable[Page]],
+        lifetime_us: Callable[[Room], int],
+    ) -> None:
+        """
+        Args:
+            call: calls a script with keys and arguments.
+            read: reads the log of a room, as :meth:`~..base.LogStore.read`.
+            lifetime_us: how long the positions of a room are kept, in microseconds.
+        """
+        self.feed: Feed
+        self.publishing: dict[bytes, Sequence[Publication]] = {}
+        self._keys = keys
+        self._node = node
+        self._call = call
+        self._tasks = tasks
+        self._read = read
+        self._lifetime_us = lifetime_us
+        self._deliver: DeliveryHandler = deliver_to_nobody
+        self._on_gap: GapHandler = ignore_gap
+        self._live: dict[Room, _LiveRoom] = {}
+        self._by_channel: dict[bytes, _LiveRoom] = {}
+        self._left: set[Room] = set()  # rooms without subscribers, which Redis does not know yet
+
+    def subscribe(self, handler: DeliveryHandler, on_gap: GapHandler) -> None:
+        self._deliver, self._on_gap = handler, on_gap
+
+    async def join(self, room: Room) -> None:
+        """Count a subscriber of a room; see :meth:`~..base.Broker.join`."""
+        live = self._live.get(room)
+        if live is None:
+            keys = self._keys.of_room(room)
+            live = self._live[room] = _LiveRoom(room, keys.partition)
+            self._by_channel[keys.channel] = live
+        live.subscribers += 1
+        try:
+            async with asyncio.timeout(JOIN_TIMEOUT_S):
+                if live.last is None:
+                    if live.joining is None:
+                        live.joining = self._tasks.spawn(self._join(live))
+                    await asyncio.shield(live.joining)
+                if live.stored_subscribers != live.subscribers:  # one came during the join
+                    await self._set_subscribers(live)
+        except TimeoutError:
+            self.leave(room)
+            raise StoreUnavailableError("Redis does not answer in time") from None
+        except BaseException:
+            self.leave(room)
+            raise
+
+    def leave(self, room: Room) -> None:
+        """Count a subscriber as ended."""
+        live = self._live[room]
+        live.subscribers -= 1
+        if live.subscribers == 0:
+            del self._live[room]
+            channel = self._keys.of_room(room).channel
+            del self._by_channel[channel]
+            self.feed.unsubscribe(channel)
+            for task in (live.joining, live.healing):
+                if task is not None:
+                    task.cancel()
+        self._tasks.spawn(self._report_room(room))
+
+    def has_published(
+        self, room: Room, cursor: Cursor, previous: int, text: str, published_at: float | None
+    ) -> None:
+        """Deliver an entry that this node has published, if no other one comes before it.
+
+        Otherwise both arrive over the feed.
+
+        Args:
+            previous: an upper bound of the previous entry's offset.
+        """
+        live = self._live.get(room)
+        if (
+            live is not None
+            and live.healing is None
+            and live.last is not None
+            and live.epoch == cursor.epoch
+            and previous <= live.last < cursor.offset
+        ):
+            self._hand_over(live, cursor.offset, text, published_at)
+
+    def on_message(self, channel: bytes, payload: bytes) -> None:
+        """Handle an announcement of PUBLISH."""
+        live = self._by_channel.get(channel)
+        if live is None:
+            return
+        epoch, previous, offset, call, *text = payload.split(b" ", 4)
+        position = int(offset)
+        live.newest = max(live.newest, position)
+        if live.last is None or live.healing is not None:
+            return
+        if live.epoch != epoch.decode():
+            self._start_epoch(live, epoch.decode(), position)
+        elif position > live.last:
+            if text and int(previous) <= live.last:
+                name, _, number = call.partition(b":")
+                published_at = None
+                if (own := self.publishing.get(name)) is not None:  # its reply is on the way
+                    published_at = own[int(number) - FIRST_ID_KEY].published_at
+                self._hand_over(live, position, text[0].decode(), published_at)
+            else:
+                self._heal(live)
+
+    def catch_up(self, partitions: Collection[int]) -> Sequence[asyncio.Task[None]]:
+        """Start to deliver what was published in some partitions while no messages arrived.
+
+        Call :meth:`report` next, which finds out whether logs were replaced.
+        """
+        joined = [live for live in self._in(partitions) if live.last is not None]
+        for live in joined:
+            self._heal(live)
+        return [live.healing for live in joined if live.healing is not None]
+
+    async def report(self, partitions: Collection[int]) -> None:
+        """Report the subscribers of the rooms in some partitions again.
+
+        Raises:
+            StoreUnavailableError: a part was not stored.
+        """
+        left = {room for room in self._left if self._keys.of_room(room).partition in partitions}
+        self._left -= left
+        await asyncio.gather(
+            *(self._report_room(room) for room in left - self._live.keys()),
+            *(self._set_subscribers(live) for live in self._in(partitions)),
+        )
+
+    async def remove(self, node: str) -> None:
+        """Remove the subscribers of a failed node.
+
+        Raises:
+            StoreUnavailableError: a part was not removed.
+        """
+        found = await asyncio.gather(
+            *(
+                self._call(ROOMS_OF_NODE, (self._keys.node_rooms_in(number, node),))
+                for number in ALL_PARTITIONS
+            )
+        )
+        rooms = [Room(name.decode()) for names in found for name in names]
+        await asyncio.gather(*(self._report_subscribers(room, node, 0) for room in rooms))
+
+    def _in(self, partitions: Collection[int]) -> list[_LiveRoom]:
+        return [live for live in self._live.values() if live.partition in partitions]
+
+    async def _join(self, live: _LiveRoom) -> None:
+        try:
+            self.feed.start()
+            await self.feed.subscribe(self._keys.of_room(live.room).channel)
+            await self._set_subscribers(live)
+        finally:
+            live.joining = None
+
+    async def _set_subscribers(self, live: _LiveRoom) -> None:
+        subscribers = live.subscribers
+        epoch, position = await self._report_subscribers(live.room, self._node, subscribers)
+        live.stored_subscribers = subscribers
+        if live.last is None:
+            live.epoch, live.last = epoch.decode(), int(position)
+        elif live.epoch != epoch.decode():
+            self._start_epoch(live, epoch.decode(), int(position))
+        # Also for a heal that is under way: its read may be older than the subscription.
+        live.newest = max(live.newest, int(position))
+        if live.newest > live.last:
+            self._heal(live)
+
+    async def _report_subscribers(self, room: Room, node: str, count: int) -> tuple[bytes, bytes]:
+        """Set how many subscribers of a room a node has. Return the room's epoch and head."""
+        keys = self._keys.of_room(room)
+        epoch, position = await self._call(
+            JOIN,
+            (keys.state, keys.meta, self._keys.node_rooms(room, node)),
+            self._lifetime_us(room),
+            room,
+            count,
+        )
+        return epoch, position
+
+    async def _report_room(self, room: Room) -> None:
+        """Report how many subscribers a room has; if it fails, again at the next connection."""
+        try:
+            now = self._live.get(room)
+            count = 0 if now is None else now.subscribers
+            await self._report_subscribers(room, self._node, count)
+            if now is not None:
+                now.stored_subscribers = count
+        except StoreUnavailableError:
+            self._left.add(room)
+
+    def _hand_over(
+        self, live: _LiveRoom, offset: int, text: str, published_at: float | None
+    ) -> None:
+        live.last = offset
+        entry = make_entry(live.room, Cursor(live.epoch, offset), text)
+        self._deliver_entry(live, entry, published_at)
+
+    def _deliver_entry(self, live: _LiveRoom, entry: Entry, published_at: float | None) -> None:
+        try:
+            self._deliver(live.room, entry, published_at)
+        except Exception:  # a broken handler must not stop the deliveries of other rooms
+            logger.exception("delivery to room %s failed; continuing", live.room)
+
+    def _start_epoch(self, live: _LiveRoom, epoch: str, position: int) -> None:
+        """Continue in a new log: entries of the previous one may be lost."""
+        live.epoch, live.last, live.newest = epoch, position, position
+        logger.warning("the log of a room was replaced; its subscribers resume; room=%s", live.room)
+        self._on_gap(live.room)
+
+    def _heal(self, live: _LiveRoom) -> None:
+        if live.healing is None:
+            live.healing = self._tasks.spawn(self._read_missing(live))
+
+    async def _read_missing(self, live: _LiveRoom) -> None:
+        """Deliver from the log what did not arrive."""
+        try:
+            while live.last is not None:
+                page = await self._read(live.room, Cursor(live.epoch, live.last), _HEAL_PAGE)
+                epoch = page.entries[0].cursor.epoch if page.entries else live.epoch
+                if not page.recovered or epoch != live.epoch:
+                    newest = page.entries[-1].cursor.offset if page.entries else live.newest
+                    self._start_epoch(live, epoch, max(newest, live.last))
+                    return
+                for entry in page.entries:
+                    live.last = entry.cursor.offset
+                    self._deliver_entry(live, entry, None)
+                if len(page.entries) < _HEAL_PAGE and live.newest <= live.last:
+                    return
+                if not page.entries:  # announced, and deleted already
+                    live.last = live.newest
+        except StoreUnavailableError:
+            pass  # the next connection of the feed catches up
+        finally:
+            live.healing = None
