@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass
-from threading import Thread
 from types import TracebackType
-from typing import Any, TypeVar
 
 from websockets import Frame, Opcode
 from websockets.protocol import State
 
+from tests.support.loop_thread import LoopThread
 from tests.support.timeouts import TIMEOUT_S
 
 from .client import fresh_room, open_client
 from .credentials import Keys
-
-_T = TypeVar("_T")
 
 COMMENT_EVERY_S = 15.0
 
@@ -48,15 +44,14 @@ class Watch:
         self.idle_timeout_s = idle_timeout_s
         self._url = url
         self._keys = keys
-        self._loop = asyncio.new_event_loop()
-        self._thread = Thread(target=self._loop.run_forever, name="conformance-watch")
-        self._thread.start()
-        self.silent: Future[Closed] = self._begin(self._stay_silent())
-        self.kept: Future[Closed | None] = self._begin(self._keep_alive())
-        self.quiet: Future[Closed | None] = self._begin(self._stay_quiet())
-        self.comment_s: Future[float] = self._begin(self._await_comment())
+        self._thread = LoopThread("conformance-watch")
 
     def __enter__(self) -> Watch:
+        start = self._thread.__enter__().start
+        self.silent: Future[Closed] = start(self._stay_silent())
+        self.kept: Future[Closed | None] = start(self._keep_alive())
+        self.quiet: Future[Closed | None] = start(self._stay_quiet())
+        self.comment_s: Future[float] = start(self._await_comment())
         return self
 
     def __exit__(
@@ -65,20 +60,7 @@ class Watch:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        asyncio.run_coroutine_threadsafe(self._cancel_all(), self._loop).result(TIMEOUT_S)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(TIMEOUT_S)
-        self._loop.close()
-
-    def _begin(self, work: Coroutine[Any, Any, _T]) -> Future[_T]:
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
-
-    async def _cancel_all(self) -> None:
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-        await self._loop.shutdown_asyncgens()
+        self._thread.__exit__(kind, error, trace)
 
     async def _stay_silent(self) -> Closed:
         async with (

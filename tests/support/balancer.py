@@ -7,12 +7,11 @@ import contextlib
 import itertools
 import socket
 from collections.abc import Sequence
-from threading import Thread
 from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
-from tests.support.timeouts import TIMEOUT_S
+from .loop_thread import LoopThread
 
 _CHUNK_BYTES = 64 * 1024
 
@@ -20,8 +19,8 @@ _CHUNK_BYTES = 64 * 1024
 class Balancer:
     """Leads the first connection to the first server, the next one to the next, and so on.
 
-    It runs in a thread of its own, and buffers little, so that a peer that does not read is noticed
-    by the other one.
+    A server that refuses a connection is passed over. The balancer runs in a thread of its own, and
+    buffers little, so that a peer that does not read is noticed by the other one.
 
     Attributes:
         url: where clients connect.
@@ -29,17 +28,17 @@ class Balancer:
 
     def __init__(self, urls: Sequence[str]) -> None:
         parts = [urlsplit(url) for url in urls]
-        self._servers = itertools.cycle([(str(each.hostname), each.port or 80) for each in parts])
+        self._servers = [(str(each.hostname), each.port or 80) for each in parts]
+        self._turn = itertools.count()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._loop = asyncio.new_event_loop()
         self._connections: set[asyncio.Task[None]] = set()
-        self._thread = Thread(target=self._loop.run_forever, name="tests-balancer")
+        self._thread = LoopThread("tests-balancer")
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        self._thread.__enter__()
         serving = asyncio.start_server(self._accept, sock=self._listener, limit=_CHUNK_BYTES)
-        self._server = asyncio.run_coroutine_threadsafe(serving, self._loop).result(TIMEOUT_S)
+        self._server = self._thread.run(serving)
         return self
 
     def __exit__(
@@ -48,29 +47,33 @@ class Balancer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(TIMEOUT_S)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(TIMEOUT_S)
-        self._loop.close()
+        self._thread.run(self._close())
+        self._thread.__exit__(kind, error, trace)
 
     async def _close(self) -> None:
         self._server.close()
-        for each in self._connections:
-            each.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # Chosen here, so that the order of connections decides.
-        carrying = self._loop.create_task(self._carry(reader, writer, *next(self._servers)))
+        # Counted here, so that the order of connections decides.
+        carrying = asyncio.get_running_loop().create_task(
+            self._carry(reader, writer, next(self._turn))
+        )
         self._connections.add(carrying)
         carrying.add_done_callback(self._connections.discard)
 
+    async def _connect(self, turn: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        count = len(self._servers)
+        for host, port in [self._servers[(turn + n) % count] for n in range(count)]:
+            with contextlib.suppress(ConnectionRefusedError):
+                return await asyncio.open_connection(host, port, limit=_CHUNK_BYTES)
+        raise ConnectionRefusedError
+
     async def _carry(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str, port: int
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, turn: int
     ) -> None:
         writers = [writer]
         try:
-            answers, requests = await asyncio.open_connection(host, port, limit=_CHUNK_BYTES)
+            answers, requests = await self._connect(turn)
             writers.append(requests)
             for each in writers:
                 each.transport.set_write_buffer_limits(high=0)
