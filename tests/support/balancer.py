@@ -29,7 +29,7 @@ class Balancer:
     def __init__(self, urls: Sequence[str]) -> None:
         parts = [urlsplit(url) for url in urls]
         self._servers = [(str(each.hostname), each.port or 80) for each in parts]
-        self._turn = itertools.count()
+        self._numbers = itertools.count()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._connections: set[asyncio.Task[None]] = set()
@@ -56,24 +56,24 @@ class Balancer:
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         # Counted here, so that the order of connections decides.
         carrying = asyncio.get_running_loop().create_task(
-            self._carry(reader, writer, next(self._turn))
+            self._carry(reader, writer, next(self._numbers))
         )
         self._connections.add(carrying)
         carrying.add_done_callback(self._connections.discard)
 
-    async def _connect(self, turn: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _connect(self, number: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         count = len(self._servers)
-        for host, port in [self._servers[(turn + n) % count] for n in range(count)]:
+        for host, port in [self._servers[(number + n) % count] for n in range(count)]:
             with contextlib.suppress(ConnectionRefusedError):
                 return await asyncio.open_connection(host, port, limit=_CHUNK_BYTES)
         raise ConnectionRefusedError
 
     async def _carry(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, turn: int
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int
     ) -> None:
         writers = [writer]
         try:
-            answers, requests = await self._connect(turn)
+            answers, requests = await self._connect(number)
             writers.append(requests)
             for each in writers:
                 each.transport.set_write_buffer_limits(high=0)
