@@ -23,7 +23,6 @@ from .scenarios import SCENARIOS
 from .servers import KINDS, ON_REQUEST
 
 RESULTS = Path(__file__).with_name("results.md")
-BEGIN, END = "<!-- begin scripts/bench -->", "<!-- end scripts/bench -->"
 
 QUICK = 0.1
 """Fraction of the connections, rooms and publishes."""
@@ -37,6 +36,15 @@ and its children, pinned to one core. The load generator (C, epoll, one thread) 
 other. "busy" is the share of its core that each side used during a round: below 100 %, the load
 generator was not the bottleneck. Values are medians of {rounds} rounds, with minimum and maximum in
 brackets. Ratios are of pairs of rounds, which alternate between the server and the lower bound."""
+
+
+_WHAT_NODES = """\
+Both run at the same time, each with a Valkey of its own, and take turns. The nodes share one core;
+Valkey, which writes nothing to disk, and the load generator (C, epoll, one thread) the other. CPU
+is user and system time. synap-realtime validates, deduplicates and logs, with keys, tokens and its
+default limits, and receives what its SDK sends. Centrifugo keeps a history of the same size, and
+has recovery, idempotency keys and a token for each user. Values are medians of {rounds} rounds,
+with minimum and maximum in brackets. Ratios are of pairs of rounds."""
 
 
 def measure(options: Options, names: Sequence[str]) -> list[Table]:
@@ -64,7 +72,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="run a tenth of the work, two rounds")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the measurements as JSON")
     parser.add_argument(
-        "--results", action="store_true", help="update the section of benchmarks/results.md"
+        "--results",
+        action="store_true",
+        help="write the section of these scenarios in benchmarks/results.md",
     )
     given = parser.parse_args()
     names = given.scenarios or list(SCENARIOS)
@@ -95,18 +105,21 @@ def main() -> None:
         words = ["scripts/bench", *given.scenarios, *(["--quick"] if given.quick else [])]
         words += ["--baselines", given.baselines] if given.baselines else []
         command = " ".join(words)
-        text = [f"## {date}, `{command}`, {about}", _WHAT.format(rounds=options.rounds)]
-        _write("\n\n".join([*text, *map(table.markdown, tables)]))
+        what = _WHAT_NODES if names == ["nodes"] else _WHAT
+        text = [f"## {date}, `{command}`, {about}", what.format(rounds=options.rounds)]
+        name = " ".join(["scripts/bench", *given.scenarios])
+        write_section(name, "\n\n".join([*text, *map(table.markdown, tables)]))
 
 
-def _write(section: str) -> None:
-    """Replace the previous section."""
+def write_section(name: str, section: str) -> None:
+    """Replace the previous section of the same scenarios."""
+    begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
     text = RESULTS.read_text()
-    before, found, rest = text.partition(BEGIN)
+    before, found, rest = text.partition(begin)
     if not found:
-        before, rest = text.rstrip() + "\n\n", END + "\n"
-    _, _, after = rest.partition(END)
-    RESULTS.write_text(f"{before}{BEGIN}\n{section}\n{END}{after}")
+        before, rest = text.rstrip() + "\n\n", end + "\n"
+    _, _, after = rest.partition(end)
+    RESULTS.write_text(f"{before}{begin}\n{section}\n{end}{after}")
 
 
 def _stop(_number: int, _frame: FrameType | None) -> None:

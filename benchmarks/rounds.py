@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
+from typing import TypeVar
 
 from . import machine
 from .load import Load, LoadError, Report
@@ -77,6 +78,7 @@ class Table:
     Attributes:
         columns: the measurements, as ``name: unit``.
         compared: those that are also shown as ratios.
+        base: what the ratios are to.
     """
 
     scenario: str
@@ -85,6 +87,7 @@ class Table:
     compared: Sequence[str]
     rows: Sequence[Row]
     remark: str = ""
+    base: str = "the lower bound"
 
 
 @dataclass(slots=True)
@@ -116,6 +119,8 @@ class Session:
 
 
 Measure = Callable[[Session], Mapping[str, float]]
+
+S = TypeVar("S")
 
 
 def shares(report: Report, server_us: float) -> dict[str, float]:
@@ -181,7 +186,7 @@ def compare(
 
 
 def pair(
-    limit: Session, mine: Session, measure: Measure, number: int
+    limit: S, mine: S, measure: Callable[[S], Mapping[str, float]], number: int
 ) -> tuple[Mapping[str, float], Mapping[str, float]]:
     """Run one round of both; they take turns at being first."""
     if number % 2:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,7 +33,7 @@ START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
 NOTIFICATION_BYTES = 200
 _PORTS = range(20_000, 32_000)
-_STAMP = "@" * 19  # load.c writes the time there
+STAMP = "@" * 19  # load.c writes the time there
 _KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 
 
@@ -68,7 +68,7 @@ def one_room(count: int, room: str = "workspace_1") -> list[Subscriber]:
 
 def notification() -> str:
     """Return a notification of 200 bytes whose id is the time of sending."""
-    head = f'{{"id":"{_STAMP}","type":"bench.moved","status":"pending","data":{{"text":"'
+    head = f'{{"id":"{STAMP}","type":"bench.moved","status":"pending","data":{{"text":"'
     return head + "x" * (NOTIFICATION_BYTES - len(head) - 3) + '"}}'
 
 
@@ -106,26 +106,24 @@ class Server:
         return port
 
     def client(self, subscriber: Subscriber) -> Client:
-        return Client(_handshake(f"/rooms/{subscriber.room}/subscribe"))
+        return Client(handshake(f"/rooms/{subscriber.room}/subscribe"))
 
     def headers(self) -> dict[str, str]:
         """Return the headers of a publish."""
         return {}
 
     def publish(self, room: str, deliveries: int) -> Publish:
-        return Publish(
-            _post(f"/rooms/{room}/broadcast", notification(), self.headers()), deliveries
-        )
+        return Publish(post(f"/rooms/{room}/broadcast", notification(), self.headers()), deliveries)
 
     def publish_many(self, rooms: Sequence[str], deliveries: int) -> Publish:
         """Return one request with a notification for each of these rooms."""
         each = ",".join(f'{{"rooms":["{room}"],{notification()[1:]}' for room in rooms)
         return Publish(
-            _post("/broadcast", f'{{"notifications":[{each}]}}', self.headers()), deliveries
+            post("/broadcast", f'{{"notifications":[{each}]}}', self.headers()), deliveries
         )
 
 
-def _handshake(path: str, **headers: str) -> bytes:
+def handshake(path: str, **headers: str) -> bytes:
     """Return a WebSocket handshake (RFC 6455, section 4.1)."""
     lines = [
         f"GET {path} HTTP/1.1",
@@ -139,7 +137,8 @@ def _handshake(path: str, **headers: str) -> bytes:
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 
-def _post(path: str, body: str, headers: dict[str, str]) -> bytes:
+def post(path: str, body: str, headers: Mapping[str, str]) -> bytes:
+    """Return a request with a body of JSON."""
     lines = [
         f"POST {path} HTTP/1.1",
         "Host: 127.0.0.1",
@@ -187,7 +186,7 @@ class Ours(Server):
         token = mint_token(subscriber.user, rooms=rooms, secret=self._secret)
         after = "earliest" if subscriber.replay else "latest"
         return Client(
-            _handshake(
+            handshake(
                 f"/rooms/{subscriber.room}/subscribe?after={after}",
                 Authorization=f"Bearer {token}",
                 Sec_WebSocket_Protocol="synap.v1",
@@ -214,8 +213,8 @@ class Nchan(Server):
     name, title, has_batches, has_replay = "nchan", "nchan in nginx, memory store", False, True
 
     def command(self, at: Running) -> Sequence[str | Path]:
-        nginx = _present(INSTALLED / "nchan/usr/sbin/nginx", "Debian's nginx")
-        module = _present(
+        nginx = present(INSTALLED / "nchan/usr/sbin/nginx", "Debian's nginx")
+        module = present(
             INSTALLED / "nchan/usr/lib/nginx/modules/ngx_nchan_module.so",
             "Debian's libnginx-mod-nchan",
         )
@@ -232,7 +231,7 @@ class Nchan(Server):
 
     def client(self, subscriber: Subscriber) -> Client:
         route = "replay" if subscriber.replay else "subscribe"
-        return Client(_handshake(f"/rooms/{subscriber.room}/{route}"))
+        return Client(handshake(f"/rooms/{subscriber.room}/{route}"))
 
 
 class Bun(Server):
@@ -249,7 +248,7 @@ class Ws(Server):
     name, title = "ws", "ws on Node"
 
     def command(self, at: Running) -> Sequence[str | Path]:
-        _present(INSTALLED / "npm/node_modules/ws", "npm's ws")
+        present(INSTALLED / "npm/node_modules/ws", "npm's ws")
         return [_node(), BASELINES / "ws_rooms.mjs", str(at.port)]
 
     def environment(self) -> dict[str, str]:
@@ -260,7 +259,7 @@ class InPython(Server):
     """A baseline of ``requirements/bench.txt``."""
 
     def command(self, at: Running) -> Sequence[str | Path]:
-        python = _present(INSTALLED / "bin/python", "requirements/bench.txt")
+        python = present(INSTALLED / "bin/python", "requirements/bench.txt")
         if not _runs(python, "-c", f"import uvloop, uvicorn, {self.name}"):
             raise MissingError("requirements/bench.txt is not installed")
         return [python, BASELINES / f"{self.name}_rooms.py", str(at.port)]
@@ -284,7 +283,7 @@ class SocketIo(InPython):
 
     def client(self, subscriber: Subscriber) -> Client:
         hello = ("40", "420" + json.dumps(["subscribe", subscriber.room], separators=(",", ":")))
-        return Client(_handshake("/socket.io/?EIO=4&transport=websocket"), hello)
+        return Client(handshake("/socket.io/?EIO=4&transport=websocket"), hello)
 
 
 class DurableObject(Server):
@@ -351,6 +350,10 @@ class Running:
     _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @property
+    def is_running(self) -> bool:
+        return self._process is not None
+
+    @property
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid
@@ -399,11 +402,16 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(kind: Server) -> Iterator[Running]:
-    """Run a server on a free port, on the servers' core; kill it at the end."""
+def running(kind: Server, core: int | None = None) -> Iterator[Running]:
+    """Run a server on a free port; kill it at the end.
+
+    Args:
+        core: where it runs. Default: the servers' core.
+    """
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 - a new folder
     with tempfile.TemporaryDirectory(prefix=f"synap-bench-{kind.name}-", dir=memory) as folder:
-        server = Running(kind, _free_port(), Path(folder), machine.cores().server)
+        place = machine.cores().server if core is None else core
+        server = Running(kind, free_port(), Path(folder), place)
         try:
             server.start()
             yield server
@@ -411,7 +419,12 @@ def running(kind: Server) -> Iterator[Running]:
             server.kill()
 
 
-def _present(path: Path, what: str) -> Path:
+def present(path: Path, what: str) -> Path:
+    """Return the path of a program.
+
+    Raises:
+        MissingError: it is not installed.
+    """
     if not path.exists():
         raise MissingError(f"{what} is not installed: run scripts/bench")
     return path
@@ -426,7 +439,7 @@ def _runs(program: Path, *arguments: str) -> bool:
 
 
 def _node() -> Path:
-    return _present(Path(sys.executable).with_name("node"), "Node")
+    return present(Path(sys.executable).with_name("node"), "Node")
 
 
 def _workerd() -> Path:
@@ -456,7 +469,7 @@ def _bundle() -> None:
     )
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Return a port followed by a free one, outside of the range of clients' ports (ip(7))."""
     while True:
         port = random.choice(_PORTS)  # noqa: S311 - not a secret

@@ -15,7 +15,7 @@ def markdown(table: Table) -> str:
     for name, title in table.columns.items():
         header.append(title)
         if name in table.compared:
-            header.append("times the lower bound" if table.scenario != "sdk" else "times raw httpx")
+            header.append(f"times {table.base}")
     lines = [f"**{table.title}**", "", _line(header), _line(["---"] * len(header))]
     lines += [_line(_cells(table, row, len(header))) for row in table.rows]
     if table.remark:

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -32,7 +32,8 @@ class Client:
 
     Attributes:
         request: its handshake.
-        hello: texts that it sends after the handshake, each after a text from the server.
+        hello: texts that it sends after the handshake, each after a text from the server; one that
+            follows an empty text is sent right after the handshake.
     """
 
     request: bytes
@@ -149,7 +150,7 @@ class Load:
 
     def publish(
         self,
-        port: int,
+        port: int | Sequence[int],
         requests: Iterable[Publish],
         count: int,
         *,
@@ -161,6 +162,9 @@ class Load:
         """Send this number of requests, cycling through the list; wait for all responses and
         deliveries.
 
+        Args:
+            port: several, to distribute the publishers over them.
+
         Raises:
             LoadError: a response is an error, or the number of deliveries is wrong.
         """
@@ -168,7 +172,7 @@ class Load:
             b"%d %d\n%b" % (len(one.request), one.deliveries, one.request) for one in requests
         ]
         file = self._write("requests", records)
-        self._send(f"publish {port} {file} {count} {publishers} {mode} {rate} {timeout_s}")
+        self._send(f"publish {_ports(port)} {file} {count} {publishers} {mode} {rate} {timeout_s}")
         report = self._answer()
         if (
             report.answered != count
@@ -183,19 +187,29 @@ class Load:
             )
         return report
 
-    def expect_restart(self, *, in_flight: int, timeout_s: float) -> None:
-        """Reconnect when the server dies; :meth:`restarted` waits for the result."""
-        self._send(f"redial {in_flight} {timeout_s}")
+    def expect_restart(
+        self, *, in_flight: int, timeout_s: float, expected: int = 0, ports: Sequence[int] = ()
+    ) -> None:
+        """Reconnect when the server dies; :meth:`restarted` waits for the result.
+
+        Args:
+            expected: how many notifications the clients receive afterwards.
+            ports: where they reconnect, if not where they were.
+        """
+        self._send(f"redial {in_flight} {expected} {timeout_s} {_ports(ports) or '-'}")
 
     def restarted(self) -> Report:
         """Wait until all clients have reconnected.
 
         Raises:
-            LoadError: not all have reconnected.
+            LoadError: not all have reconnected, or received what was expected.
         """
         report = self._answer()
-        if report.live != self.clients:
-            raise LoadError(f"{report.live} of {self.clients} clients reconnected")
+        if report.live != self.clients or report.delivered != report.expected:
+            raise LoadError(
+                f"{report.live} of {self.clients} clients reconnected, "
+                f"{report.delivered} of {report.expected} notifications received"
+            )
         return report
 
     def say(self, text: str) -> None:
@@ -228,3 +242,7 @@ class Load:
         if not line:
             raise LoadError(f"the load generator has exited: {self._process.wait(SPARE_S)}")
         return Report(**json.loads(line))
+
+
+def _ports(port: int | Sequence[int]) -> str:
+    return str(port) if isinstance(port, int) else ",".join(map(str, port))

@@ -3,18 +3,22 @@
  * It reads one command per line, and responds to each with one line of JSON:
  *
  *   dial PORT FILE COUNT IN_FLIGHT EXPECTED TIMEOUT_S LIVE   connect the next COUNT clients of FILE
- *   publish PORT FILE COUNT PUBLISHERS MODE RATE TIMEOUT_S   send COUNT requests, cycling through FILE
- *   redial IN_FLIGHT TIMEOUT_S      wait until the server was restarted and all clients are live
+ *   publish PORTS FILE COUNT PUBLISHERS MODE RATE TIMEOUT_S  send COUNT requests, cycling through FILE
+ *   redial IN_FLIGHT EXPECTED TIMEOUT_S PORTS   wait until all clients were lost and are live again
  *   say TEXT                        send a text on each client
  *   hangup                          close all clients
  *
+ * PORTS are separated by commas; publishers and clients are distributed over them. With "-", redial
+ * uses the port that a client was connected to.
+ *
  * FILE of clients: records "REQUEST_BYTES HELLO_BYTES\n", the handshake, and the texts to send, each
- * after a text from the server, separated by line breaks. A client is live when it receives a text
- * that contains LIVE, or with "-" after the 101.
+ * after a text from the server, separated by line breaks; after an empty one, the next is sent when
+ * the 101 arrives. A client is live when it receives a text that contains LIVE, or with "-" after
+ * the 101.
  *
  * FILE of requests: records "REQUEST_BYTES DELIVERIES\n" and the request. Each
  * "id":"@@@@@@@@@@@@@@@@@@@" in it is replaced by the time of sending (CLOCK_MONOTONIC in ns), which
- * identifies and times each delivery.
+ * identifies and times each delivery. Other places of 19 "@" repeat the last id.
  *
  * MODE: "closed": a publisher sends its next request after the response. "paced": after the response
  * and all expected deliveries. "rate": RATE requests a second, regardless of the server; the latency
@@ -39,11 +43,12 @@
 
 #define MAX_CLIENTS 60000
 #define MAX_PUBLISHERS 256
+#define MAX_PORTS 16
 #define BUFFER (1 << 20)
 #define STAMP_DIGITS 19
 #define RETRY_NS 2000000ull
 #define MARK "\"id\":\""
-#define PLACE MARK "@@@@@@@@@@@@@@@@@@@"
+#define PLACE "@@@@@@@@@@@@@@@@@@@"
 
 enum { CLIENT, PUBLISHER, TIMER };
 enum { CLOSED, CONNECTING, SHAKING, GREETING, LIVE };
@@ -52,7 +57,7 @@ typedef struct {
     char *request, *hello, *said; /* said: the next text of hello */
     unsigned char *rest; /* of an incomplete frame */
     uint32_t length, rest_length;
-    int fd, state;
+    int fd, state, port;
 } Client;
 
 typedef struct {
@@ -74,7 +79,7 @@ static Client clients[MAX_CLIENTS];
 static Publisher publishers[MAX_PUBLISHERS];
 static Request *requests;
 static long request_count;
-static int client_count, port, poller, timer;
+static int client_count, poller, timer;
 static char live_mark[64];
 
 /* Counters of the current command. */
@@ -133,7 +138,7 @@ static void drop(Client *client) {
 static void begin(int index) {
     Client *client = &clients[index];
     client->said = client->hello;
-    client->fd = dial(port);
+    client->fd = dial(client->port);
     if (client->fd < 0) {
         failed++;
         if (redialling) dial_after = now_ns() + RETRY_NS;
@@ -181,24 +186,28 @@ static void count(const char *stamp, const char *end, uint64_t now) {
     samples[sample_count++] = now > sent ? (uint32_t)((now - sent) / 1000) : 0;
 }
 
+static void say_next(Client *client) {
+    size_t size = strcspn(client->said, "\n");
+    const char *next = client->said;
+    client->said += size + (next[size] == '\n');
+    send_text(client, 1, next, size);
+}
+
+/* A text may hold several notifications, also beside the confirmation of the subscription. */
 static void on_text(Client *client, const char *text, size_t length, uint64_t now) {
-    const char *found = memmem(text, length, MARK, sizeof MARK - 1);
-    if (found) {
-        count(found + sizeof MARK - 1, text + length, now);
-        return;
+    const char *at = text, *end = text + length;
+    if (client->state == GREETING && memmem(text, length, live_mark, strlen(live_mark)))
+        become_live(client);
+    while ((at = memmem(at, (size_t)(end - at), MARK, sizeof MARK - 1))) {
+        at += sizeof MARK - 1;
+        count(at, end, now);
     }
-    if (client->state == GREETING) {
-        if (memmem(text, length, live_mark, strlen(live_mark))) {
-            become_live(client);
-        } else if (client->said && *client->said) {
-            size_t size = strcspn(client->said, "\n");
-            const char *next = client->said;
-            client->said += size + (next[size] == '\n');
-            send_text(client, 1, next, size);
-        }
-    } else if (length == 1 && *text == '2') {
+    if (client->state == GREETING && *client->said)
+        say_next(client);
+    else if (length == 1 && *text == '2')
         send_text(client, 1, "3", 1); /* engine.io's ping */
-    }
+    else if (length == 2 && !memcmp(text, "{}", 2))
+        send_text(client, 1, text, 2); /* Centrifugo's */
 }
 
 /* Process the complete frames; return their size. */
@@ -262,6 +271,10 @@ static void on_client(int index, uint32_t events) {
             at = (size_t)(end + 4 - (char *)buffer);
             client->state = GREETING;
             if (!strcmp(live_mark, "-")) become_live(client);
+            if (*client->said == '\n') {
+                client->said++;
+                say_next(client);
+            }
         }
     }
     if (client->state >= GREETING) at += take_frames(client, buffer + at, length - at, now_ns());
@@ -300,13 +313,16 @@ static void start(int index, uint64_t due) {
     memcpy(publisher->data, request->data, request->length);
     char *at = publisher->data, *end = at + request->length;
     uint64_t stamp = due ? due : now_ns();
-    while ((at = memmem(at, (size_t)(end - at), PLACE, sizeof PLACE - 1))) {
-        if (stamp <= last_stamp) stamp = last_stamp + 1;
-        last_stamp = stamp;
-        char digits[STAMP_DIGITS + 1];
-        snprintf(digits, sizeof digits, "%019llu", (unsigned long long)stamp);
-        memcpy(at + sizeof MARK - 1, digits, STAMP_DIGITS);
-        at += sizeof PLACE - 1;
+    char digits[STAMP_DIGITS + 1] = PLACE;
+    while ((at = memmem(at, (size_t)(end - at), PLACE, STAMP_DIGITS))) {
+        size_t mark = sizeof MARK - 1;
+        if ((size_t)(at - publisher->data) >= mark && !memcmp(at - mark, MARK, mark)) {
+            if (stamp <= last_stamp) stamp = last_stamp + 1;
+            last_stamp = stamp;
+            snprintf(digits, sizeof digits, "%019llu", (unsigned long long)stamp);
+        }
+        memcpy(at, digits, STAMP_DIGITS);
+        at += STAMP_DIGITS;
     }
     publisher->length = request->length;
     publisher->sent = publisher->answered = 0;
@@ -367,7 +383,8 @@ static void on_publisher(int index, uint32_t events) {
     publisher->busy = 0;
     answered++;
     if (memcmp(publisher->answer, "HTTP/1.1 2", 10) ||
-        strstr(publisher->answer, "\"success\":false") || strstr(publisher->answer, "\"duplicate\":true"))
+        strstr(publisher->answer, "\"success\":false") || strstr(publisher->answer, "\"duplicate\":true") ||
+        strstr(publisher->answer, "\"error\":{")) /* Centrifugo's */
         if (!refused++) fprintf(stderr, "load: a publish was rejected: %.300s\n", publisher->answer);
 }
 
@@ -421,7 +438,14 @@ static char *read_bytes(FILE *file, size_t length) {
     return data;
 }
 
-static int load_clients(const char *path, long number) {
+static int read_ports(char *list, int *ports) {
+    int count = 0;
+    for (char *each = strtok(list, ","); each && count < MAX_PORTS; each = strtok(NULL, ","))
+        ports[count++] = atoi(each);
+    return count;
+}
+
+static int load_clients(const char *path, long number, int port) {
     FILE *file = fopen(path, "r");
     size_t length, hello;
     int first = client_count;
@@ -429,6 +453,7 @@ static int load_clients(const char *path, long number) {
     while (number-- && client_count < MAX_CLIENTS && fscanf(file, "%zu %zu", &length, &hello) == 2) {
         fgetc(file);
         Client *client = &clients[client_count++];
+        client->port = port;
         client->length = (uint32_t)length;
         client->request = read_bytes(file, length);
         client->hello = read_bytes(file, hello);
@@ -456,10 +481,10 @@ static int load_requests(const char *path) {
     return request_count ? 0 : -1;
 }
 
-static void run_dial(const char *path, long number, long in_flight, long replay, double timeout_s) {
+static void run_dial(int port, const char *path, long number, long in_flight, long replay, double timeout_s) {
     reset();
     expected = replay;
-    int next = load_clients(path, number), end = client_count;
+    int next = load_clients(path, number, port), end = client_count;
     long before = live;
     uint64_t begun = now_ns(), limit = begun + (uint64_t)(timeout_s * 1e9);
     double cpu = cpu_s();
@@ -473,14 +498,18 @@ static void run_dial(const char *path, long number, long in_flight, long replay,
     report((double)(now_ns() - begun) / 1e9, cpu_s() - cpu);
 }
 
-static void run_redial(long in_flight, double timeout_s) {
+static void run_redial(long in_flight, long replay, double timeout_s, char *list) {
+    int ports[MAX_PORTS], port_count = strcmp(list, "-") ? read_ports(list, ports) : 0;
     reset();
+    expected = replay;
+    for (int i = 0; port_count && i < client_count; i++) clients[i].port = ports[i % port_count];
     uint64_t limit = now_ns() + (uint64_t)(timeout_s * 1e9), begun = now_ns();
     double cpu = cpu_s();
     int next = 0;
     redialling = 1;
     dial_after = 0;
-    while (now_ns() < limit && !(lost >= client_count && live == client_count)) {
+    while (now_ns() < limit &&
+           !(lost >= client_count && live == client_count && delivered >= expected)) {
         uint64_t now = now_ns();
         /* Until the first handshake succeeds, only one client tries at a time. */
         long most = first_live ? in_flight : 1;
@@ -494,14 +523,15 @@ static void run_redial(long in_flight, double timeout_s) {
     report((double)(now_ns() - begun) / 1e9, cpu_s() - cpu);
 }
 
-static void run_publish(int to, const char *path, long number, int publisher_count,
+static void run_publish(char *list, const char *path, long number, int publisher_count,
                         const char *mode, double rate, double timeout_s) {
+    int ports[MAX_PORTS], port_count = read_ports(list, ports);
     reset();
-    if (load_requests(path)) exit(3);
+    if (load_requests(path) || !port_count) exit(3);
     int paced = !strcmp(mode, "paced"), at_rate = !strcmp(mode, "rate");
     for (int i = 0; i < publisher_count; i++) {
         publishers[i].busy = 0;
-        publishers[i].fd = dial(to);
+        publishers[i].fd = dial(ports[i % port_count]);
         if (publishers[i].fd >= 0) watch(publishers[i].fd, PUBLISHER, i, EPOLLIN, EPOLL_CTL_ADD);
     }
     usleep(1000); /* loopback connects meanwhile */
@@ -550,7 +580,8 @@ static void run_publish(int to, const char *path, long number, int publisher_cou
 int main(void) {
     char line[4096], path[2048], mode[16];
     long number, in_flight, replay;
-    int publisher_count, to;
+    int publisher_count, port;
+    char ports[128];
     double rate, timeout_s;
     struct rlimit files;
     getrlimit(RLIMIT_NOFILE, &files);
@@ -563,13 +594,13 @@ int main(void) {
     while (fgets(line, sizeof line, stdin)) {
         if (sscanf(line, "dial %d %2047s %ld %ld %ld %lf %63[^\n]", &port, path, &number, &in_flight,
                    &replay, &timeout_s, live_mark) == 7) {
-            run_dial(path, number, in_flight, replay, timeout_s);
-        } else if (sscanf(line, "publish %d %2047s %ld %d %15s %lf %lf", &to, path, &number,
+            run_dial(port, path, number, in_flight, replay, timeout_s);
+        } else if (sscanf(line, "publish %127s %2047s %ld %d %15s %lf %lf", ports, path, &number,
                           &publisher_count, mode, &rate, &timeout_s) == 7 &&
                    publisher_count <= MAX_PUBLISHERS) {
-            run_publish(to, path, number, publisher_count, mode, rate, timeout_s);
-        } else if (sscanf(line, "redial %ld %lf", &in_flight, &timeout_s) == 2) {
-            run_redial(in_flight, timeout_s);
+            run_publish(ports, path, number, publisher_count, mode, rate, timeout_s);
+        } else if (sscanf(line, "redial %ld %ld %lf %127s", &in_flight, &replay, &timeout_s, ports) == 4) {
+            run_redial(in_flight, replay, timeout_s, ports);
         } else if (!strncmp(line, "say ", 4)) {
             for (int i = 0; i < client_count; i++)
                 if (clients[i].state == LIVE) send_text(&clients[i], 1, line + 4, strcspn(line + 4, "\n"));

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from ..rounds import Options, Table
-from . import abuse, fanout, idle, latency, resume, rooms, scaling, sdk, sqlite
+from . import abuse, fanout, idle, latency, nodes, resume, rooms, scaling, sdk, sqlite
 
 SCENARIOS: Mapping[str, Callable[[Options], Sequence[Table]]] = {
     "fanout": fanout.run,
@@ -17,4 +17,5 @@ SCENARIOS: Mapping[str, Callable[[Options], Sequence[Table]]] = {
     "sqlite": sqlite.run,
     "growth": scaling.run,
     "abuse": abuse.run,
+    "nodes": nodes.run,
 }

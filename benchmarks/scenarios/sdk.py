@@ -51,7 +51,7 @@ def run(options: Options) -> list[Table]:
         print_progress("sdk: done")
     title = "The SDK and raw httpx, on the same room server"
     remark = "Ratios are to sequential raw httpx."
-    return [Table("sdk", title, COLUMNS, list(COLUMNS), rows, remark)]
+    return [Table("sdk", title, COLUMNS, list(COLUMNS), rows, remark, "raw httpx")]
 
 
 def _publish(port: int, key: str, rounds: int, one_by_one: int, concurrent: int) -> list[Any]:

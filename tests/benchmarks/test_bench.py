@@ -10,19 +10,26 @@ import json
 import os
 import re
 import signal
+import socket
+import socketserver
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from benchmarks import __main__ as command_line
 from benchmarks import machine, servers, table
+from benchmarks import nodes as shared_nodes
 from benchmarks.attacks import ATTACKS
 from benchmarks.load import LoadError
+from benchmarks.nodes import Centrifugo, OurNodes, cluster
+from benchmarks.relay import Relay
 from benchmarks.rounds import Options, Session, compare, session
-from benchmarks.scenarios import SCENARIOS, abuse
+from benchmarks.scenarios import SCENARIOS, abuse, nodes
 from benchmarks.servers import (
     KINDS,
     NOTIFICATION_BYTES,
@@ -57,7 +64,7 @@ def mine(request: pytest.FixtureRequest) -> Iterator[Session]:
         yield running
 
 
-@pytest.mark.parametrize("scenario", sorted({*SCENARIOS} - {"abuse"}))
+@pytest.mark.parametrize("scenario", sorted({*SCENARIOS} - {"abuse", "nodes"}))
 def test_each_scenario_is_measured(scenario: str) -> None:
     for each in SCENARIOS[scenario](Options([Ours()], rounds=1, scale=FEW)):
         assert each.rows
@@ -84,6 +91,92 @@ def test_an_honest_publisher_is_measured_beside_an_attack() -> None:
         assert row.stats["p99_ms"].median > 0
         assert row.stats["failed"].median == 0
     assert [row.stats["connections"].median for row in measured.rows] == [0, 8, 45]
+
+
+def test_nodes_are_measured_and_a_peer_that_is_not_here_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_nodes, "INSTALLED", tmp_path)
+    tables = nodes.run(Options([], rounds=1, scale=FEW), (1, 2))
+    for each in tables:
+        assert each.rows
+        for row in each.rows:
+            if row.server.startswith(Centrifugo.title):
+                assert row.note == f"{Centrifugo.title} is not installed: run scripts/bench"
+                continue
+            assert row.note is None, f"{each.title}: {row.server}: {row.note}"
+            assert {*row.stats} == {*each.columns}
+            assert all(stat.least > 0 for stat in row.stats.values())
+    (flushes,) = [each for each in tables if each.scenario == "nodes-flushes"]
+    assert flushes.rows[1].stats["trips"].least < 2
+
+
+@pytest.mark.skipif(
+    not (servers.INSTALLED / "go/centrifugo").exists(), reason="scripts/bench nodes builds it"
+)
+def test_centrifugo_nodes_deliver_what_is_expected() -> None:
+    with cluster(Centrifugo, 2) as mine:
+        kind = mine.kind
+        mine.dial([kind.client(one) for one in one_room(10) + own_rooms(10)])
+        report = mine.load.publish(mine.ports, [kind.publish("workspace_1", 10)], 3, mode="paced")
+        assert (report.answered, report.delivered) == (3, 30)
+        batch = kind.publish_many([one.room for one in own_rooms(10)], 10)
+        report = mine.load.publish(mine.ports, [batch], 4, mode="closed", publishers=2)
+        assert (report.answered, report.delivered) == (4, 40)
+
+
+def test_subscribers_of_a_node_that_dies_return_to_the_others() -> None:
+    with cluster(OurNodes, 2) as mine:
+        kind, load = mine.kind, mine.load
+        assert isinstance(kind, OurNodes)
+        first, second = mine.nodes
+        everyone = own_rooms(5)
+        positions = kind.positions(second.port, [one.room for one in everyone])
+        load.publish(mine.ports, [kind.publish(one.room, 0) for one in everyone], 5, mode="closed")
+        back = [kind.returning_client(*each) for each in zip(everyone, positions, strict=True)]
+        load.dial(first.port, back, live=kind.live, expected=5)
+        load.expect_restart(in_flight=5, timeout_s=TIMEOUT_S, expected=5, ports=[second.port])
+        first.kill()
+        assert load.restarted().live == 5
+        stopped = [mine.store.pid, second.pid]
+    assert not [pid for pid in stopped if Path(f"/proc/{pid}").exists()]
+
+
+def test_a_relay_counts_requests_that_wait_for_a_reply() -> None:
+    class Echo(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            while data := self.request.recv(1024):
+                self.request.sendall(data)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Echo) as store:
+        serving = threading.Thread(target=store.serve_forever)
+        serving.start()
+        try:
+            with (
+                Relay(store.server_address[1]) as relay,
+                socket.create_connection(("127.0.0.1", relay.port), TIMEOUT_S) as peer,
+            ):
+                for number in range(1, 4):
+                    peer.sendall(b"request")
+                    assert peer.recv(1024) == b"request"
+                    assert relay.bursts() == number
+        finally:
+            store.shutdown()
+            serving.join()
+
+
+def test_a_section_of_the_results_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "results.md"
+    file.write_text("# Results\n")
+    monkeypatch.setattr(command_line, "RESULTS", file)
+    for name, section in (("a", "1"), ("a nodes", "2"), ("a", "3")):
+        command_line.write_section(name, section)
+    assert file.read_text() == (
+        "# Results\n\n<!-- begin a -->\n3\n<!-- end a -->\n\n"
+        "<!-- begin a nodes -->\n2\n<!-- end a nodes -->\n"
+    )
 
 
 def test_each_delivery_is_counted(mine: Session) -> None:
