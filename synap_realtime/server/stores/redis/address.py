@@ -8,14 +8,15 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ....errors import ConfigurationError
 from ..base import OPTION
+from .durability import Durability
 
 DEFAULT_PREFIX = "synap"
 
 _FORMS = {
-    "single": f"{OPTION}: expected redis://[user:password@]host[:port][/database][?prefix=name]",
+    "single": f"{OPTION}: expected redis://[user:password@]host[:port][/database][?option=value]",
     "sentinel": (
         f"{OPTION}: expected "
-        "redis+sentinel://[user:password@]host[:port],host[:port]/name[/database][?prefix=name]"
+        "redis+sentinel://[user:password@]host[:port],host[:port]/name[/database][?option=value]"
     ),
 }
 
@@ -24,6 +25,8 @@ _HOST = re.compile(
     r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+))(?::(?P<port>\d{1,5}))?"
 )
 _PORT, _SENTINEL_PORT = 6379, 26379
+_OPTIONS = ("prefix", "durability", "ca", "cert", "key")
+_ESCAPES = "in a user or password, write %23 for '#', %2F for '/', %3F for '?' and %40 for '@'"
 
 SCHEMES = tuple(
     f"{engine}{tls}{kind}"
@@ -51,6 +54,10 @@ class RedisAddress(NamedTuple):
         peers: the server, or all Sentinels.
         service: the name by which the Sentinels know the primary; None without Sentinels.
         prefix: what the names of all keys begin with.
+        durability: when a publish is answered.
+        ca: a PEM file with the authorities to trust; None: those of the system.
+        cert, key: PEM files of the client's certificate and its private key, which may be in the
+            first, too; None: without one.
     """
 
     peers: tuple[Peer, ...]
@@ -60,6 +67,10 @@ class RedisAddress(NamedTuple):
     password: str | None
     tls: bool
     prefix: str
+    durability: Durability = Durability.PRIMARY
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
 
     def __repr__(self) -> str:
         return f"RedisAddress({self.shown})"
@@ -81,9 +92,15 @@ def parse_address(url: str) -> RedisAddress:
     engine, _, kind = parts.scheme.partition("+")
     expected = _FORMS[kind or "single"]
     if parts.fragment or url.endswith("#"):
-        raise ConfigurationError(f"{expected}; in a user or password, write %23 for '#'")
+        raise ConfigurationError(f"{expected}; {_ESCAPES}")
+    if "@" in parts.path or "@" in parts.query:
+        raise ConfigurationError(f"{expected}; {_ESCAPES}")
     credentials, _, hosts = parts.netloc.rpartition("@")
     user, _, password = credentials.partition(":")
+    if user and not password:
+        raise ConfigurationError(
+            f"{expected}; the password is missing: write user:password@, or :password@ for no user"
+        )
     peers = tuple(_parse_peers(hosts, kind, expected))
     path = parts.path.removeprefix("/")
     service = None
@@ -95,15 +112,25 @@ def parse_address(url: str) -> RedisAddress:
         raise ConfigurationError(f"{expected}; several hosts need redis+sentinel://")
     if path and not (path.isascii() and path.isdigit() and len(path) < 6):
         raise ConfigurationError(f"{expected}; the database is no number")
-    return RedisAddress(
+    options = _parse_options(parts.query, expected)
+    address = RedisAddress(
         peers,
         None if service is None else unquote(service),
         int(path or 0),
         unquote(user) or None,
         unquote(password) or None,
         engine in ("rediss", "valkeys"),
-        _parse_prefix(parts.query, expected),
+        _parse_prefix(options, expected),
+        _parse_durability(options, expected),
+        options.get("ca"),
+        options.get("cert"),
+        options.get("key"),
     )
+    if not address.tls and (address.ca or address.cert or address.key):
+        raise ConfigurationError(f"{expected}; ca=, cert= and key= need TLS: write {engine}s://")
+    if address.key and not address.cert:
+        raise ConfigurationError(f"{expected}; key= needs cert=, the certificate of that key")
+    return address
 
 
 def _parse_peers(hosts: str, kind: str, expected: str) -> list[Peer]:
@@ -119,13 +146,32 @@ def _parse_peers(hosts: str, kind: str, expected: str) -> list[Peer]:
     return peers
 
 
-def _parse_prefix(query: str, expected: str) -> str:
-    options = dict(parse_qsl(query, keep_blank_values=True))
-    prefix = options.pop("prefix", DEFAULT_PREFIX)
-    if options:
-        raise ConfigurationError(f"{expected}; the only option after '?' is prefix=")
+def _parse_options(query: str, expected: str) -> dict[str, str]:
+    pairs = parse_qsl(query, keep_blank_values=True)
+    options = dict(pairs)
+    if not options.keys() <= set(_OPTIONS):
+        known = ", ".join(f"{name}=" for name in _OPTIONS)
+        raise ConfigurationError(f"{expected}; the options after '?' are {known}")
+    if len(options) < len(pairs):
+        raise ConfigurationError(f"{expected}; an option after '?' is given twice")
+    for name, value in options.items():
+        if not value:
+            raise ConfigurationError(f"{expected}; {name}= is empty")
+    return options
+
+
+def _parse_prefix(options: dict[str, str], expected: str) -> str:
+    prefix = options.get("prefix", DEFAULT_PREFIX)
     if not _PREFIX.fullmatch(prefix):
         raise ConfigurationError(
             f"{expected}; prefix: expected 1 to 64 characters of A-Z a-z 0-9 _ . : -"
         )
     return prefix
+
+
+def _parse_durability(options: dict[str, str], expected: str) -> Durability:
+    try:
+        return Durability(options.get("durability", Durability.PRIMARY.value))
+    except ValueError:
+        levels = ", ".join(level.value for level in Durability)
+        raise ConfigurationError(f"{expected}; durability: expected one of {levels}") from None

@@ -6,7 +6,6 @@ See https://valkey.io/topics/protocol/.
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, cast
@@ -14,6 +13,7 @@ from typing import Any, TypeAlias, cast
 import hiredis
 
 from .address import Peer, RedisAddress
+from .tls import tls_context
 
 CONNECT_TIMEOUT_S = 2.0
 
@@ -36,6 +36,10 @@ class RedisReplyError(Exception):
 
 class RedisConnectionLostError(Exception):
     """The connection is closed, or what arrives is not RESP."""
+
+
+class UnsuitableServerError(RedisConnectionLostError):
+    """The server cannot keep a store as it is. The message says what to change."""
 
 
 def backoff_s(failures: int) -> float:
@@ -89,6 +93,8 @@ class RedisConnection(asyncio.Protocol):
                             result.set_result(replies)
                 elif self._on_message is not None:
                     self._on_message(reply)
+                elif isinstance(reply, RedisReplyError):  # the reason why the server disconnects
+                    self.abort(reply)
         except RedisConnectionLostError as error:
             self.abort(error)
 
@@ -99,7 +105,7 @@ class RedisConnection(asyncio.Protocol):
         """Send commands in one write. The result has a reply for each; errors are not raised."""
         result: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
         if self.closed.done():
-            result.set_exception(RedisConnectionLostError("the connection is closed"))
+            result.set_exception(self.closed.result())
         else:
             self._waiting.append((result, [], len(commands)))
             self.send(commands)
@@ -159,7 +165,7 @@ async def connect(
             lambda: RedisConnection(on_message),
             peer.host,
             peer.port,
-            ssl=ssl.create_default_context() if address.tls else None,
+            ssl=tls_context(address),
         )
         commands = login(address) if logs_in else []
         if commands:

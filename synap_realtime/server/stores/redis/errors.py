@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
+import socket
 import ssl
 
-from .connection import RedisConnectionLostError, RedisReplyError
+from .connection import RedisConnectionLostError, RedisReplyError, UnsuitableServerError
+from .tls import TlsFileError
 
 UNREACHABLE = (RedisConnectionLostError, OSError)  # TimeoutError is an OSError
 """Errors after which the connection is not used again."""
@@ -13,37 +16,110 @@ UNREACHABLE = (RedisConnectionLostError, OSError)  # TimeoutError is an OSError
 _TEMPORARY = ("READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "MOVED", "ASK", "TRYAGAIN")
 """Replies of a server that does not serve these keys now. Another server may, or this one later."""
 
+_MAX_CLIENTS = "max number of clients reached"
+_UNKNOWN_COMMAND = re.compile(r"unknown command [`']([^`']+)['`]")
+
+_BY_CODE = {
+    "OOM": "Redis is out of memory: raise its maxmemory, or lower --retention-count",
+    "READONLY": "this Redis is a replica: name the primary in --store",
+    "LOADING": "Redis is loading its data",
+    "BUSY": "Redis is busy: a script of another program runs for too long (SCRIPT KILL ends it)",
+    "NOREPLICAS": (
+        "Redis has fewer replicas than min-replicas-to-write: start them, or check their link"
+    ),
+    "WRONGTYPE": "a key under the prefix has another type: choose another one (?prefix=…)",
+    "NOAUTH": "Redis asks for a password: redis://:password@host",
+    "WRONGPASS": "Redis rejects the user or the password of --store",
+}
+
+_BY_TEXT = {
+    _MAX_CLIENTS: "Redis accepts no more connections: raise its maxclients",
+    "DB index is out of range": (
+        "Redis has no database of this number: use a lower one in --store, or raise its databases"
+    ),
+    "without any password configured": (
+        "Redis has no password: remove the one in --store, or set its requirepass"
+    ),
+    "SELECT is not allowed in cluster mode": "a Redis Cluster has database 0 only",
+}
+"""What replies with the code ``ERR`` contain."""
+
 
 def is_temporary(error: BaseException) -> bool:
     """Return whether the same request may succeed soon, perhaps at another server."""
     if isinstance(error, RedisReplyError):
-        return error.code in _TEMPORARY
+        return error.code in _TEMPORARY or _MAX_CLIENTS in str(error)
     return isinstance(error, UNREACHABLE)
 
 
 def describe_problem(error: BaseException) -> str:
     """Say what is wrong and how to fix it. It contains no credential."""
     match error:
-        case RedisReplyError(code="OOM"):
-            return "Redis is out of memory: raise its maxmemory, or lower --retention-count"
-        case RedisReplyError(code="NOPERM"):
-            return f"the user in --store lacks a permission: {error}"
-        case RedisReplyError(code="READONLY"):
-            return "this Redis is a replica: name the primary in --store"
-        case RedisReplyError(code="LOADING"):
-            return "Redis is loading its data"
-        case RedisReplyError(code="WRONGTYPE"):
-            return "a key under the prefix has another type: choose another one (?prefix=…)"
-        case RedisReplyError(code="MISCONF"):
-            return "Redis cannot write to its disk: free space, and see its log"
-        case RedisReplyError(code="NOAUTH"):
-            return "Redis asks for a password: redis://:password@host"
-        case RedisReplyError(code="WRONGPASS"):
-            return "Redis rejects the user or the password of --store"
+        case UnsuitableServerError():
+            return str(error)
+        case RedisReplyError():
+            return _describe_reply(error)
+        case TlsFileError():
+            return str(error)
         case ssl.SSLCertVerificationError():
-            return f"Redis has a certificate that is not trusted: {error.verify_message}"
+            return (
+                f"Redis has a certificate that is not trusted: {error.verify_message}; name the "
+                "file of its authority: rediss://host?ca=/path/ca.pem"
+            )
+        case ssl.SSLError():
+            return _describe_tls(error)
         case TimeoutError():
             return "Redis does not answer in time"
+        case socket.gaierror():
+            return "the host of Redis is unknown: check its name, and the name server"
         case OSError(errno=int(number)):
             return f"Redis cannot be reached: {os.strerror(number)}"
+        case OSError():  # of several addresses of a name
+            return f"Redis cannot be reached: {error}"
+    if "Protocol error" in str(error):
+        return "what answers is no Redis without TLS: check host and port, or write rediss://"
     return f"Redis cannot be used: {str(error) or type(error).__name__}"
+
+
+def _describe_reply(error: RedisReplyError) -> str:
+    text = str(error)
+    if error.code in _BY_CODE:
+        return _BY_CODE[error.code]
+    if error.code == "MISCONF":
+        if "RDB" in text or "snapshot" in text:
+            return (
+                "Redis cannot save its snapshot, and rejects writes: free space on its disk, see "
+                "its log, or set stop-writes-on-bgsave-error no"
+            )
+        return "Redis cannot write to its append only file: free space on its disk, and see its log"
+    if is_forbidden(error):
+        return f"the user in --store lacks a permission: {text}"
+    for part, problem in _BY_TEXT.items():
+        if part in text:
+            return problem
+    if found := _UNKNOWN_COMMAND.search(text):
+        return (
+            f"Redis has no command {found[1]}: it is renamed or forbidden there, or not supported"
+        )
+    return f"Redis cannot be used: {text}"
+
+
+def is_forbidden(error: RedisReplyError) -> bool:
+    """Return whether the ACL of the user forbids a command, a key or a channel."""
+    # In a script, the code is ERR: "The user executing the script can't run this command" (7.0),
+    # and "ACL failure in script" (later).
+    text = str(error)
+    return error.code == "NOPERM" or "user executing the script" in text or "ACL failure" in text
+
+
+def _describe_tls(error: ssl.SSLError) -> str:
+    reason = (error.reason or "").replace("_", " ")
+    if reason in ("WRONG VERSION NUMBER", "RECORD LAYER FAILURE", "PACKET LENGTH TOO LONG"):
+        return "Redis does not use TLS at this port: write redis:// (or name its TLS port)"
+    if "CERTIFICATE" in reason or isinstance(error, ssl.SSLEOFError):
+        return (
+            "Redis ends the TLS handshake: if it asks for a certificate of the client "
+            "(tls-auth-clients yes), name the files: rediss://host?cert=/path/cert.pem&key=/path/"
+            f"key.pem ({reason or error})"
+        )
+    return f"TLS to Redis fails: {reason or error}"

@@ -21,8 +21,10 @@ from .connection import (
     RedisReplyError,
     backoff_s,
 )
+from .durability import describe_unconfirmed
 from .errors import UNREACHABLE, describe_problem, is_temporary
-from .scripts import ALL, Script
+from .requirements import Requirements
+from .scripts import ALL, CONFIRMED, Script
 
 logger = logging.getLogger(__name__)
 
@@ -78,14 +80,21 @@ class Link:
         problem: why there is no connection; None while there is one.
     """
 
-    def __init__(self, connect: Connect, on_connected: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        connect: Connect,
+        requirements: Requirements,
+        on_connected: Callable[[], None] = lambda: None,
+    ) -> None:
         """
         Args:
+            requirements: checked at each new connection.
             on_connected: called for each new connection, before anything is sent over it.
         """
         self.state = LinkState.IDLE
         self.problem: str | None = None
         self._connect = connect
+        self._requirements = requirements
         self._on_connected = on_connected
         self._connection: RedisConnection | None = None
         self._incarnation = b""  # which run of which server the connection leads to
@@ -157,13 +166,15 @@ class Link:
             self.state = LinkState.CONNECTING
         connection = self._connection = await self._connect()
         async with asyncio.timeout(REPLY_TIMEOUT_S):
-            info, *loaded = await connection.execute(
-                [("INFO", "server"), *[("SCRIPT", "LOAD", each.source) for each in ALL]]
+            first = self._requirements.commands
+            replies = await connection.execute(
+                [*first, *[("SCRIPT", "LOAD", each.source) for each in ALL]]
             )
-        for reply in (info, *loaded):
+        info = self._requirements.check(replies[: len(first)])
+        for reply in replies[len(first) :]:
             if isinstance(reply, RedisReplyError):
                 raise reply
-        self._incarnation = _run_id(info)
+        self._incarnation = info["run_id"].encode()
         if self.state is not LinkState.CLOSED:
             self.state = LinkState.CONNECTED
         self._report(None)
@@ -180,12 +191,19 @@ class Link:
             self._pending_bytes -= call.size
             size += call.size
             batch.append(call)
+        commands = [self._command(call) for call in batch]
+        confirm = self._requirements.confirm
+        if confirm is not None and any(call.script.sha in CONFIRMED for call in batch):
+            commands.append(confirm)
         try:
             async with asyncio.timeout(REPLY_TIMEOUT_S):
-                replies = await connection.execute([self._command(call) for call in batch])
+                replies = await connection.execute(commands)
         except BaseException:
             self._put_back(batch)
             raise
+        unconfirmed = None
+        if len(replies) > len(batch):
+            unconfirmed = describe_unconfirmed(replies.pop())
         again: list[Call] = []
         for call, reply in zip(batch, replies, strict=True):
             if isinstance(reply, RedisReplyError):
@@ -194,6 +212,9 @@ class Link:
                     refusal = reply
                 elif not call.result.done():
                     call.result.set_exception(StoreUnavailableError(describe_problem(reply)))
+            elif unconfirmed is not None and call.script.sha in CONFIRMED:
+                if not call.result.done():
+                    call.result.set_exception(StoreUnavailableError(unconfirmed))
             elif not call.result.done():
                 call.result.set_result(reply)
         if again:  # the next connection loads the scripts, perhaps at another server
@@ -235,11 +256,3 @@ class Link:
         elif problem is None and self.problem is not None:
             logger.warning("Redis is available again")
         self.problem = problem
-
-
-def _run_id(info: bytes) -> bytes:
-    for line in info.splitlines():
-        name, _, value = line.partition(b":")
-        if name == b"run_id":
-            return value.strip()
-    raise RedisConnectionLostError("the server is no Redis: INFO has no run_id")

@@ -74,6 +74,8 @@ for n = 4, #KEYS do
   if known then
     local o, p, s, by, t = string.match(known, '^(%S+) (%S+) (%S+) (%S+) (%S+)$')
     if now - tonumber(t) < window then
+      -- WAIT waits for what this connection has written, and the first call may have used another.
+      redis.call('SET', KEYS[n], known, 'KEEPTTL')
       reply[#reply + 1] = o
       reply[#reply + 1] = p
       reply[#reply + 1] = s
@@ -230,7 +232,9 @@ return {}
 
 CHECK = _script("""
 -- KEYS: schema. ARGV[4..]: version. Returns the version of the keys.
-return redis.call('SET', KEYS[1], ARGV[4], 'NX', 'GET') or ARGV[4]
+local version = redis.call('GET', KEYS[1]) or ARGV[4]
+redis.call('SET', KEYS[1], version)
+return version
 """)
 """Write something, and return the version of the schema."""
 
@@ -254,3 +258,21 @@ USAGE = _script("return string.match(redis.call('INFO', 'memory'), 'used_memory:
 """Return the memory that Redis uses, in bytes."""
 
 ALL = (PUBLISH, READ, HEAD, JOIN, ACK, GET_ACK, CHECK, PROBE, ROOMS_OF_NODE, REMOVE_NODE, USAGE)
+
+CONFIRMED = frozenset({PUBLISH.sha, CHECK.sha})
+"""The scripts whose writes have to be at a replica before the call returns, if the store promises
+that."""
+
+ACCESS = _script("""
+-- ARGV: commands with their arguments, separated by spaces. Runs none of them.
+-- Returns the number of each that the user is not allowed to run, and minus that of each unknown.
+local refused = {}
+for n, line in ipairs(ARGV) do
+  local words = {}
+  for word in string.gmatch(line, '%S+') do words[#words + 1] = word end
+  local known, allowed = pcall(redis.acl_check_cmd, unpack(words))
+  if not known then refused[#refused + 1] = -n elseif not allowed then refused[#refused + 1] = n end
+end
+return refused
+""")
+"""Ask Redis which commands the user may run."""

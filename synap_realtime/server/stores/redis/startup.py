@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import socket
+import re
 import ssl
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 
 from ....errors import ConfigurationError
 from ..base import OPTION
 from .address import RedisAddress
 from .connection import (
     CONNECT_TIMEOUT_S,
-    Command,
+    RedisConnection,
     RedisConnectionLostError,
     RedisReplyError,
-    login,
-    new_reader,
-    pack,
+    UnsuitableServerError,
 )
-from .errors import UNREACHABLE, describe_problem
+from .errors import UNREACHABLE, describe_problem, is_forbidden, is_temporary
+from .permissions import access_arguments, check_access, forbidden
+from .requirements import Requirements
+from .scripts import ACCESS
+from .tls import TlsFileError
+from .topology import Topology
 
 logger = logging.getLogger(__name__)
 
-MIN_VERSION = (7, 0)
-"""The first version with all that the scripts use. Valkey reports a version of Redis, too."""
-
 _MUST_EXIT = ("NOAUTH", "WRONGPASS", "NOPERM", "ERR")
+
+_COMMAND = re.compile(r"'([a-z|]+)' command")
 
 
 def check_server(address: RedisAddress) -> None:
@@ -36,54 +40,64 @@ def check_server(address: RedisAddress) -> None:
     A server that cannot be reached now is only logged: the node becomes ready when it can be.
 
     Raises:
-        ConfigurationError: the server rejects the credentials, is too old, or may evict keys.
+        ConfigurationError: the server rejects the credentials, is too old, may evict keys, …
     """
-    if address.service is not None:
-        return  # the primary may change; it is asked for at each connection
+
+    async def connect() -> None:
+        async with checked_connection(address):
+            pass
+
     try:
-        info = _read_info(address)
+        with ThreadPoolExecutor(1) as thread:  # an event loop may be running in this one
+            thread.submit(asyncio.run, connect()).result()
     except (*UNREACHABLE, RedisReplyError) as error:
-        if isinstance(error, ssl.SSLError) or getattr(error, "code", "") in _MUST_EXIT:
+        if must_be_corrected(error):
             raise ConfigurationError(f"{OPTION}: {describe_problem(error)}") from None
         logger.warning("%s; the server is not ready until this ends", describe_problem(error))
-        return
-    version = info.get("redis_version", "0")
-    if tuple(int(each) for each in version.split(".")[:2] if each.isdigit()) < MIN_VERSION:
-        raise ConfigurationError(
-            f"{OPTION}: Redis {version} is too old: use 7.0 or later, or Valkey"
-        )
-    policy = info.get("maxmemory_policy", "noeviction")
-    if policy != "noeviction":
-        raise ConfigurationError(
-            f"{OPTION}: maxmemory-policy is {policy}, so that Redis may delete logs at any time; "
-            "set it to noeviction (CONFIG SET maxmemory-policy noeviction, and in redis.conf)"
-        )
-    if info.get("role") == "slave":
-        raise ConfigurationError(f"{OPTION}: this Redis is a replica; name its primary")
 
 
-def _read_info(address: RedisAddress) -> dict[str, str]:
-    with socket.create_connection(address.peers[0], CONNECT_TIMEOUT_S) as plain:
-        if not address.tls:
-            return _exchange(plain, address)
-        context = ssl.create_default_context()
-        with context.wrap_socket(plain, server_hostname=address.peers[0].host) as secure:
-            return _exchange(secure, address)
+def must_be_corrected(error: BaseException) -> bool:
+    """Return whether only an operator can end a problem, so that waiting for it is of no use."""
+    if isinstance(error, RedisReplyError):
+        return error.code in _MUST_EXIT and not is_temporary(error)
+    return isinstance(error, (UnsuitableServerError, TlsFileError, ssl.SSLError))
 
 
-def _exchange(sock: socket.socket, address: RedisAddress) -> dict[str, str]:
-    commands: Sequence[Command] = [*login(address), ("INFO",)]
-    sock.sendall(pack(commands))
-    reader = new_reader()
-    replies: list[Any] = []
-    while len(replies) < len(commands):
-        if (reply := reader.gets()) is not False:
-            if isinstance(reply, RedisReplyError):
-                raise reply
-            replies.append(reply)
-        elif data := sock.recv(65536):
-            reader.feed(data)
-        else:
-            raise RedisConnectionLostError("the connection was closed")
-    lines = replies[-1].decode(errors="replace").splitlines()
-    return dict(line.split(":", 1) for line in lines if ":" in line)
+@asynccontextmanager
+async def checked_connection(
+    address: RedisAddress,
+) -> AsyncIterator[tuple[RedisConnection, Mapping[str, str]]]:
+    """Open a connection to the primary, and check it. Yield it with what INFO says.
+
+    Raises:
+        OSError, RedisConnectionLostError, RedisReplyError: see :func:`must_be_corrected`.
+    """
+    topology = Topology(address, lambda: None)
+    requirements = Requirements(address)
+    try:
+        connection = await topology.connect()
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                replies = await connection.execute(requirements.commands)
+                info = requirements.check(replies)
+                *_, refused = await connection.execute(
+                    [
+                        ("SCRIPT", "LOAD", ACCESS.source),
+                        ("EVALSHA", ACCESS.sha, 0, *access_arguments(address)),
+                    ]
+                )
+            for reply in (*_, refused):
+                if isinstance(reply, RedisReplyError):
+                    raise reply
+            check_access(address, refused)
+            yield connection, info
+        finally:
+            connection.abort(RedisConnectionLostError("the check has ended"))
+    except RedisReplyError as error:
+        if not is_forbidden(error):
+            raise
+        found = _COMMAND.search(str(error))
+        raise forbidden(address, found[1].upper() if found else "a command") from None
+    finally:
+        await topology.close()
+        await asyncio.sleep(0)  # an aborted transport closes its socket in the next iteration

@@ -25,11 +25,13 @@ from ..base import (
     make_entry,
 )
 from .address import RedisAddress
+from .durability import PROMISES
 from .feed import Feed
 from .keys import ALL_PARTITIONS, SCHEMA_VERSION, KeySpace
 from .link import Link
 from .live_rooms import LiveRooms
 from .membership import Membership
+from .requirements import Requirements
 from .scripts import ACK, CHECK, GET_ACK, HEAD, PUBLISH, READ, USAGE, us
 from .tasks import Tasks
 from .topology import Topology
@@ -74,7 +76,7 @@ class RedisStore:
         self._node = secrets.token_hex(8)
         self._tasks = Tasks()
         self._topology = Topology(address, self._on_switch)
-        self._link = Link(self._topology.connect, self._on_connected)
+        self._link = Link(self._topology.connect, Requirements(address), self._on_connected)
         self._rooms = LiveRooms(
             self._keys, self._node, self._call, self._tasks, self.read, self._lifetime_us
         )
@@ -93,8 +95,8 @@ class RedisStore:
     @property
     def description(self) -> str:
         return (
-            f"redis store at {self._address.shown}: shared by all nodes; what Redis has not yet "
-            "written to its disk or to a replica is lost if its machine fails"
+            f"redis store at {self._address.shown}: shared by all nodes; "
+            f"durability={self._address.durability.value}: {PROMISES[self._address.durability]}"
         )
 
     def subscribe(self, handler: DeliveryHandler, on_gap: GapHandler = ignore_gap) -> None:

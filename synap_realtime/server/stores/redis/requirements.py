@@ -1,0 +1,92 @@
+"""What a server must be to keep a store. Each connection for commands checks it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .address import RedisAddress
+from .connection import Command, RedisReplyError, UnsuitableServerError
+from .durability import CONFIRM_MS, Durability
+
+MIN_VERSION = (7, 0)
+"""The first version with all that the scripts use. Valkey reports a version of Redis, too."""
+
+_DISK = "durability=disk needs appendonly yes and appendfsync always in redis.conf"
+
+
+class Requirements:
+    """What the address requires of the server that it leads to.
+
+    Attributes:
+        commands: to send first over a connection.
+        confirm: the command by which a flush waits until a replica has what was published; None: a
+            publish is answered without.
+    """
+
+    def __init__(self, address: RedisAddress) -> None:
+        self.commands: list[Command] = [("INFO",)]
+        self.confirm: Command | None = None
+        match address.durability:
+            case Durability.REPLICA:
+                self.confirm = ("WAIT", 1, CONFIRM_MS)
+            case Durability.DISK:
+                self.commands.append(("CONFIG", "GET", "appendfsync"))
+
+    def check(self, replies: Sequence[Any]) -> dict[str, str]:
+        """Check the replies to the commands. Return what INFO says.
+
+        Raises:
+            UnsuitableServerError: the operator has to change something.
+            RedisReplyError: the server rejects a command, or cannot serve now.
+        """
+        info, *others = replies
+        if isinstance(info, RedisReplyError):
+            raise info
+        said = parse_info(info)
+        _check_info(said)
+        for fsync in others:
+            _check_disk(said, fsync)
+        return said
+
+
+def parse_info(reply: bytes) -> dict[str, str]:
+    """Return the fields of a reply to INFO."""
+    lines = reply.decode(errors="replace").splitlines()
+    return dict(line.split(":", 1) for line in lines if ":" in line)
+
+
+def _check_info(info: Mapping[str, str]) -> None:
+    mode = info.get("redis_mode")
+    if mode == "sentinel":
+        raise UnsuitableServerError(
+            "this is a Sentinel: write redis+sentinel://host/name with the name of the primary"
+        )
+    if "run_id" not in info:
+        raise UnsuitableServerError("the server is no Redis: INFO has no run_id")
+    version = info.get("redis_version", "0")
+    if tuple(int(each) for each in version.split(".")[:2] if each.isdigit()) < MIN_VERSION:
+        raise UnsuitableServerError(f"Redis {version} is too old: use 7.0 or later, or Valkey")
+    if info.get("loading") == "1":
+        raise RedisReplyError("LOADING Redis is loading the dataset in memory")
+    policy = info.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction":
+        raise UnsuitableServerError(
+            f"maxmemory-policy is {policy}, so that Redis may delete logs at any time; "
+            "set it to noeviction (CONFIG SET maxmemory-policy noeviction, and in redis.conf)"
+        )
+    if info.get("role") == "slave":
+        raise UnsuitableServerError("this Redis is a replica; name its primary")
+
+
+def _check_disk(info: Mapping[str, str], fsync: Any) -> None:
+    if isinstance(fsync, RedisReplyError):
+        raise UnsuitableServerError(
+            f"{_DISK}, which cannot be checked, because Redis rejects CONFIG GET ({fsync}): allow "
+            "it (+config|get), or choose another durability"
+        )
+    if info.get("aof_enabled") != "1":
+        raise UnsuitableServerError(f"{_DISK}; appendonly is no")
+    value = fsync[1].decode() if len(fsync) > 1 else "unknown"
+    if value != "always":
+        raise UnsuitableServerError(f"{_DISK}; appendfsync is {value}")
