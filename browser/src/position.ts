@@ -12,17 +12,16 @@ export class Position {
   /** The cursor for the next connection: nothing is missed after it, and the server can report a gap. */
   resume: string | undefined;
   readonly #start: string | undefined;
-  readonly #hasStart: boolean;
   #gapChecked = true;
   #interrupts = 0;
-  #connections = 0;
+  #starts = 0; // a cursor to start from, connections that were opened, and replays that ended
   readonly #seen = new Set<string>();
 
   /** @param start a cursor, `earliest`, `latest`, or undefined for the room's default. */
   constructor(start: string | undefined) {
     this.#start = start;
     if (start !== "earliest" && start !== "latest") this.resume = start;
-    this.#hasStart = !!this.resume;
+    if (this.resume) this.#starts++;
   }
 
   /** The `after` parameter of the next connection. */
@@ -30,20 +29,21 @@ export class Position {
     return this.resume ?? this.#start;
   }
 
-  /** Whether a gap matters. A first connection without a cursor cannot have missed anything. */
+  /** Whether a gap matters. At its start, a first connection without a cursor has missed nothing. */
   get reportsGaps(): boolean {
-    return this.#connections > 1 || this.#hasStart;
+    return this.#starts > 1;
   }
 
   /** @param speaksV1 the server will report the end of the replay, and whether there was a gap. */
   connected(speaksV1: boolean): void {
-    this.#connections++;
+    this.#starts++;
     // Without a position there is no gap to report.
     this.#gapChecked = !speaksV1 || this.resume === undefined;
   }
 
   /** Handle the end of the replay. */
   replayComplete(cursor: unknown): void {
+    this.#starts++;
     this.#gapChecked = true;
     this.#interrupts = 0;
     this.moveTo(cursor);

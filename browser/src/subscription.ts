@@ -51,10 +51,12 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
 
   const handleControl = ({ control, data }: ControlFrame) => {
     if (control === "synap.subscribed") {
+      const hasGap = data.recovered === false && position.reportsGaps;
       position.replayComplete(data.cursor);
+      if (hasGap) received = position.cursor; // the log of the last one may be gone
       keepalive?.acknowledge(received); // the last connection may have ended before its acknowledgement was sent
       void persistence.save();
-      if (data.recovered === false && position.reportsGaps) call(options.onGap, room);
+      if (hasGap) call(options.onGap, room);
     } else if (control === "synap.presence") {
       call(options.onPresence, data as unknown as Presence);
     } else if (control === "synap.token_expiring" && state.transport !== "sse") {
@@ -76,7 +78,7 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
     const upMs = wasOpen ? Date.now() - openedAt : 0;
     disconnect();
     const before = state;
-    const hasUnreportedGap = wasOpen && position.lost() && position.reportsGaps;
+    const hasUnreportedGap = wasOpen && position.lost();
     // If the token had expired before it arrived, the function may return a newer one.
     const hasFunction = typeof options.token === "function";
     const isExpired = hasFunction && /\bexpired\b/.test(failure.reason);

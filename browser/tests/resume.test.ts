@@ -53,6 +53,15 @@ describe("it resumes", () => {
     expect((await next()).after).toBe("c3"); // the count was reset
   });
 
+  test("from a log that replaced the previous one on the open connection, with a reported gap", async () => {
+    const { socket, gaps, notifications } = await connected();
+    socket.subscribed("c1").notify("c2");
+    expect(gaps).toEqual([]);
+    socket.subscribed("d2", false).notify("d3");
+    expect([gaps, notifications]).toEqual([["user_1"], ["c2", "d3"]]);
+    expect((await next()).after).toBe("d3");
+  });
+
   test("from the same position after a connection without notifications, which is not a gap", async () => {
     const { socket, gaps } = await connected({ maxReconnects: 9 });
     socket.subscribed("c1");

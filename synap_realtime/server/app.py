@@ -13,6 +13,7 @@ import secrets
 from importlib.metadata import version
 
 from ..protocol.control import CloseCode
+from ..protocol.cursor import Cursor
 from ..protocol.rooms import Room
 from .auth.authorization import AccessControl, Authorizer, load_authorizer
 from .auth.keys import KeyRing
@@ -126,14 +127,14 @@ class Node:
             return self._revocations.apply(entry)
         return self._hub.broadcast(room, entry, published_at)
 
-    def _on_gap(self, room: Room) -> None:
-        """Let the subscribers of a room resume: entries may have been lost."""
+    def _on_gap(self, room: Room, position: Cursor) -> None:
+        """Let the subscribers of a room know that entries may have been lost."""
         if room == REVOCATIONS_ROOM:
             reloading = asyncio.get_running_loop().create_task(self._revocations.reload())
             self._reloading.add(reloading)
             reloading.add_done_callback(self._reloading.discard)
         else:
-            self._hub.report_gap(room)
+            self._hub.report_gap(room, position)
 
     @property
     def settings(self) -> ServerSettings:

@@ -130,7 +130,9 @@ class _Subscription:
         self.options = options
         self.cursor: str | None = None
         self.received: str | None = None
-        self.connections = 0
+        # Whether gaps matter: a first connection without a cursor has missed nothing at its start.
+        self.reports_gaps = options.after not in (None, *POSITIONS)
+        self._was_connected = False
         # The server reports a gap only at the end of a replay. An interrupted replay is requested
         # again from its start, because otherwise no gap would ever be reported.
         self._resume = None if options.after in POSITIONS else options.after
@@ -143,13 +145,14 @@ class _Subscription:
         return self._resume or self.options.after
 
     def connected(self, *, speaks_v1: bool) -> None:
-        self.connections += 1
+        self.reports_gaps |= self._was_connected
+        self._was_connected = True
         # Without a position there is no gap to report.
         self._is_replay_complete = not speaks_v1 or self._resume is None
 
     def replay_complete(self, cursor: object) -> None:
         """Record that the replay has ended and the server has reported any gap."""
-        self._is_replay_complete = True
+        self._is_replay_complete = self.reports_gaps = True
         self._interrupted_replays = 0
         self.move_to(cursor)
 
@@ -163,11 +166,6 @@ class _Subscription:
         self._interrupted_replays = 0
         self._resume = self.cursor
         return True
-
-    @property
-    def reports_gaps(self) -> bool:
-        """Whether gaps matter: a first subscription without a cursor has none."""
-        return self.connections > 1 or self.options.after not in (None, *POSITIONS)
 
     def move_to(self, cursor: object) -> None:
         """Advance the position; ignore an invalid cursor."""
@@ -210,7 +208,7 @@ def run(options: Options, clock: Callable[[], float], random: Callable[[], float
             failure = yield from _connected(subscription, keepalive, clock, speaks_v1=speaks_v1)
             up_s = clock() - start
             yield Disconnect()
-            if subscription.lost() and subscription.reports_gaps:
+            if subscription.lost():
                 logger.info("replay repeatedly interrupted; possible gap")
                 yield Notify(options.on_gap, options.room)
         delay_s = reconnect.delay_after(failure, up_s, options.address.named)
@@ -249,11 +247,14 @@ def _connected(
                     yield WakeKeepalive()
             elif isinstance(content, ControlFrame) and speaks_v1:
                 if content.type == SUBSCRIBED:
+                    has_gap = content.data.get("recovered") is False and subscription.reports_gaps
                     subscription.replay_complete(content.data.get("cursor"))
+                    if has_gap:  # the log of the last one may be gone
+                        subscription.received = subscription.cursor
                     # The last connection may have ended before its last acknowledgement.
                     if keepalive.acknowledge(subscription.received):
                         yield WakeKeepalive()
-                    if content.data.get("recovered") is False and subscription.reports_gaps:
+                    if has_gap:
                         logger.info("gap: missed notifications are no longer retained")
                         yield Notify(subscription.options.on_gap, subscription.options.room)
                 elif content.type == CLOSING:

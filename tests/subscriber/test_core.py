@@ -142,6 +142,21 @@ def test_a_gap_is_reported_where_something_can_be_missed(after: str | None, gap_
     assert gaps == ["user_1"] * gap_count
 
 
+def test_a_gap_on_an_open_connection_is_reported_and_its_position_acknowledged() -> None:
+    gaps: list[str] = []
+    driver = Driver(on_gap=gaps.append)
+    driver.connect()
+    driver.answer(control("subscribed", cursor="d-1", recovered=True))
+    driver.answer(note("n2", "d-2"))
+    driver.answer(control("subscribed", cursor="e-2", recovered=False))
+    assert driver.keepalive.due() == ['{"action": "ack", "cursor": "e-2"}']
+    driver.answer(note("n3", "e-3"))
+    driver.answer(Failure("lost"))
+    assert gaps == ["user_1"]
+    assert driver.dials == [None, "e-3"]
+    assert driver.received == ["n2", "n3"]
+
+
 NONSENSE = [
     "", "nonsense", "[" * 100_000, "[1,2]", "null", '"text"', "{}", '{"type":5,"data":{}}',
     '{"type":"a"}', '{"type":"a","data":[]}', '{"type":"synap.future","data":{"x":1}}',

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from time import perf_counter
 from typing import Protocol
 
+from ...protocol.cursor import Cursor
 from ...protocol.rooms import Room
 from ..stores.base import Entry
 
@@ -31,8 +32,12 @@ class Subscriber(Protocol):
         """
         ...
 
-    def on_gap(self) -> None:
-        """Let the client resume: entries of the room may have been lost."""
+    def on_gap(self, position: Cursor) -> None:
+        """Let the client know that entries of the room may have been lost.
+
+        Args:
+            position: from where the deliveries continue.
+        """
         ...
 
 
@@ -179,15 +184,20 @@ class Hub:
         self._observe(perf_counter() - published_at, count)
         return count
 
-    def report_gap(self, room: Room) -> None:
-        """Let all clients of a room resume."""
+    def report_gap(self, room: Room, position: Cursor) -> None:
+        """Let all clients of a room know that entries may have been lost.
+
+        Args:
+            position: from where the deliveries continue.
+        """
         subscribers = self._rooms.get(room, ())
         if isinstance(subscribers, _LargeRoom):
             if subscribers.group is not None:
                 subscribers.group.disband()
+                subscribers.group = None  # it knows offsets of the previous epoch
             subscribers = tuple(subscribers.ungrouped)
         for subscriber in subscribers:
-            subscriber.on_gap()
+            subscriber.on_gap(position)
 
     def _broadcast_to_many(self, many: _LargeRoom, entry: Entry, published_at: float) -> int:
         count, was_disbanded = 0, False

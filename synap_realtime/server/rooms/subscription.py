@@ -149,7 +149,7 @@ class Subscription:
         self._sink: Sink = NULL_SINK
         self._backlog: Backlog | None = None
         self._last_seen = 0
-        self._epoch = ""  # of what was written; a new epoch ends all subscriptions of the room
+        self._epoch = ""  # of what was written
         self._sent_offset = 0  # the highest offset that was written outside of a fan-out group
         self._unacked: Cursor | None = None  # written, but still in a send buffer
         self._group: FanoutGroup | None = None
@@ -258,9 +258,23 @@ class Subscription:
             )
             self._resume()
 
-    def on_gap(self) -> None:
-        """See :class:`hub.Subscriber`."""
-        self.drain(_MIN_RESUME_MS + secrets.randbelow(_RESUME_SPREAD_MS))
+    def on_gap(self, position: Cursor) -> None:
+        """See :class:`hub.Subscriber`.
+
+        A client that has received everything so far continues at the position. Another one
+        reconnects, because a part of the previous log is still on the way to it.
+        """
+        if self.state is not _LIVE:
+            self.drain(_MIN_RESUME_MS + secrets.randbelow(_RESUME_SPREAD_MS))
+            return
+        self.leave_group()
+        self._epoch, self._sent_offset = position.epoch, position.offset
+        if not self.acknowledges:
+            self._unacked = position
+        self._metrics.replay_finished(recovered=False)
+        self.send_control(self._subscribed_frame(position, replayed=0, recovered=False))
+        if self.state is _LIVE:
+            self._store_pending_ack()
 
     def close(self, code: CloseCode, reason: str | None = None) -> None:
         """Close the subscription. The first code wins; pending writes are still sent.
@@ -414,17 +428,15 @@ class Subscription:
             self._epoch, self._sent_offset = position.epoch, position.offset
             self._metrics.replay_finished(recovered=replay.recovered)
             self._sink.send_control(
-                ControlFrame(
-                    SUBSCRIBED,
-                    {
-                        "room": self._room,
-                        "cursor": str(position),
-                        "replayed": replay.count,
-                        "recovered": replay.recovered,
-                    },
-                )
+                self._subscribed_frame(position, replay.count, recovered=replay.recovered)
             )
             return
+
+    def _subscribed_frame(
+        self, position: Cursor, replayed: int, *, recovered: bool
+    ) -> ControlFrame:
+        data = {"room": self._room, "cursor": str(position), "replayed": replayed}
+        return ControlFrame(SUBSCRIBED, {**data, "recovered": recovered})
 
     async def _is_ready(self, page: Sequence[Entry] = (), first: int = 0) -> bool:
         """Send pending control frames and wait until the socket is writable.

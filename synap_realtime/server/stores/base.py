@@ -141,9 +141,9 @@ raises. The third argument is :attr:`Publication.published_at`; None if another 
 :class:`ClusterStore` accepted the publish."""
 
 
-GapHandler = Callable[[Room], None]
-"""Reports that entries of a room may be lost, without blocking: the room's subscribers have to
-resume from their positions. Never raises."""
+GapHandler = Callable[[Room, Cursor], None]
+"""Reports that entries of a room may be lost, without blocking. Deliveries continue after the
+cursor, perhaps in another epoch. Never raises."""
 
 
 def deliver_to_nobody(room: Room, entry: Entry, published_at: float | None) -> int:  # noqa: ARG001 - a handler's
@@ -151,7 +151,7 @@ def deliver_to_nobody(room: Room, entry: Entry, published_at: float | None) -> i
     return 0
 
 
-def ignore_gap(room: Room) -> None:
+def ignore_gap(room: Room, position: Cursor) -> None:
     """Handle the gaps of a store that no server has subscribed to."""
 
 

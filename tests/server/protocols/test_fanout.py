@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from synap_realtime import tracing
+from synap_realtime.protocol.cursor import Cursor
 from synap_realtime.protocol.rooms import Room
 from synap_realtime.server import RoomServer, create_app
 from synap_realtime.server.config import ServerSettings, load_settings
@@ -290,7 +291,7 @@ class Apart:
 
     def join_group(self) -> None: ...
 
-    def on_gap(self) -> None: ...
+    def on_gap(self, position: Cursor) -> None: ...
 
 
 def test_member_blocked_by_an_individual_write_misses_no_broadcast(
@@ -464,6 +465,31 @@ def test_draining_server_delivers_accepted_notifications_and_announces_it(
                 assert client.control[-1][1]["type"] == "synap.closing"
                 client.socket.close()
             await stopping
+
+    run(test())
+
+
+def test_group_continues_in_a_new_epoch_after_a_gap(run: Run, settings: ServerSettings) -> None:
+    async def test() -> None:
+        async with (
+            serving(settings) as server,
+            listening(server) as clients,
+            listening(server, MANY, acknowledges=False) as others,
+        ):
+            await server.until(lambda: server.together() == 2 * MANY)
+            await server.publish()
+            position = Cursor("new", 5)  # offsets may start anew
+            server.hub.report_gap(ROOM, position)
+            assert server.together() == 2 * MANY
+            await server.publish()
+            assert server.together() == 2 * MANY
+            for client in (*clients, *others):
+                await client.until_received(server.published[ROOM])
+            for client in clients:
+                count, frame = client.control[-1]
+                assert (count, frame["type"]) == (1, "synap.subscribed")
+                assert frame["data"]["cursor"] == str(position)
+                assert frame["data"]["recovered"] is False
 
     run(test())
 

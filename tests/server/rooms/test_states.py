@@ -37,12 +37,14 @@ class ManualSink(UnbatchedSink):
     Attributes:
         blocks_after: how many more notifications it writes before it blocks; None: any number.
         written: ids of notifications and types of control frames, in order.
+        frames: the control frames.
     """
 
     def __init__(self) -> None:
         self.is_writable = True
         self.blocks_after: int | None = None
         self.written: list[str] = []
+        self.frames: list[ControlFrame] = []
         self.code: CloseCode | None = None
 
     def send(self, entry: Entry) -> bool:
@@ -58,6 +60,7 @@ class ManualSink(UnbatchedSink):
     def send_control(self, frame: ControlFrame) -> None:
         assert self.is_writable, "written to a blocked socket"
         self.written.append(frame.type)
+        self.frames.append(frame)
 
     def close(self, code: CloseCode) -> None:
         assert self.code is None, "closed twice"
@@ -188,6 +191,39 @@ async def test_everything_published_is_written_once_whatever_the_state(
     await room.publish()
     assert [each for each in room.sink.written if each in room.published] == room.published
     assert room.sink.written.count("synap.subscribed") == 1
+    await room.finish()
+
+
+async def test_live_client_receives_a_gap_and_continues_in_the_new_epoch() -> None:
+    room = SubscribedRoom()
+    await room.enter(DeliveryState.LIVE)
+    await room.publish()
+    head = await room.store.head(USER)
+    room.subscription.on_gap(Cursor("new", 5))  # offsets may start anew
+    assert room.state is DeliveryState.LIVE
+    assert room.sink.written == ["synap.subscribed", "n1", "synap.subscribed"]
+    assert room.sink.frames[-1].data == {
+        "room": USER, "cursor": "new-5", "replayed": 0, "recovered": False,
+    }  # fmt: skip
+    assert not room.subscription.acknowledge(head)
+    assert room.subscription.acknowledge(Cursor("new", 5))
+    await room.publish()
+    assert room.sink.written[-1] == "n2"
+    await room.finish()
+
+
+@pytest.mark.parametrize("state", BLOCKED_STATES, ids=lambda state: state.name)
+async def test_client_that_is_behind_reconnects_after_a_gap(state: DeliveryState) -> None:
+    room = SubscribedRoom()
+    await room.enter(state)
+    await room.publish()
+    room.subscription.on_gap(Cursor("new", 5))
+    assert room.state is DeliveryState.DRAINING
+    for _ in range(20):
+        room.free()
+        await asyncio.sleep(0)
+    assert room.subscription.close_code is CloseCode.DRAINING
+    assert [each for each in room.sink.written if each in room.published] == room.published
     await room.finish()
 
 

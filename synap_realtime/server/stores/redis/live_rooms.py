@@ -43,7 +43,8 @@ class _LiveRoom:
         subscribers: how many.
         stored_subscribers: how many of them are counted in Redis.
         epoch, last: the position up to which entries were delivered; None until it has joined.
-        newest: the highest offset that was announced.
+        newest: the highest offset that was announced in this epoch.
+        must_heal: something was announced that may not be in the page that is being read.
         joining: until it has joined.
         healing: reads entries from the log that did not arrive.
     """
@@ -55,6 +56,7 @@ class _LiveRoom:
     epoch: str = ""
     last: int | None = None
     newest: int = 0
+    must_heal: bool = False
     joining: asyncio.Task[None] | None = None
     healing: asyncio.Task[None] | None = None
 
@@ -167,12 +169,11 @@ class LiveRooms:
             return
         epoch, previous, offset, call, *text = payload.split(b" ", 4)
         position = int(offset)
-        live.newest = max(live.newest, position)
-        if live.last is None or live.healing is not None:
+        if live.epoch != epoch.decode():  # the log was replaced, or the message is a late one
+            self._heal(live)
             return
-        if live.epoch != epoch.decode():
-            self._start_epoch(live, epoch.decode(), position)
-        elif position > live.last:
+        live.newest = max(live.newest, position)
+        if live.healing is None and live.last is not None and position > live.last:
             if text and int(previous) <= live.last:
                 name, _, number = call.partition(b":")
                 published_at = None
@@ -241,7 +242,7 @@ class LiveRooms:
             self._start_epoch(live, epoch.decode(), int(position))
         # Also for a heal that is under way: its read may be older than the subscription.
         live.newest = max(live.newest, int(position))
-        if live.newest > live.last:
+        if live.healing is None and (live.newest > live.last or live.must_heal):
             self._heal(live)
 
     async def _report_subscribers(self, room: Room, node: str, count: int) -> tuple[bytes, bytes]:
@@ -280,33 +281,47 @@ class LiveRooms:
         except Exception:  # a broken handler must not stop the deliveries of other rooms
             logger.exception("delivery to room %s failed; continuing", live.room)
 
-    def _start_epoch(self, live: _LiveRoom, epoch: str, position: int) -> None:
+    def _start_epoch(self, live: _LiveRoom, epoch: str, head: int) -> None:
         """Continue in a new log: entries of the previous one may be lost."""
-        live.epoch, live.last, live.newest = epoch, position, position
-        logger.warning("the log of a room was replaced; its subscribers resume; room=%s", live.room)
-        self._on_gap(live.room)
+        live.epoch, live.newest = epoch, head
+        # Offsets follow the clock. If it was set back, all entries of the new log come before.
+        live.last = min(live.last or 0, head)
+        logger.warning("the log of a room was replaced; room=%s", live.room)
+        self._report_gap(live)
+
+    def _report_gap(self, live: _LiveRoom) -> None:
+        self._on_gap(live.room, Cursor(live.epoch, live.last or 0))
 
     def _heal(self, live: _LiveRoom) -> None:
-        if live.healing is None:
+        """Start to deliver from the log what did not arrive; once the room has joined."""
+        live.must_heal = True
+        if live.healing is None and live.last is not None:
             live.healing = self._tasks.spawn(self._read_missing(live))
 
     async def _read_missing(self, live: _LiveRoom) -> None:
         """Deliver from the log what did not arrive."""
         try:
+            reported_at: Cursor | None = None  # where a gap was reported
             while live.last is not None:
-                page = await self._read(live.room, Cursor(live.epoch, live.last), _HEAL_PAGE)
-                epoch = page.entries[0].cursor.epoch if page.entries else live.epoch
-                if not page.recovered or epoch != live.epoch:
-                    newest = page.entries[-1].cursor.offset if page.entries else live.newest
-                    self._start_epoch(live, epoch, max(newest, live.last))
-                    return
+                live.must_heal = False
+                position, newest = Cursor(live.epoch, live.last), live.newest
+                page = await self._read(live.room, position, _HEAL_PAGE)
+                if live.epoch != position.epoch:  # replaced during the read
+                    continue
+                if not page.recovered and position != reported_at:
+                    await self._set_subscribers(live)
+                    if live.epoch == position.epoch:  # entries were deleted, unless it was replaced
+                        self._report_gap(live)
+                    reported_at = Cursor(live.epoch, live.last)
+                    continue
                 for entry in page.entries:
                     live.last = entry.cursor.offset
                     self._deliver_entry(live, entry, None)
-                if len(page.entries) < _HEAL_PAGE and live.newest <= live.last:
+                if not page.entries:  # what was announced is deleted already
+                    live.last = max(live.last, newest)
+                is_at_end = len(page.entries) < _HEAL_PAGE and live.newest <= live.last
+                if is_at_end and not live.must_heal:
                     return
-                if not page.entries:  # announced, and deleted already
-                    live.last = live.newest
         except StoreUnavailableError:
             pass  # the next connection of the feed catches up
         finally:
