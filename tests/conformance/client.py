@@ -272,11 +272,8 @@ class Client:
         keys: what the server knows; None: it has none.
     """
 
-    def __init__(
-        self, url: str, http: httpx.AsyncClient, keys: Keys | None = None, nodes: int = 1
-    ) -> None:
+    def __init__(self, url: str, http: httpx.AsyncClient, keys: Keys | None = None) -> None:
         self.url = url.rstrip("/")
-        self._nodes = nodes
         self._http = http
         self._given_keys = keys
         self._credential_for: Callable[[str], str | None] = (
@@ -291,7 +288,7 @@ class Client:
 
     def showing(self, credential: str | None) -> Client:
         """The same server with this credential in every request; None: without one."""
-        other = Client(self.url, self._http, self._given_keys, self._nodes)
+        other = Client(self.url, self._http, self._given_keys)
         other._credential_for = lambda _: credential
         return other
 
@@ -368,13 +365,10 @@ class Client:
         return found
 
     async def connections(self, room: str) -> int:
-        """The listeners of a room. Each node counts its own; consecutive requests reach all."""
-        count = 0
-        for _ in range(self._nodes):
-            response = await self.get(room_path(room, "health"))
-            assert response.status_code == 200, response.text
-            count += int(response.json()["connections"])
-        return count
+        """The listeners of a room, at all nodes."""
+        response = await self.get(room_path(room, "health"))
+        assert response.status_code == 200, response.text
+        return int(response.json()["connections"])
 
     async def until_connections(self, room: str, count: int) -> None:
         """Wait until a room has so many listeners: each look is a request, and 200 a second are
@@ -479,7 +473,7 @@ async def open_client(
     async with httpx.AsyncClient(
         timeout=TIMEOUT_S, verify=_TLS, limits=limits, trust_env=False
     ) as http:
-        yield Client(url, http, keys, nodes)
+        yield Client(url, http, keys)
 
 
 def problem_of(url: str, keys: Keys | None = None) -> str | None:

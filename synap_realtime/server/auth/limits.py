@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Awaitable, Iterator, Sequence
+from typing import NamedTuple, NoReturn
 
 from throttled import Throttled, per_sec
 from throttled.store import MemoryStore
@@ -19,7 +19,9 @@ from ...loopback import is_loopback
 from ...protocol.rooms import Room
 from ..config import ServerSettings
 from ..errors import RateLimitedError, UserConnectionLimitError
+from ..stores.base import SharedRateStore
 from .claims import Claims
+from .shared_rates import SharedRates
 
 MAX_TRACKED_KEYS = 100_000
 """The maximum number of callers that each rate counts."""
@@ -34,10 +36,20 @@ class ConnectionSlot(NamedTuple):
 
 
 class Limits:
-    """The counters of one node."""
+    """The counters of one node, and its part of the rates that nodes share."""
 
-    def __init__(self, settings: ServerSettings) -> None:
+    def __init__(self, settings: ServerSettings, rates: SharedRateStore | None = None) -> None:
+        """
+        Args:
+            rates: where the nodes share the rates of publishers; None: this node alone counts them.
+        """
         self._settings = settings
+        self._shared: SharedRates | None = None
+        if rates is not None:
+            shared = {
+                "notifications": settings.publishes_per_s, "bytes": settings.publish_bytes_per_s
+            }  # fmt: skip
+            self._shared = SharedRates(rates, shared, most=MAX_TRACKED_KEYS)
         self._connects = _rate(settings.new_connections_per_s)
         self._publishes = _rate(settings.publishes_per_s)
         self._bytes = _rate(settings.publish_bytes_per_s)
@@ -51,25 +63,46 @@ class Limits:
         self._by_room: Counter[str] = Counter()
         self._by_address: Counter[str] = Counter()
 
-    def check_publish(self, claims: Claims, count: int, size: int) -> None:
+    def check_publish(self, claims: Claims, count: int, size: int) -> Awaitable[None] | None:
         """Count notifications and their bytes, each once for each of its rooms.
 
         A rejected request counts nothing. Without keys there is no limit.
+
+        Returns:
+            None if they are counted; else what to await, because the store has to be asked. It
+            raises StoreUnavailableError if the store cannot answer.
 
         Raises:
             RateLimitedError: over the limit.
         """
         who = claims.caller
         if who is None:
-            return
+            return None
+        if self._shared is not None:
+            if self._shared.take_leased(who, (count, size)):
+                return None
+            return self._take_shared(self._shared, who, (count, size))
         if wait_s := self._publishes.try_acquire(who, count):
-            most, what = self._settings.publishes_per_s, "notifications"
+            self._reject_publish(wait_s, 0.0)
         elif wait_s := self._bytes.try_acquire(who, size):
             self._publishes.release(who, count)
-            most, what = self._settings.publish_bytes_per_s, "bytes"
+            self._reject_publish(0.0, wait_s)
+        return None
+
+    async def _take_shared(self, rates: SharedRates, who: str, costs: Sequence[int]) -> None:
+        waits = await rates.take(who, costs)
+        if any(waits):
+            self._reject_publish(*waits)
+
+    def _reject_publish(self, notifications_s: float, bytes_s: float) -> NoReturn:
+        """Reject a publish of a caller who has to wait for so many seconds."""
+        if notifications_s:
+            most, what = self._settings.publishes_per_s, "notifications"
         else:
-            return
-        raise RateLimitedError(f"rate limit exceeded: {most} {what}/s per key", wait_s)
+            most, what = self._settings.publish_bytes_per_s, "bytes"
+        raise RateLimitedError(
+            f"rate limit exceeded: {most} {what}/s per key", notifications_s or bytes_s
+        )
 
     def check_request(self, claims: Claims | None, address: str | None) -> None:
         """Count a request other than a publish, and check that its caller may read more.

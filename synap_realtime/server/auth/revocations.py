@@ -7,10 +7,10 @@ import contextlib
 import json
 import logging
 import time
-from collections import deque
-from collections.abc import Callable
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import uuid_utils
 
@@ -27,6 +27,7 @@ ROOM = Room("synap_revocations")
 every node of the store. No request can name it."""
 
 _PAGE = 100
+_MAX_RECENT = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,13 @@ class Revocation:
     kind: Literal["user", "token"]
     subject: str
     at: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {"of": self.kind, "name": self.subject, "at": self.at}
+
+    @classmethod
+    def from_json(cls, members: Mapping[str, Any]) -> Revocation:
+        return cls(members["of"], members["name"], members["at"])
 
     def matches(self, claims: Claims) -> bool:
         if self.kind == "token":
@@ -89,8 +97,8 @@ class Revocations:
         self._order: deque[tuple[float, Revocation]] = (
             deque()
         )  # in order of arrival, with the monotonic time
-        self._pending: dict[Revocation, int | None] = {}
-        """Revocations that are being stored -> how many connections they closed, once applied."""
+        self._closed: OrderedDict[Revocation, int] = OrderedDict()
+        """Recent revocations -> how many connections each closed on this node."""
         self.loaded = False
         self._has_joined = self._was_loaded = False
         self._loading = asyncio.Lock()
@@ -137,8 +145,8 @@ class Revocations:
         found = [self._known[key] for key in keys if key[1] is not None and key in self._known]
         return any(revocation.matches(claims) for revocation in found)
 
-    async def revoke(self, of: Literal["user", "token"], name: str) -> int:
-        """Revoke the tokens of a user, or one token. Return how many connections that closed here.
+    async def revoke(self, of: Literal["user", "token"], name: str) -> Revocation:
+        """Revoke the tokens of a user, or one token. Close the connections of this node.
 
         Raises:
             StoreUnavailableError: the revocation was not stored, and nothing was closed.
@@ -151,34 +159,35 @@ class Revocations:
         # Without the monotonic clock, setting the wall clock back would spare recent tokens.
         now = max(self._clock(), self._began + self._running())
         revocation = Revocation(of, name, now + self._leeway_s)
-        text = json.dumps({"of": of, "name": name, "at": revocation.at})
-        self._pending[revocation] = None
-        try:
-            await self._store.publish([Publication(ROOM, str(uuid_utils.uuid7()), text)])
-            closed = self._pending[revocation]
-        finally:
-            self._pending.pop(revocation, None)
-        if closed is None:  # it is delivered later, but the answer says that it is in force
-            self._enforce(revocation)
-            closed = self.on_revoked(revocation)
-        return closed
+        text = json.dumps(revocation.to_json())
+        await self._store.publish([Publication(ROOM, str(uuid_utils.uuid7()), text)])
+        self.enforce(revocation)  # even if it is delivered later, it is in force now
+        return revocation
 
     def apply(self, entry: Entry) -> int:
         """Put a delivered entry of :data:`ROOM` in force. Return how many connections it closed."""
-        revocation = self._remember(entry)
-        closed = self.on_revoked(revocation)
-        if revocation in self._pending:
-            self._pending[revocation] = closed
+        return self.enforce(self._remember(entry))
+
+    def enforce(self, revocation: Revocation) -> int:
+        """Put a stored revocation in force. Return how many connections it closed on this node.
+
+        A further call has no effect, and returns the same.
+        """
+        closed = self._closed.get(revocation)
+        if closed is None:
+            self._remember_newest(revocation)
+            closed = self._closed[revocation] = self.on_revoked(revocation)
+            if len(self._closed) > _MAX_RECENT:
+                self._closed.popitem(last=False)
         return closed
 
     def _remember(self, entry: Entry) -> Revocation:
-        members = json.loads(entry.text)
-        found = Revocation(members["of"], members["name"], members["at"])
-        self._enforce(found)
+        found = Revocation.from_json(json.loads(entry.text))
+        self._remember_newest(found)
         self._order.append((self._running(), found))
         return found
 
-    def _enforce(self, revocation: Revocation) -> None:
+    def _remember_newest(self, revocation: Revocation) -> None:
         known = self._known.get((revocation.kind, revocation.subject))
         if known is None or known.at <= revocation.at:
             self._known[revocation.kind, revocation.subject] = revocation

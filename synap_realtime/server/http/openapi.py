@@ -73,6 +73,13 @@ _CODE = {
     ],
 }
 
+_PARTIAL = {
+    **_object(
+        "answered", "nodes", answered=_COUNT, nodes={"type": ["integer", "null"], "minimum": 0}
+    ),
+    "description": "Present if some nodes did not answer. The counts are those of the others.",
+}
+
 _RECEIPT = {"broadcastCount": _COUNT, "cursor": _CURSOR, "duplicate": _FLAG}
 
 _SCHEMAS: dict[str, Any] = {
@@ -128,7 +135,7 @@ _SCHEMAS: dict[str, Any] = {
     ),
     "RoomHealth": _object(
         "status", "connections", "roomId",
-        status={"const": "ok"}, connections=_COUNT, roomId=_TEXT,
+        status={"const": "ok"}, connections=_COUNT, roomId=_TEXT, partial=_PARTIAL,
     ),
     "RoomPresence": _object(
         "room", "connections", "users",
@@ -150,7 +157,7 @@ _SCHEMAS: dict[str, Any] = {
     },
     "Revoked": _object(
         "success", "revoked", "closed",
-        success={"const": True}, revoked={"type": "boolean"}, closed=_COUNT,
+        success={"const": True}, revoked={"type": "boolean"}, closed=_COUNT, partial=_PARTIAL,
     ),
     "Error": _object("error", "details", "code", error=_TEXT, details=_TEXT, code=_CODE),
 }  # fmt: skip

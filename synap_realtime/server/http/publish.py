@@ -414,7 +414,9 @@ class PublishService:
         try:
             with self._in_flight:
                 if self._limits.count_publishes:
-                    self._limits.check_publish(claims, count, size)
+                    counting = self._limits.check_publish(claims, count, size)
+                    if counting is not None:
+                        await counting
                 results = await self._store.publish(publications)
             problem = None
         except RateLimitedError as error:

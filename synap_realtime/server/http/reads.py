@@ -26,6 +26,9 @@ from ..messages import (
 from ..rooms.hub import Hub
 from ..rooms.presence import Presence
 from ..stores.base import LogStore
+from ..surveys import Answer, Surveys
+
+_QUESTION = "health"
 
 HISTORY_LIMIT, MAX_HISTORY_LIMIT = 100, 1000
 MAX_HISTORY_BYTES = 1024 * 1024
@@ -39,14 +42,22 @@ class RoomReads:
     """Handles the routes that read a room."""
 
     def __init__(
-        self, store: LogStore, hub: Hub, presence: Presence, access: AccessControl, limits: Limits
+        self,
+        store: LogStore,
+        hub: Hub,
+        presence: Presence,
+        access: AccessControl,
+        limits: Limits,
+        surveys: Surveys,
     ) -> None:
         self._store = store
         self._hub = hub
         self._presence = presence
         self._access = access
         self._limits = limits
+        self._surveys = surveys
         self._stopped = False
+        surveys.register(_QUESTION, self._count_connections)
 
     def stop(self) -> None:
         """Answer requests for a history with 503 from now on: the store is being closed."""
@@ -58,8 +69,14 @@ class RoomReads:
         claims = await self._access.authenticate_counted(request)
         if not claims.allows_room(room):
             raise room_not_allowed(claims)
-        connections = self._hub.subscriber_count(room)
-        return json_response(200, {"status": "ok", "connections": connections, "roomId": room})
+        answers = await self._surveys.ask(_QUESTION, {"room": room}, _connections_in)
+        connections = sum(answers.all)
+        return json_response(
+            200, {"status": "ok", "connections": connections, "roomId": room, **answers.marks()}
+        )
+
+    def _count_connections(self, arguments: Answer) -> Answer:
+        return {"connections": self._hub.subscriber_count(Room(arguments["room"]))}
 
     async def presence(self, request: Request) -> Response:
         """Handle ``GET /rooms/{room}/presence``."""
@@ -134,6 +151,10 @@ class RoomReads:
         members = {"cursor": str(position), "recovered": recovered, "more": more}
         parts.append(f"],{json.dumps(members, separators=(',', ':'))[1:]}".encode())
         yield b"".join(parts), True
+
+
+def _connections_in(answer: Answer) -> int:
+    return int(answer["connections"])
 
 
 async def _contents(chunks: AsyncGenerator[tuple[bytes, bool]]) -> AsyncGenerator[bytes]:

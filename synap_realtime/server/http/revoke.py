@@ -6,7 +6,7 @@ import re
 from typing import Literal
 
 from ..auth.authorization import AccessControl, require_scope
-from ..auth.revocations import Revocations, TooManyRevocationsError
+from ..auth.revocations import Revocation, Revocations, TooManyRevocationsError
 from ..auth.tokens import MAX_TEXT, MAX_TOKEN_BYTES, MalformedTokenError
 from ..errors import UnavailableError
 from ..logging import events
@@ -18,7 +18,10 @@ from ..messages import (
     json_response,
     read_json_body,
 )
+from ..surveys import Answer, Surveys
 from .in_flight import InFlight
+
+_QUESTION = "revoke"
 
 _Revocable = Literal["user", "token", "jti"]
 
@@ -35,11 +38,17 @@ class RevokeService:
     """Handles the route ``/revoke``."""
 
     def __init__(
-        self, access: AccessControl, revocations: Revocations, in_flight: InFlight
+        self,
+        access: AccessControl,
+        revocations: Revocations,
+        in_flight: InFlight,
+        surveys: Surveys,
     ) -> None:
         self._access = access
         self._revocations = revocations
         self._in_flight = in_flight
+        self._surveys = surveys
+        surveys.register(_QUESTION, self._enforce)
 
     async def revoke(self, request: Request) -> Response:
         """Handle ``POST /revoke``."""
@@ -52,14 +61,24 @@ class RevokeService:
         try:
             with self._in_flight:
                 name = await self._name_to_revoke(of, given)
-                closed = await self._revocations.revoke("user" if of == "user" else "token", name)
+                revocation = await self._revocations.revoke(
+                    "user" if of == "user" else "token", name
+                )
+                # The question carries the revocation, because it may arrive before the log's entry.
+                answers = await self._surveys.ask(_QUESTION, revocation.to_json(), _closed_in)
         except TooManyRevocationsError:
             raise UnavailableError(
                 "too many revocations are stored; remove the secret from the server's keys, which "
                 "revokes all tokens that it has signed"
             ) from None
+        closed = sum(answers.all)
         events.log_revoked(claims, of, name, closed)
-        return json_response(200, {"success": True, "revoked": True, "closed": closed})
+        return json_response(
+            200, {"success": True, "revoked": True, "closed": closed, **answers.marks()}
+        )
+
+    def _enforce(self, revocation: Answer) -> Answer:
+        return {"closed": self._revocations.enforce(Revocation.from_json(revocation))}
 
     async def _name_to_revoke(self, of: _Revocable, given: str) -> str:
         """Return the id of the user or the token to revoke.
@@ -83,6 +102,10 @@ class RevokeService:
                 "Nothing was revoked", f'{of}: this is a credential; send a token as {{"token": …}}'
             )
         return given
+
+
+def _closed_in(answer: Answer) -> int:
+    return int(answer["closed"])
 
 
 def _revocation_in(body: object) -> tuple[_Revocable, str]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from ...protocol.cursor import Cursor
 from ...protocol.rooms import Room, is_control_room, is_request_room
@@ -328,4 +328,83 @@ class ClusterStore(Store, Protocol):
     @property
     def is_shared(self) -> bool:
         """Always True: it distinguishes the store from those that serve one server."""
+        ...
+
+
+class Survey(NamedTuple):
+    """What the other servers of a store have answered to a question.
+
+    Attributes:
+        answers: the answer of each, by the id of the server.
+        asked: how many others there are; None if the store cannot list them now.
+    """
+
+    answers: Mapping[str, Mapping[str, Any]]
+    asked: int | None
+
+
+SurveyHandler = Callable[[str, Mapping[str, Any]], Mapping[str, Any] | None]
+"""Answers a question, given its name and its arguments, without blocking. Returns None if it does
+not know the question, which a newer server may have asked."""
+
+
+@runtime_checkable
+class SurveyStore(Protocol):
+    """A store by which each server can ask all others that share it."""
+
+    def answer_surveys(self, handler: SurveyHandler) -> None:
+        """Answer the questions of other servers. Called at most once, before any other method."""
+        ...
+
+    async def survey(self, question: str, arguments: Mapping[str, Any]) -> Survey:
+        """Ask all other servers, and wait for their answers for about a second.
+
+        It does not raise: answers that are missing are missing in the result.
+
+        Args:
+            question: its name, which the handlers of the others know.
+            arguments: what JSON can express.
+        """
+        ...
+
+
+class RateDemand(NamedTuple):
+    """What a caller takes from one rate, which allows a burst of one second's amount.
+
+    Attributes:
+        name: the name of the rate.
+        per_s: its amount a second.
+        cost: what is needed.
+        ahead: what is taken in addition if there is enough, for later.
+    """
+
+    name: str
+    per_s: int
+    cost: int
+    ahead: int
+
+
+class RateGrant(NamedTuple):
+    """The answer to demands.
+
+    Attributes:
+        waits_s: for each rate, how long to wait, in seconds; 0 if it has enough. Unless all are 0,
+            nothing was taken.
+        is_ahead: whether ``ahead`` was taken, too, of all rates.
+    """
+
+    waits_s: Sequence[float]
+    is_ahead: bool
+
+
+@runtime_checkable
+class SharedRateStore(Protocol):
+    """A store that keeps rates of callers which all servers share."""
+
+    async def take_rates(self, caller: str, demands: Sequence[RateDemand]) -> RateGrant:
+        """Take from several rates of a caller: from all or from none.
+
+        Raises:
+            StoreUnavailableError: whether something was taken is not known.
+        """
         ...

@@ -16,7 +16,7 @@ from websockets.typing import Origin, Subprotocol
 
 from synap_realtime.server import create_app
 from synap_realtime.server.config import load_settings
-from synap_realtime.server.http.admin.routes import MAX_CONNECTIONS, MAX_ROOMS
+from synap_realtime.server.http.admin.answers import MAX_CONNECTIONS, MAX_ROOMS
 from synap_realtime.server.serve import running_server
 from synap_realtime.tokens import mint_token
 

@@ -33,7 +33,7 @@ async function ask(path, options = {}) {
 
 const since = (name) => (now, before, seconds) => (now.totals[name] - before.totals[name]) / seconds;
 const TILES = [
-  { name: "connections", value: (now) => now.connections.websocket + now.connections.sse },
+  { name: "connections", value: connectionsOf },
   { name: "rooms with subscribers", value: (now) => now.roomCount },
   { name: "published / s", rate: since("published") },
   { name: "delivered / s", rate: since("delivered") },
@@ -65,8 +65,13 @@ function shown(number) {
   return number.toFixed(1);
 }
 
+function runsOf(state) {
+  return state.nodes.map((node) => `${node.name} ${node.startedAt}`).join();
+}
+
 function showTiles(now) {
-  const before = last && last.startedAt === now.startedAt ? last : null;
+  // The totals of other nodes, or of nodes that were restarted, give no rate.
+  const before = last && runsOf(last) === runsOf(now) ? last : null;
   last = { ...now, at: performance.now() };
   for (const tile of TILES) {
     if (tile.rate && !before) {
@@ -83,6 +88,36 @@ function showTiles(now) {
     tile.line.setAttribute("points", points.join(" "));
     tile.element.classList.toggle("bad", Boolean(tile.isBad) && value > 0);
   }
+}
+
+// ---- Nodes ----
+
+function duration(seconds) {
+  for (const [unit, size] of [["d", 86_400], ["h", 3600], ["min", 60]]) {
+    if (seconds >= size) return `${Math.floor(seconds / size)} ${unit}`;
+  }
+  return `${Math.max(0, Math.floor(seconds))} s`;
+}
+
+function connectionsOf(node) {
+  return node.connections.websocket + node.connections.sse;
+}
+
+function showNodes(now) {
+  const rows = now.nodes.map((node) => {
+    const row = make("tr");
+    const upFor = duration((Date.now() - new Date(node.startedAt)) / 1000);
+    row.append(make("td", node.name, { class: "mono" }), make("td", node.version), make("td", upFor),
+      make("td", connectionsOf(node).toLocaleString("en"), { class: "number" }));
+    return row;
+  });
+  $("nodes").replaceChildren(...rows);
+  $("cluster").hidden = rows.length === 1 && !now.partial;
+  const { answered, nodes } = now.partial ?? {};
+  $("node-count").textContent = now.partial
+    ? `${answered} of ${nodes ?? "an unknown number"} answered; the numbers cover these`
+    : `${rows.length}`;
+  $("node-count").classList.toggle("bad-news", Boolean(now.partial));
 }
 
 // ---- Rooms ----
@@ -117,13 +152,14 @@ async function showConnections() {
     if (open !== current) return;
     const rows = found.connections.map((one) => {
       const row = make("tr");
-      for (const text of [one.user ?? "–", one.device ?? "–", one.transport, one.address ?? "–", time(one.since),
-        time(one.expiresAt)]) row.append(make("td", text));
+      for (const text of [one.user ?? "–", one.device ?? "–", one.transport, one.address ?? "–", one.node,
+        time(one.since), time(one.expiresAt)]) row.append(make("td", text));
       return row;
     });
     $("connections").replaceChildren(...rows);
+    const missing = found.partial ? "; some nodes did not answer" : "";
     const more = found.total > rows.length ? ` of ${found.total}` : "";
-    $("connection-count").textContent = `${rows.length}${more}`;
+    $("connection-count").textContent = `${rows.length}${more}${missing}`;
   } catch (error) {
     if (open === current) $("connection-count").textContent = error.message;
   }
@@ -292,9 +328,11 @@ async function poll() {
     $("board").hidden = false;
     $("leave").hidden = !token;
     $("version").textContent = now.version;
-    $("about").textContent = `${now.store}. Since ${new Date(now.startedAt).toLocaleString("en-GB")}.`;
+    const oldest = now.nodes.map((node) => node.startedAt).sort()[0];
+    $("about").textContent = `${now.store}. Since ${new Date(oldest).toLocaleString("en-GB")}.`;
     light("good", "live");
     showTiles(now);
+    showNodes(now);
     showRooms(now);
     if (open) await showConnections();
   } catch (error) {

@@ -1,14 +1,16 @@
-"""The admin page, and its API: the current state of this node."""
+"""The admin page, and its API: the current state of all nodes that share the store."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import heapq
+import os
+import socket
 from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from ....protocol.notification import format_timestamp
 from ....protocol.rooms import Room
@@ -17,12 +19,20 @@ from ...messages import Request, RequestError, Response, json_response, parse_ro
 from ...metrics import Metrics
 from ...rooms.hub import Hub
 from ...rooms.sessions import Session, SessionRegistry
+from ...surveys import Answer, Surveys
+from .answers import (
+    MAX_CONNECTIONS,
+    NodeState,
+    RoomState,
+    largest_rooms,
+    merge_rooms,
+    merge_states,
+    parse_node_state,
+    parse_room_state,
+    sample_rooms,
+)
 
-MAX_ROOMS = 200
-"""The maximum number of rooms in a response: those with the most connections."""
-
-MAX_CONNECTIONS = 200
-"""The maximum number of connections of a room in a response: the newest ones."""
+_STATE, _ROOM = "admin.state", "admin.room"  # the questions to all nodes
 
 
 class Admin:
@@ -34,6 +44,7 @@ class Admin:
         sessions: SessionRegistry,
         access: AccessControl,
         metrics: Metrics,
+        surveys: Surveys,
         *,
         version: str,
         description: str,
@@ -46,9 +57,13 @@ class Admin:
         self._sessions = sessions
         self._access = access
         self._metrics = metrics
+        self._surveys = surveys
+        self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._version = version
         self._description = description
         self._started_at = _timestamp(datetime.now(UTC).timestamp())
+        surveys.register(_STATE, self._state)
+        surveys.register(_ROOM, self._room)
 
     async def page(self, request: Request) -> Response:  # noqa: ARG002 - everybody may load it
         """Handle ``GET /admin``: the page, without data."""
@@ -57,12 +72,23 @@ class Admin:
     async def state(self, request: Request) -> Response:
         """Handle ``GET /admin/state``."""
         await self._require_admin(request)
-        return json_response(200, self._state(request.query.get("room", "")))
+        part = request.query.get("room", "")
+        answers = await self._surveys.ask(_STATE, {"room": part}, parse_node_state)
+        state = {
+            "version": self._version,
+            "store": self._description,
+            "startedAt": self._started_at,
+            **merge_states(answers.all),
+            **answers.marks(),
+        }
+        return json_response(200, state)
 
     async def room(self, request: Request) -> Response:
         """Handle ``GET /admin/rooms/{room}``."""
         await self._require_admin(request)
-        return json_response(200, self._room(parse_room_param(request.path_segments[2])))
+        room = parse_room_param(request.path_segments[2])
+        answers = await self._surveys.ask(_ROOM, {"room": room}, parse_room_state)
+        return json_response(200, {**merge_rooms(answers.all), **answers.marks()})
 
     async def reject_unknown_path(self, request: Request) -> NoReturn:
         """Handle every other path under ``/admin``.
@@ -76,41 +102,47 @@ class Admin:
     async def _require_admin(self, request: Request) -> None:
         require_scope(await self._access.authenticate_counted(request), "admin")
 
-    def _state(self, part: str) -> dict[str, Any]:
-        """Return the totals and the largest rooms.
+    def _state(self, arguments: Answer) -> Answer:
+        """Return the totals and the largest rooms of this node.
 
         Args:
-            part: filters the rooms whose name contains it.
+            arguments: ``room`` filters the rooms whose name contains it.
         """
-        rooms = [(count, room) for room, count in self._hub.rooms()]
-        found = [each for each in rooms if part in each[1]]
-        largest = heapq.nsmallest(MAX_ROOMS, found, key=lambda each: (-each[0], each[1]))
-        return {
+        part = str(arguments["room"])
+        rooms = dict(self._hub.rooms())
+        state: NodeState = {
+            "name": self._name,
             "version": self._version,
-            "store": self._description,
             "startedAt": self._started_at,
             "connections": self._sessions.count(),
             "roomCount": len(rooms),
-            "rooms": [{"room": room, "connections": count} for count, room in largest],
+            "roomHashes": sample_rooms(rooms.keys()),
+            "rooms": largest_rooms(each for each in rooms.items() if part in each[0]),
             "totals": self._metrics.totals(),
         }
+        return state
 
-    def _room(self, room: Room) -> dict[str, Any]:
-        here = self._sessions.in_room(room)
+    def _room(self, arguments: Answer) -> Answer:
+        """Return the newest connections of a room at this node."""
+        here = self._sessions.in_room(Room(arguments["room"]))
         newest = heapq.nlargest(MAX_CONNECTIONS, here, key=lambda session: session.began_at)
-        return {"total": len(here), "connections": [_to_json(session) for session in newest]}
+        state: RoomState = {
+            "total": len(here),
+            "connections": [self._to_json(session) for session in newest],
+        }
+        return state
 
-
-def _to_json(session: Session) -> dict[str, str | None]:
-    ends_at = session.claims.expires_at
-    return {
-        "user": session.claims.user or session.claims.key_name,
-        "device": session.device,
-        "transport": session.transport,
-        "address": session.address,
-        "since": _timestamp(session.began_at),
-        "expiresAt": None if ends_at is None else _timestamp(ends_at),
-    }
+    def _to_json(self, session: Session) -> dict[str, str | None]:
+        ends_at = session.claims.expires_at
+        return {
+            "user": session.claims.user or session.claims.key_name,
+            "device": session.device,
+            "transport": session.transport,
+            "address": session.address,
+            "node": self._name,
+            "since": _timestamp(session.began_at),
+            "expiresAt": None if ends_at is None else _timestamp(ends_at),
+        }
 
 
 def _timestamp(seconds: float) -> str:

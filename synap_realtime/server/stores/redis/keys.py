@@ -6,7 +6,9 @@ Cluster. A standalone server gets the same names: moving to a cluster renames no
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
+from hashlib import blake2b
 from typing import NamedTuple
 from zlib import crc32
 
@@ -51,6 +53,7 @@ class KeySpace:
         self._prefix = prefix.encode()
         self.schema = b"%b:schema" % self._prefix
         self.nodes = b"%b:nodes" % self._prefix
+        self.questions = b"%b:survey" % self.partition(0)
         self.of_room = lru_cache(16_384)(self._of_room)
 
     def _of_room(self, room: Room) -> RoomKeys:
@@ -82,6 +85,16 @@ class KeySpace:
     def probe(self, node: str) -> bytes:
         """Return the channel on which a node checks that it receives."""
         return b"%b:probe:%b" % (self._prefix, node.encode())
+
+    def answers(self, node: str) -> bytes:
+        """Return the channel on which a node receives the answers to its questions."""
+        return b"%b:%b" % (self.questions, node.encode())
+
+    def rates(self, caller: str, names: Sequence[str]) -> list[bytes]:
+        """Return the key of each rate of a caller (string), all in one partition."""
+        digest = blake2b(caller.encode(), digest_size=16).hexdigest().encode()
+        partition = self.partition(crc32(digest) % PARTITIONS)
+        return [b"%b:rate:%b:%b" % (partition, name.encode(), digest) for name in names]
 
 
 def partition_of(room: Room) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...errors import StoreUnavailableError
 from .keys import ALL_PARTITIONS, KeySpace
-from .scripts import PROBE, REMOVE_NODE, us
+from .scripts import LIVE_NODES, PROBE, REMOVE_NODE, us
 from .tasks import Tasks
 
 logger = logging.getLogger(__name__)
@@ -63,6 +63,15 @@ class Membership:
             StoreUnavailableError: a part was not stored.
         """
         await asyncio.gather(*(report(partitions) for report in self._reports))
+
+    async def list_live(self) -> set[str]:
+        """Return the nodes that have sent a probe within their lifetime.
+
+        Raises:
+            StoreUnavailableError: the list cannot be read now.
+        """
+        found = await self._call(LIVE_NODES, (self._keys.nodes,), us(NODE_LIFETIME_S))
+        return {name.decode() for name in found}
 
     async def leave(self) -> None:
         """Remove this node from the list."""

@@ -257,7 +257,51 @@ REMOVE_NODE = _script("return redis.call('ZREM', KEYS[1], ARGV[4])")
 USAGE = _script("return string.match(redis.call('INFO', 'memory'), 'used_memory:(%d+)')")
 """Return the memory that Redis uses, in bytes."""
 
-ALL = (PUBLISH, READ, HEAD, JOIN, ACK, GET_ACK, CHECK, PROBE, ROOMS_OF_NODE, REMOVE_NODE, USAGE)
+LIVE_NODES = _script("""
+-- KEYS: nodes. ARGV[4..]: lifetime of a node (us). Returns: the nodes that are alive.
+return redis.call('ZRANGEBYSCORE', KEYS[1], text(clock(ARGV[3]) - ARGV[4]), '+inf')
+""")
+"""List the nodes."""
+
+SEND = _script("return redis.call(ARGV[4], KEYS[1], ARGV[5])")
+"""Publish a message (ARGV[5]) to a channel, by the command ARGV[4]."""
+
+TAKE_RATES = _script("""
+-- KEYS: a key for each rate, with the time when its bucket is full again.
+-- ARGV[4..]: for each: amount a second, cost, what is taken in addition if there is enough.
+-- Returns: 1 if the addition was taken, then how long each rate has to wait (us). Nothing is taken
+--          unless all have enough.
+local now, burst = clock(ARGV[3]), 1000000
+local known = redis.call('MGET', unpack(KEYS))
+local function take(ahead)
+  local reply, full, enough = {tostring(ahead)}, {}, true
+  for n = 1, #KEYS do
+    local cost = ARGV[3 * n + 2] + ahead * ARGV[3 * n + 3]
+    -- At most a burst, so that a clock that is set back blocks nobody for longer.
+    local since = math.min(math.max(now, tonumber(known[n] or 0)), now + burst)
+    full[n] = since + math.ceil(cost * 1000000 / ARGV[3 * n + 1])
+    local wait = math.max(0, full[n] - now - burst)
+    if wait > 0 then enough = false end
+    reply[n + 1] = text(wait)
+  end
+  if enough then
+    for n = 1, #KEYS do
+      local expiry_ms = math.ceil((full[n] - now) / 1000) + 1000
+      redis.call('SET', KEYS[n], text(full[n]), 'PX', text(expiry_ms))
+    end
+  end
+  return enough, reply
+end
+local enough, reply = take(1)
+if not enough then enough, reply = take(0) end
+return reply
+""")
+"""Take from several rates of a caller (GCRA with a burst of a second's amount)."""
+
+ALL = (
+    *(PUBLISH, READ, HEAD, JOIN, ACK, GET_ACK, CHECK, PROBE, ROOMS_OF_NODE, REMOVE_NODE, USAGE),
+    *(LIVE_NODES, SEND, TAKE_RATES),
+)
 
 CONFIRMED = frozenset({PUBLISH.sha, CHECK.sha})
 """The scripts whose writes have to be at a replica before the call returns, if the store promises

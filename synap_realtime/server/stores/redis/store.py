@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ....protocol.cursor import Cursor
@@ -19,8 +19,12 @@ from ..base import (
     Page,
     Publication,
     PublishResult,
+    RateDemand,
+    RateGrant,
     Retention,
     StoreStats,
+    Survey,
+    SurveyHandler,
     ignore_gap,
     make_entry,
 )
@@ -31,8 +35,10 @@ from .keys import ALL_PARTITIONS, SCHEMA_VERSION, KeySpace
 from .link import Link
 from .live_rooms import LiveRooms
 from .membership import Membership
+from .rates import take_rates
 from .requirements import Requirements
 from .scripts import ACK, CHECK, GET_ACK, HEAD, PUBLISH, READ, USAGE, us
+from .survey import RedisSurveys
 from .tasks import Tasks
 from .topology import Topology
 
@@ -82,11 +88,14 @@ class RedisStore:
         )
         self._membership = Membership(self._keys, self._node, self._call, self._tasks)
         self._membership.register(self._rooms.report, self._rooms.remove)
+        self._surveys = RedisSurveys(
+            self._keys, self._node, self._call, self._membership.list_live, b"PUBLISH"
+        )
         self._feed = self._rooms.feed = Feed(
             self._topology.connect,
             self._keys.probe(self._node),
             self._membership.send_probe,
-            self._rooms.on_message,
+            self._on_message,
             self._catch_up,
         )
         self._acks: dict[Room, dict[tuple[str, str], int]] = {}  # device and epoch to offset
@@ -214,6 +223,15 @@ class RedisStore:
         self._send_acks(room)  # the client may reconnect to another node
         self._rooms.leave(room)
 
+    def answer_surveys(self, handler: SurveyHandler) -> None:
+        self._surveys.answer_by(handler)
+
+    async def survey(self, question: str, arguments: Mapping[str, Any]) -> Survey:
+        return await self._surveys.ask(question, arguments)
+
+    async def take_rates(self, caller: str, demands: Sequence[RateDemand]) -> RateGrant:
+        return await take_rates(self._keys, self._call, caller, demands)
+
     async def check(self) -> None:
         found = await self._call(CHECK, (self._keys.schema,), SCHEMA_VERSION)
         if int(found) != SCHEMA_VERSION:
@@ -246,9 +264,18 @@ class RedisStore:
         self._feed.restart()
 
     def _on_connected(self) -> None:
+        for channel in self._surveys.channels:
+            self._tasks.spawn(self._feed.subscribe(channel))
         self._feed.start()
         if self._feed.is_current:  # it may still be connected to a server that was replaced
             self._feed.restart()
+
+    def _on_message(self, channel: bytes, payload: bytes) -> None:
+        handle = self._surveys.channels.get(channel)
+        if handle is None:
+            self._rooms.on_message(channel, payload)
+        else:
+            handle(payload)
 
     async def _catch_up(self) -> None:
         """Make up for the time in which no messages arrived."""
