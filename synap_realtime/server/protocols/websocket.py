@@ -78,8 +78,8 @@ class WebSocketProtocol(PacedProtocol):
 
     An idle connection has no timer, no task and no buffer.
 
-    The caller performs the handshake: it writes the 101 response, calls
-    ``transport.set_protocol(socket)``, and then ``socket.data_received(rest)`` with the bytes that
+    The caller performs the handshake: it calls ``transport.set_protocol(socket)``, starts to write,
+    calls :meth:`flush_response`, and then ``socket.data_received(rest)`` with the bytes that
     followed the request.
 
     Attributes:
@@ -98,6 +98,7 @@ class WebSocketProtocol(PacedProtocol):
         "_is_paused",
         "_pending_connections",
         "_pending_pong",
+        "_response",
         "_second",
         "_write_batch",
         "descriptor",
@@ -118,6 +119,7 @@ class WebSocketProtocol(PacedProtocol):
         write_batch: WriteBatch,
         pacer: Pacer,
         max_message_bytes: int,
+        response: bytes = b"",
     ) -> None:
         """
         Args:
@@ -128,6 +130,8 @@ class WebSocketProtocol(PacedProtocol):
             write_batch: collects the frames of this event-loop iteration, of all sockets.
             pacer: divides the event loop's time between all connections.
             max_message_bytes: a longer message closes the connection with 1009.
+            response: the 101 response. It is written together with the first frame, because each
+                write wakes the peer.
         """
         super().__init__(pacer)
         self.descriptor = raw_fd(transport)
@@ -139,6 +143,7 @@ class WebSocketProtocol(PacedProtocol):
         self._handler = handler
         self._pending_connections = pending_connections
         self._write_batch = write_batch
+        self._response = response
         self._pending_pong = b""  # answers the latest ping that came while the socket was blocked
         self._decoder = Decoder(max_message_bytes)
         self._second = 0
@@ -170,12 +175,19 @@ class WebSocketProtocol(PacedProtocol):
         # After a failed write, the event loop closes a socket before it calls connection_lost().
         if self._is_closing or transport.is_closing():
             return False
+        if self._response:
+            frame, self._response = self._response + frame, b""
         if self.descriptor is None or self._is_paused:
             transport.write(frame)
             return not self._is_paused
         if not write_direct(transport, self.descriptor, frame):
             self.abort()
         return self.is_writable
+
+    def flush_response(self) -> None:
+        """Write the response to the handshake, if no frame was written yet."""
+        if self._response:
+            self.write_now(b"")
 
     def write_batched(self, frame: bytes) -> bool:
         """Write a frame at the end of this event-loop iteration, or before the next :meth:`write`.
@@ -324,7 +336,8 @@ class WebSocketProtocol(PacedProtocol):
         self._write_batch.flush()
         self._is_closing = True
         self._leave_group()
-        self._transport.write(close_frame(code, reason))
+        self._transport.write(self._response + close_frame(code, reason))
+        self._response = b""
         self._pending_connections.add(self, CLOSE_HANDSHAKE_S)
 
     def _leave_group(self) -> None:
@@ -513,6 +526,7 @@ async def upgrade_to_websocket(
     on_accepted()
     sink.socket = socket = _switch_protocols(server, transport, request, sink)
     sink.start(opened.after)
+    socket.flush_response()
     if rest:
         socket.data_received(rest)
 
@@ -524,7 +538,6 @@ def _switch_protocols(
     handler: WebSocketHandler,
 ) -> WebSocketProtocol:
     accept = accept_key(request.headers["sec-websocket-key"])
-    transport.write(encode_switching_protocols(accept, request.chosen_subprotocol))
     socket = WebSocketProtocol(
         transport,
         handler,
@@ -532,6 +545,7 @@ def _switch_protocols(
         write_batch=server.write_batch,
         pacer=server.pacer,
         max_message_bytes=MAX_MESSAGE_BYTES,
+        response=encode_switching_protocols(accept, request.chosen_subprotocol),
     )
     transport.set_protocol(socket)
     transport.resume_reading()
