@@ -14,9 +14,12 @@ from .connection import UnsuitableServerError
 from .durability import Durability
 from .scripts import ALL
 
-_IN_SCRIPTS = re.compile(rb"redis\.call\('([A-Z]+)'")
+_IN_SCRIPTS = re.compile(rb"redis\.p?call\('([A-Z]+)'")
 
 _WITHOUT_KEY = frozenset({"INFO", "TIME"})
+
+_RUN_FIRST = frozenset({"CONFIG|GET", "EVALSHA", "INFO", "ROLE", "SCRIPT|LOAD", "SELECT"})
+"""What a connection runs before the check of permissions, so that Redis has named it already."""
 
 
 class Permission(NamedTuple):
@@ -66,11 +69,18 @@ def acl_rule(address: RedisAddress) -> str:
 
 
 def access_arguments(address: RedisAddress) -> list[str]:
-    """Return the arguments of :data:`~.scripts.ACCESS`."""
-    return [
-        " ".join([*each.command.split("|"), *([f"{address.prefix}:{{0}}:x"] if each.on else [])])
-        for each in needed_permissions(address)
-    ]
+    """Return the arguments of :data:`~.scripts.ACCESS`: what the check has not run yet.
+
+    Each command is complete. Redis reads an argument that says how many keys follow, as that of
+    EVALSHA, without looking whether it is there, and crashes.
+    """
+    key = f"{address.prefix}:{{0}}:x"
+    arguments = {"": "", "key": " ".join([key] * 4), "channel": key}
+    return [f"{each.command} {arguments[each.on]}" for each in _to_ask(needed_permissions(address))]
+
+
+def _to_ask(needed: Sequence[Permission]) -> list[Permission]:
+    return [each for each in needed if each.command not in _RUN_FIRST]
 
 
 def check_access(address: RedisAddress, refused: Sequence[int]) -> None:
@@ -79,7 +89,7 @@ def check_access(address: RedisAddress, refused: Sequence[int]) -> None:
     Raises:
         UnsuitableServerError: the user lacks permissions. The message says how to grant them.
     """
-    needed = needed_permissions(address)
+    needed = _to_ask(needed_permissions(address))
     missing = {needed[abs(number) - 1] for number in refused}
     if unknown := [needed[-number - 1].command for number in refused if number < 0]:
         raise UnsuitableServerError(

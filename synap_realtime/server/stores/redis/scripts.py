@@ -87,8 +87,13 @@ for n = 4, #KEYS do
   end
   if not known then
     local content = ARGV[at + 1]
-    redis.call('XADD', KEYS[2], 'MAXLEN', ARGV[4], text(offset) .. '-0',
+    local added = redis.pcall('XADD', KEYS[2], 'MAXLEN', ARGV[4], text(offset) .. '-0',
       'p', text(previous), 't', content)
+    if type(added) == 'table' then -- such as WRONGTYPE: what is not stored must not be a duplicate
+      redis.call('DEL', KEYS[n])
+      reply = added
+      break
+    end
     last = offset
     published = true
     local announced = table.concat({current, text(previous), text(offset), call}, ' ')

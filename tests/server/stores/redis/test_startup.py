@@ -111,6 +111,9 @@ async def test_key_of_another_type_is_a_clear_error(tmp_path: Path) -> None:
         server.command("SET", log, "x")
         with pytest.raises(StoreUnavailableError, match="another type: choose another"):
             await store.publish([publication("n2")])
+        server.command("DEL", log)
+        (result,) = await store.publish([publication("n2")])
+        assert not result.duplicate, "the refused publish has left nothing behind"
         await store.close()
 
 
