@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import re
-import shutil
 import socket
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-import pytest
 
 from synap_realtime.server import create_app
 from synap_realtime.server.serve import running_server
 from tests.support.certificates import certify
+
+from .proxy import running_proxy
 
 README = (Path(__file__).parents[2] / "deploy" / "README.md").read_text()
 TOKEN = "aTokenInTheQuery"
@@ -31,19 +28,6 @@ def snippet(start: str) -> str:
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
         return int(free.getsockname()[1])
-
-
-@contextmanager
-def proxy(*command: str | Path, log: Path) -> Iterator[None]:
-    if shutil.which(str(command[0])) is None:
-        pytest.skip(f"{command[0]} is not installed")
-    with log.open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output)
-        try:
-            yield
-        finally:
-            process.terminate()
-            process.wait(20)
 
 
 async def check_forwards_and_logs_no_token(url: str, upstream: int, folder: Path) -> None:
@@ -87,7 +71,7 @@ async def test_nginx_forwards_and_logs_no_token(tmp_path: Path) -> None:
         f"events {{}} http {{ {bodies} {server} }}"
     )
     nginx = ("nginx", "-p", tmp_path, "-e", "stderr", "-c", tmp_path / "nginx.conf")
-    with proxy(*nginx, log=tmp_path / "output.log"):
+    with running_proxy(*nginx, log=tmp_path / "output.log"):
         await check_forwards_and_logs_no_token(f"https://127.0.0.1:{port}", upstream, tmp_path)
 
 
@@ -103,5 +87,5 @@ async def test_caddy_forwards_and_logs_no_token(tmp_path: Path) -> None:
         site = site.replace(written, here)
     (tmp_path / "Caddyfile").write_text(site)
     caddy = ("caddy", "run", "--adapter", "caddyfile", "--config", tmp_path / "Caddyfile")
-    with proxy(*caddy, log=tmp_path / "caddy.log"):
+    with running_proxy(*caddy, log=tmp_path / "caddy.log"):
         await check_forwards_and_logs_no_token(f"http://127.0.0.1:{port}", upstream, tmp_path)
