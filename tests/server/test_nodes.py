@@ -171,6 +171,41 @@ async def test_publish_rate_holds_for_all_nodes(valkey: Valkey, per_s: int) -> N
             assert response.headers["Retry-After"] == "1"
 
 
+async def test_metrics_of_the_nodes_add_up(valkey: Valkey) -> None:
+    async with (
+        nodes(valkey) as (_, one, two),
+        listening(one, "user_1", token()) as a,
+        listening(two, "user_1", token()) as b,
+    ):
+        for each in (a, b):
+            await frame(each, "synap.subscribed")
+        for url in (one, two, two):
+            await ask(
+                url, "POST", "/rooms/user_1/broadcast", API_KEY, json={"type": "a", "data": {}}
+            )
+        for each in (a, b):
+            for _ in range(3):
+                await frame(each, "a")
+        scraped = [await metrics(url) for url in (one, two)]
+        assert scraped[0].keys() == scraped[1].keys(), "the same names and labels"
+        totals = {name: sum(each[name] for each in scraped) for name in scraped[0]}
+        assert totals['publishes_total{outcome="accepted"}'] == 3
+        assert totals['deliveries_total{kind="live"}'] == 6
+        assert totals['connections{transport="websocket"}'] == 2
+        assert totals['store_operation_duration_seconds_count{operation="publish"}'] == 3
+
+
+async def metrics(url: str) -> dict[str, float]:
+    """Scrape the metrics of a node, without buckets and those of its process."""
+    response = await ask(url, "GET", "/metrics", token(None, scope="metrics"))
+    lines = [line.rpartition(" ") for line in response.text.splitlines() if line[0] != "#"]
+    return {
+        name.removeprefix("synap_realtime_"): float(value)
+        for name, _, value in lines
+        if name.startswith("synap_realtime_") and "_bucket" not in name
+    }
+
+
 async def test_killed_node_is_missing_until_its_lifetime_has_passed(
     valkey: Valkey, set_waits: SetWaits
 ) -> None:

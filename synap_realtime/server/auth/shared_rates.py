@@ -29,7 +29,8 @@ class _Lease:
     Attributes:
         left: for each rate, what is left of it; infinite if the rate has no limit.
         free_at: for each rate, the earliest time at which a cost of 0 is allowed.
-        renewed: done at the end of the request that renews the lease; None if none does.
+        renewed: done at the end of the request that renews the lease, with its error if the store
+            is away; None if none does.
         renew_at: not before this time.
     """
 
@@ -115,7 +116,7 @@ class SharedRates:
                 self._leases.popitem(last=False)
         self._leases.move_to_end(who)
         if lease.renewed is not None:
-            await asyncio.shield(lease.renewed)
+            await asyncio.shield(lease.renewed)  # if the store is away, it is not asked once more
             if lease.take(costs):
                 return [0.0] * len(costs)
         waits = self._known_waits(lease, costs)
@@ -164,16 +165,20 @@ class SharedRates:
             )
         now = self._clock()
         is_granted = False
+        problem: StoreUnavailableError | None = None
         try:
             grant = await self._store.take_rates(who, demands)
             is_granted = not any(grant.waits_s)
+        except StoreUnavailableError as error:
+            problem = error
+            raise
         finally:
             if not is_granted:
                 for number in self._limited:
                     lease.left[number] += used[number]
             if renewed is not None:
                 lease.renewed = None
-                renewed.set_result(None)
+                _finish(renewed, problem)
         waits = [0.0] * len(costs)
         for number, demand, wait_s in zip(self._limited, demands, grant.waits_s, strict=True):
             waits[number] = wait_s
@@ -194,3 +199,11 @@ class SharedRates:
         # Without the store, the next publish that needs it is answered 503.
         if not renewal.cancelled() and not isinstance(renewal.exception(), StoreUnavailableError):
             renewal.result()
+
+
+def _finish(renewed: asyncio.Future[None], problem: StoreUnavailableError | None) -> None:
+    if problem is None:
+        renewed.set_result(None)
+    else:
+        renewed.set_exception(problem)
+        renewed.exception()  # retrieved: nobody may be waiting

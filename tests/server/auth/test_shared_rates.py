@@ -254,3 +254,22 @@ async def test_without_keys_there_is_no_limit(store: Store, claims: Claims) -> N
     limits = Limits(load_settings(publishes_per_s=1), store)
     assert [limits.check_publish(claims, 1, 1) for _ in range(10)] == [None] * 10
     assert not store.calls
+
+
+async def test_publish_that_waited_for_a_failed_renewal_fails_with_it(
+    store: Store, clock: Clock
+) -> None:
+    """So that it waits for an absent store once, not twice."""
+    subject = rates(store, clock, 1000)
+    await publish(subject, 1, 0)
+    store.gate.clear()
+    for _ in range(1000 // LEASE_SHARE):
+        assert subject.take_leased("jobs", (1, 0))
+        await asyncio.sleep(0)
+    waiting = [asyncio.create_task(subject.take("jobs", (1, 0))) for _ in range(3)]
+    await asyncio.sleep(0)
+    store.is_away = True
+    store.gate.set()
+    failed = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(each) for each in failed] == [StoreUnavailableError] * 3
+    assert len(store.calls) == 2

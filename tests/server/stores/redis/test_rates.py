@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import pytest
 import redis.asyncio
 
+from synap_realtime.protocol.rooms import Room
+from synap_realtime.server.auth.claims import Claims
+from synap_realtime.server.auth.limits import Limits
+from synap_realtime.server.config import load_settings
 from synap_realtime.server.errors import StoreUnavailableError
 from synap_realtime.server.stores.base import RateDemand, RateGrant
 from synap_realtime.server.stores.redis.address import parse_address
+from synap_realtime.server.stores.redis.connection import Command, RedisConnection
+from synap_realtime.server.stores.redis.scripts import PUBLISH, TAKE_RATES
 from synap_realtime.server.stores.redis.store import RedisStore
 from tests.server.stores.conftest import Clock
+from tests.support.stores import publication
 
 
 @pytest.fixture
@@ -94,6 +102,39 @@ async def test_many_at_a_time_never_exceed_the_burst(nodes: list[RedisStore]) ->
     calls = [node.take_rates("jobs", [demand(1, per_s=20)]) for node in nodes * 50]
     granted = [not any(grant.waits_s) for grant in await asyncio.gather(*calls)]
     assert 20 <= sum(granted) <= 30, "20, and what refills meanwhile"
+
+
+async def test_renewal_shares_the_round_trip_of_a_publish(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also a batch over several rooms; only the first publish of a caller waits for its lease."""
+    sent: list[set[bytes]] = []
+    execute = RedisConnection.execute
+
+    def record(
+        connection: RedisConnection, commands: Sequence[Command]
+    ) -> asyncio.Future[list[Any]]:
+        sent.append({word for command in commands for word in command if isinstance(word, bytes)})
+        return execute(connection, commands)
+
+    store = RedisStore(parse_address(url))
+    limits, claims = Limits(load_settings(publishes_per_s=1000), store), Claims(key_name="jobs")
+
+    async def publish(number: int) -> None:
+        counting = limits.check_publish(claims, 2, 300)
+        if counting is not None:
+            await counting
+        await store.publish([publication(f"{number}", Room(f"user_{n}")) for n in range(2)])
+
+    await publish(0)
+    monkeypatch.setattr(RedisConnection, "execute", record)
+    for number in range(1, 50):
+        await publish(number)
+    await store.close()
+    renewals = [each for each in sent if TAKE_RATES.sha in each]
+    assert len(renewals) >= 4
+    assert all(PUBLISH.sha in each for each in renewals)
+    assert len([each for each in sent if PUBLISH.sha in each]) == 49
 
 
 async def test_without_redis_it_raises() -> None:
