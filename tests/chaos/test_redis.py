@@ -282,6 +282,26 @@ async def test_subscribers_of_a_killed_node_are_removed(
         await store.close()
 
 
+async def test_no_node_has_failed_after_the_server_was_away(
+    valkey: Valkey, set_waits: SetWaits, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All nodes were silent meanwhile."""
+    set_waits(redis_node_lifetime_s=scaled(1.5))
+    async with contextlib.AsyncExitStack() as stack:
+        stores = [RedisStore(parse_address(valkey.url)) for _ in range(3)]
+        for store in stores:
+            stack.push_async_callback(store.close)
+            await store.join(ROOMS[0])
+        valkey.kill()
+        await asyncio.sleep(scaled(4))
+        valkey.start()
+        async with asyncio.timeout(TIMEOUT_S):
+            for store in stores:
+                await until_ready(store)
+        await asyncio.sleep(scaled(1))
+    assert "a node has failed" not in caplog.text
+
+
 async def test_node_that_was_silent_reports_its_subscribers_again(valkey: Valkey) -> None:
     room = ROOMS[0]
     silent, other = (RedisStore(parse_address(valkey.url)) for _ in range(2))

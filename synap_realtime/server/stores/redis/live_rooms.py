@@ -32,6 +32,7 @@ JOIN_TIMEOUT_S = 3.0
 """The longest time until a room is subscribed to."""
 
 _HEAL_PAGE = 100
+_LOG_DELAY_S = 1.0  # one line for all rooms of a failover
 
 
 @dataclass(slots=True, eq=False)
@@ -100,6 +101,7 @@ class LiveRooms:
         self._on_gap: GapHandler = ignore_gap
         self._live: dict[Room, _LiveRoom] = {}
         self._by_channel: dict[bytes, _LiveRoom] = {}
+        self._replaced = 0  # logs, since the last line of the log
         self._left: set[Room] = set()  # rooms without subscribers, which Redis does not know yet
 
     def subscribe(self, handler: DeliveryHandler, on_gap: GapHandler) -> None:
@@ -286,8 +288,14 @@ class LiveRooms:
         live.epoch, live.newest = epoch, head
         # Offsets follow the clock. If it was set back, all entries of the new log come before.
         live.last = min(live.last or 0, head)
-        logger.warning("the log of a room was replaced; room=%s", live.room)
+        if not self._replaced:
+            asyncio.get_running_loop().call_later(_LOG_DELAY_S, self._log_replaced)
+        self._replaced += 1
         self._report_gap(live)
+
+    def _log_replaced(self) -> None:
+        count, self._replaced = self._replaced, 0
+        logger.warning("logs were replaced, and a gap was reported to subscribers; rooms=%d", count)
 
     def _report_gap(self, live: _LiveRoom) -> None:
         self._on_gap(live.room, Cursor(live.epoch, live.last or 0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
@@ -17,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 NODE_LIFETIME_S = 10.0
 """A node that sends no probe for this time has failed. Another one removes what it has reported."""
+
+_MAX_PAUSE_S = 3.0  # between two probes while Redis answers
 
 Report = Callable[[Collection[int]], Awaitable[None]]
 """Stores again what this node has in some partitions: Redis may have lost it, or others may have
@@ -45,6 +48,7 @@ class Membership:
         self._removes: list[Remove] = []
         self._must_report = False
         self._probing: asyncio.Task[None] | None = None
+        self._probed_at = self._probing_since = -math.inf  # by the clock of the event loop
 
     def register(self, report: Report, remove: Remove) -> None:
         """Add what must be stored again after a reconnect, and removed if a node fails."""
@@ -102,5 +106,17 @@ class Membership:
             if self._must_report:
                 await self.report(ALL_PARTITIONS)
                 self._must_report = False
-            for node in failed:
-                await self.remove(node.decode())
+            if self._has_probed_for_long():
+                for node in failed:
+                    await self.remove(node.decode())
+
+    def _has_probed_for_long(self) -> bool:
+        """Note a probe. Return whether a node that is silent has failed.
+
+        After Redis was away, all nodes have been silent.
+        """
+        now = asyncio.get_running_loop().time()
+        if now - self._probed_at > _MAX_PAUSE_S:
+            self._probing_since = now
+        self._probed_at = now
+        return now - self._probing_since >= NODE_LIFETIME_S
