@@ -37,7 +37,15 @@ from .rooms.hub import Hub
 from .rooms.presence import Presence
 from .rooms.sessions import SessionRegistry
 from .stores import open_store
-from .stores.base import Entry, Retention, SharedRateStore, Store, needs_task
+from .stores.base import (
+    Entry,
+    PresenceStore,
+    Retention,
+    SharedRateStore,
+    Store,
+    UserConnectionStore,
+    needs_task,
+)
 from .stores.instrumented import InstrumentedStore
 from .surveys import Surveys
 
@@ -74,11 +82,14 @@ class Node:
         self._hub = hub = Hub(metrics.delivered)
         store.subscribe(self._deliver, self._on_gap)
         surveys = Surveys(store)
-        rates = store if isinstance(store, SharedRateStore) else None
-        self._limits = limits = Limits(settings, rates)
+        self._limits = limits = Limits(
+            settings,
+            store if isinstance(store, SharedRateStore) else None,
+            store if isinstance(store, UserConnectionStore) else None,
+        )
+        self._presence = presence = Presence(store if isinstance(store, PresenceStore) else None)
         self._store_needs_task = needs_task(store)
         self._store = store = InstrumentedStore(store, metrics)
-        self._presence = presence = Presence()
         self.budgets = budgets = Budgets(settings, metrics)
         self._revocations = revocations = Revocations(
             store, leeway_s=settings.token_leeway_s, kept_s=settings.revocation_retention_s()

@@ -19,7 +19,7 @@ from ...loopback import is_loopback
 from ...protocol.rooms import Room
 from ..config import ServerSettings
 from ..errors import RateLimitedError, UserConnectionLimitError
-from ..stores.base import SharedRateStore
+from ..stores.base import SharedRateStore, UserConnectionStore
 from .claims import Claims
 from .shared_rates import SharedRates
 
@@ -36,14 +36,21 @@ class ConnectionSlot(NamedTuple):
 
 
 class Limits:
-    """The counters of one node, and its part of the rates that nodes share."""
+    """The counters of one node, and its part of what nodes share."""
 
-    def __init__(self, settings: ServerSettings, rates: SharedRateStore | None = None) -> None:
+    def __init__(
+        self,
+        settings: ServerSettings,
+        rates: SharedRateStore | None = None,
+        connections: UserConnectionStore | None = None,
+    ) -> None:
         """
         Args:
             rates: where the nodes share the rates of publishers; None: this node alone counts them.
+            connections: where they share the connections of each user; None: likewise.
         """
         self._settings = settings
+        self._shared_connections = connections if settings.max_connections_per_user else None
         self._shared: SharedRates | None = None
         if rates is not None:
             shared = {
@@ -179,12 +186,39 @@ class Limits:
         """Count a message of a connection. Return False if it is over the limit."""
         return not self._messages.try_acquire(str(connection), 1)
 
-    def acquire(self, claims: Claims, room: Room, address: str | None) -> ConnectionSlot:
+    async def admit(self, claims: Claims, room: Room, address: str | None) -> ConnectionSlot:
         """Count a connection. Call :meth:`release` when it has ended.
 
         Raises:
             RateLimitedError: over the limit in total, of rooms, of this room, or of this address.
-            UserConnectionLimitError: over the limit of this user.
+            UserConnectionLimitError: over the limit of this user, at all nodes.
+            StoreUnavailableError: the connections at other nodes cannot be counted now.
+        """
+        slot = self._acquire(claims, room, address)
+        shared = self._shared_connections
+        if shared is None or slot.user is None:
+            return slot
+        most = self._settings.max_connections_per_user
+        try:
+            is_counted = await shared.acquire_connection(slot.user, most)
+        except BaseException:
+            self._release(slot)
+            raise
+        if not is_counted:
+            self._release(slot)
+            raise UserConnectionLimitError(most)
+        return slot
+
+    def release(self, slot: ConnectionSlot) -> None:
+        self._release(slot)
+        if self._shared_connections is not None and slot.user is not None:
+            self._shared_connections.release_connection(slot.user)
+
+    def _acquire(self, claims: Claims, room: Room, address: str | None) -> ConnectionSlot:
+        """Count a connection at this node.
+
+        Raises:
+            RateLimitedError: over a limit.
         """
         settings = self._settings
         source = _limited_address(address)
@@ -214,7 +248,7 @@ class Limits:
             counter[name] += 1
         return slot
 
-    def release(self, slot: ConnectionSlot) -> None:
+    def _release(self, slot: ConnectionSlot) -> None:
         self._connections -= 1
         for counter, name in self._counters(slot):
             counter[name] -= 1

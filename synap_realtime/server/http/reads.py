@@ -83,8 +83,9 @@ class RoomReads:
         room = parse_room_param(request.path_segments[1])
         claims = await self._access.authenticate_counted(request)
         await self._access.authorize(claims, "presence", room)
-        connections = self._hub.subscriber_count(room)
-        users = self._presence.users(room)
+        others = await self._presence.others(room)
+        connections = self._hub.subscriber_count(room) + others.connections
+        users = self._presence.users(room, others.users)
         response = json_response(200, {"room": room, "connections": connections, "users": users})
         self._limits.count_read(claims, request.address, len(response.body))
         return response

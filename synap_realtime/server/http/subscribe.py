@@ -17,7 +17,12 @@ from ...protocol.rooms import Room, key_of
 from ..auth.authorization import AccessControl
 from ..auth.claims import Claims
 from ..auth.limits import Limits
-from ..errors import PermissionDeniedError, UnauthenticatedError, UserConnectionLimitError
+from ..errors import (
+    PermissionDeniedError,
+    StoreUnavailableError,
+    UnauthenticatedError,
+    UserConnectionLimitError,
+)
 from ..messages import (
     Request,
     RequestError,
@@ -123,7 +128,7 @@ class SubscribeService:
                 raise
             raise CloseHandshakeError(CloseCode.FORBIDDEN, error.details) from None
         try:
-            session = self._open(request, params, claims, "websocket")
+            session = await self._open(request, params, claims, "websocket")
         except UserConnectionLimitError as error:
             raise CloseHandshakeError(CloseCode.CONNECTION_LIMIT, error.details) from None
         return AcceptedSubscription(session, params.after)
@@ -156,14 +161,15 @@ class SubscribeService:
         params = parse_subscribe_params(request.path_segments[1], request.query)
         after = UNKNOWN_POSITION if last and not is_cursor(last) else params.after
         claims = await self._admit(request, params)
-        body = b"" if request.method == "HEAD" else None
-        if body is None and self._in_flight.is_draining:  # a browser does not reconnect after a 503
-            body = f"retry: {SSE_RETRY_MS + secrets.randbelow(SSE_RETRY_MS)}\n\n".encode()
-        head = Response(200, body or b"", _EVENT_STREAM_HEADERS, _EVENT_STREAM)
-        if body is not None:
-            return head
-        session = self._open(request, params, claims, "sse")
-        return AcceptedSubscription(session, after, head)
+        if request.method == "HEAD":
+            return _event_stream()
+        if self._in_flight.is_draining:
+            return _ended_event_stream()
+        try:
+            session = await self._open(request, params, claims, "sse")
+        except StoreUnavailableError:
+            return _ended_event_stream()
+        return AcceptedSubscription(session, after, _event_stream())
 
     async def _admit(self, request: Request, params: SubscribeParams) -> Claims:
         """Authenticate and authorize a subscriber."""
@@ -178,11 +184,11 @@ class SubscribeService:
                 raise bad_request("Credential in the wrong place", details)
         return claims
 
-    def _open(
+    async def _open(
         self, request: Request, params: SubscribeParams, claims: Claims, transport: str
     ) -> Session:
         is_websocket = transport == "websocket"
-        return self._sessions.open(
+        return await self._sessions.open(
             params.room,
             claims,
             request.address,
@@ -191,6 +197,15 @@ class SubscribeService:
             acknowledges=is_websocket and request.supports_control_frames,
             wants_presence=params.wants_presence,
         )
+
+
+def _event_stream(body: bytes = b"") -> Response:
+    return Response(200, body, _EVENT_STREAM_HEADERS, _EVENT_STREAM)
+
+
+def _ended_event_stream() -> Response:
+    """Return an event stream that ends. A browser reconnects after it, but not after a 503."""
+    return _event_stream(f"retry: {SSE_RETRY_MS + secrets.randbelow(SSE_RETRY_MS)}\n\n".encode())
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,9 @@
 """Presence: the users of each room and their devices. See PROTOCOL.md, "Presence".
 
-Presence covers the connections of this node. A leave is sent only after a grace period, so that a
-reconnect does not show as a leave and a join.
+A leave is sent only after a grace period, so that a reconnect does not show as a leave and a join.
+
+Presence tracks the connections of this node. With a :class:`~..stores.base.PresenceStore`, it
+reports them to the other nodes, and merges theirs.
 
 Changes are coalesced, so that a flapping user costs no more than a steady one. The watchers of a
 room share the last state that was sent to them (``_Watched.last_sent``), and a flush sends each
@@ -11,13 +13,16 @@ user whose state differs from it once.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from ...protocol.control import PRESENCE, ControlFrame
 from ...protocol.rooms import Room
+from ..stores.base import PresenceStore, RoomPresence, UserPresence
 
 GRACE_S = 5.0
 """Time after a disconnect within which a reconnect is not reported as a leave."""
@@ -35,6 +40,10 @@ MAX_DEVICES = 64
 _SLICE = 500  # frames written before the event loop runs other callbacks
 
 
+CountRead = Callable[[int], object]
+"""Counts bytes that a watcher reads."""
+
+
 class Watcher(Protocol):
     """A connection that asked for presence frames.
 
@@ -46,7 +55,7 @@ class Watcher(Protocol):
 
 @dataclass(slots=True)
 class _User:
-    """The connections of one user.
+    """The connections of one user at this node.
 
     Attributes:
         devices: the number of connections by device name; None counts those without a name. A
@@ -55,19 +64,17 @@ class _User:
 
     devices: dict[str | None, int] = field(default_factory=dict)
 
-    def to_dict(self, user: str) -> dict[str, Any]:
+    def summary(self) -> UserPresence:
         names = sorted(name for name in self.devices if name is not None)
-        return {
-            "user": user,
-            "connections": sum(self.devices.values()),
-            "devices": names[:MAX_DEVICES],
-        }
+        return UserPresence(sum(self.devices.values()), tuple(names[:MAX_DEVICES]))
 
 
 class _Watched:
     """The watchers of a room, and the state that was last sent to them.
 
     Attributes:
+        others: the users at other nodes; None until they are known.
+        waiting: watchers that get the state as soon as it is known, and what counts its bytes.
         last_sent: the state that all watchers have, by user.
         state: ``last_sent`` as a frame; None if it has to be encoded again.
         changed: users whose state may differ from ``last_sent``, in the order of their changes.
@@ -75,11 +82,15 @@ class _Watched:
         timer: set until the next flush is allowed.
     """
 
-    __slots__ = ("changed", "last_sent", "sending", "state", "timer", "watchers")
+    __slots__ = (
+        "changed", "last_sent", "others", "sending", "state", "timer", "waiting", "watchers"
+    )  # fmt: skip
 
-    def __init__(self, last_sent: dict[str, dict[str, Any]]) -> None:
+    def __init__(self) -> None:
         self.watchers: set[Watcher] = set()
-        self.last_sent = last_sent
+        self.others: dict[str, UserPresence] | None = None
+        self.waiting: dict[Watcher, CountRead] = {}
+        self.last_sent: dict[str, UserPresence] = {}
         self.state: ControlFrame | None = None
         self.changed: dict[str, None] = {}
         self.sending: tuple[ControlFrame, Iterator[Watcher]] | None = None
@@ -95,7 +106,12 @@ class _Room:
 class Presence:
     """Tracks the users of each room and sends changes to the room's watchers."""
 
-    def __init__(self, *, grace_s: float | None = None) -> None:
+    def __init__(self, store: PresenceStore | None = None, *, grace_s: float | None = None) -> None:
+        """
+        Args:
+            store: where nodes share their presence; None: this node is alone.
+        """
+        self._store = store
         self._grace_s = GRACE_S if grace_s is None else grace_s
         self._rooms: dict[Room, _Room] = {}
         self._leaving: dict[tuple[Room, str, str | None], asyncio.TimerHandle] = {}
@@ -110,7 +126,7 @@ class Presence:
             tracked = self._rooms[room] = _Room()
         devices = tracked.users.setdefault(user, _User()).devices
         devices[device] = devices.get(device, 0) + 1
-        self._has_changed(tracked, user)
+        self._has_changed(room, tracked, user)
 
     def leave(self, room: Room, user: str, device: str | None) -> None:
         """Count a connection as ended. The device is removed after the grace period."""
@@ -121,7 +137,7 @@ class Presence:
         devices[device] -= 1
         if not devices[device]:
             self._begin_grace(room, user, device)
-        self._has_changed(tracked, user)
+        self._has_changed(room, tracked, user)
 
     def _begin_grace(self, room: Room, user: str, device: str | None) -> None:
         devices = self._rooms[room].users[user].devices
@@ -136,43 +152,106 @@ class Presence:
         loop = asyncio.get_running_loop()
         self._leaving[key] = loop.call_later(self._grace_s, self._expire, *key)
 
-    def watch(self, room: Room, watcher: Watcher) -> ControlFrame:
+    def watch(self, room: Room, watcher: Watcher, count_read: CountRead = lambda _: None) -> None:
         """Send a watcher the room's state, then each change until :meth:`unwatch`.
 
-        Returns:
-            The frame with the state.
+        The state is sent immediately unless the users at other nodes have to be read.
+
+        Args:
+            count_read: called with the size of the state in bytes.
         """
         tracked = self._rooms.setdefault(room, _Room())
         watched = tracked.watched
+        is_first = watched is None
         if watched is None:
-            users = {name: user.to_dict(name) for name, user in tracked.users.items()}
-            watched = tracked.watched = _Watched(users)
+            watched = tracked.watched = _Watched()
         watched.watchers.add(watcher)
+        watched.waiting[watcher] = count_read
+        if not is_first:
+            if watched.others is not None:
+                self._send_state(watched)
+        elif self._store is None:
+            self._merge_others(room, {})
+        else:
+            self._store.watch_presence(room, partial(self._merge_others, room))
+
+    def _send_state(self, watched: _Watched) -> None:
+        """Send the state to the watchers that wait for it."""
         if watched.state is None:
-            sent = [user for _, user in sorted(watched.last_sent.items())]
+            sent = [_to_dict(name, user) for name, user in sorted(watched.last_sent.items())]
             watched.state = ControlFrame(PRESENCE, {"event": "state", "users": sent})
-        watcher.send_control(watched.state)
-        return watched.state
+        waiting, watched.waiting = watched.waiting, {}
+        for watcher, count_read in waiting.items():
+            watcher.send_control(watched.state)
+            count_read(len(watched.state.encoded()))
+
+    def _merge_others(self, room: Room, changes: Mapping[str, UserPresence | None]) -> None:
+        """Handle changes of the users at other nodes. The first call has all of them."""
+        tracked = self._rooms.get(room)
+        if tracked is None or (watched := tracked.watched) is None:
+            return
+        is_first = watched.others is None
+        others = watched.others = watched.others or {}
+        for name, user in changes.items():
+            if user is None:
+                others.pop(name, None)
+            else:
+                others[name] = user
+        if is_first:
+            watched.last_sent = self._merged(tracked, others)
+            self._send_state(watched)
+        else:
+            for name in changes:
+                self._notify(tracked, name)
 
     def unwatch(self, room: Room, watcher: Watcher) -> None:
         """Send a watcher nothing more."""
         if (tracked := self._rooms.get(room)) is not None:  # else the server has stopped
             if (watched := tracked.watched) is not None:
                 watched.watchers.discard(watcher)
+                watched.waiting.pop(watcher, None)
                 if not watched.watchers:
                     self._stop_notifying(tracked)
+                    if self._store is not None:
+                        self._store.unwatch_presence(room)
             self._forget_if_empty(room)
 
-    def users(self, room: Room) -> list[dict[str, Any]]:
-        """Return ``[{"user":…,"connections":…,"devices":[…]}]``, sorted by the user's id."""
-        found = self._rooms.get(room)
-        if found is None:
-            return []
-        return [user.to_dict(name) for name, user in sorted(found.users.items())]
+    async def others(self, room: Room) -> RoomPresence:
+        """Return the presence at all other nodes.
+
+        Raises:
+            StoreUnavailableError: it cannot be read now.
+        """
+        if self._store is None:
+            return RoomPresence(0, {})
+        return await self._store.read_presence(room)
+
+    def users(
+        self, room: Room, others: Mapping[str, UserPresence] = MappingProxyType({})
+    ) -> list[dict[str, Any]]:
+        """Return ``[{"user":…,"connections":…,"devices":[…]}]``, sorted by the user's id.
+
+        Args:
+            others: the users at other nodes, to merge with those of this one.
+        """
+        merged = self._merged(self._rooms.get(room), others)
+        return [_to_dict(name, user) for name, user in sorted(merged.items())]
+
+    def _merged(
+        self, tracked: _Room | None, others: Mapping[str, UserPresence]
+    ) -> dict[str, UserPresence]:
+        names = {*others, *(() if tracked is None else tracked.users)}
+        found = ((name, _merge(tracked, others, name)) for name in names)
+        return {name: user for name, user in found if user is not None}
 
     def close(self) -> None:
-        """Stop all timers. No watcher receives anything more."""
+        """Stop all timers. No watcher receives anything more.
+
+        Other nodes keep the users of this one for the grace period, in which they may reconnect.
+        """
         self._is_closed = True
+        if self._store is not None:
+            self._store.end_presence(self._grace_s)
         for timer in self._leaving.values():
             timer.cancel()
         for tracked in self._rooms.values():
@@ -187,11 +266,18 @@ class Presence:
         del devices[device]
         if not devices:
             del tracked.users[name]
-        self._has_changed(tracked, name)
+        self._has_changed(room, tracked, name)
         self._forget_if_empty(room)
 
-    def _has_changed(self, tracked: _Room, name: str) -> None:
-        if (watched := tracked.watched) is not None:
+    def _has_changed(self, room: Room, tracked: _Room, name: str) -> None:
+        if self._store is not None:
+            user = tracked.users.get(name)
+            self._store.report_presence(room, name, None if user is None else user.summary())
+        self._notify(tracked, name)
+
+    def _notify(self, tracked: _Room, name: str) -> None:
+        watched = tracked.watched
+        if watched is not None and watched.others is not None:  # else the state is sent later
             watched.changed[name] = None
             if watched.timer is None:
                 self._flush(tracked)
@@ -228,17 +314,17 @@ class Presence:
             name = next(iter(watched.changed))
             del watched.changed[name]
             watched.state = None
-            before, user = watched.last_sent.get(name), tracked.users.get(name)
-            if user is None:
+            before = watched.last_sent.get(name)
+            now = _merge(tracked, watched.others or {}, name)
+            if now is None:
                 if watched.last_sent.pop(name, None) is not None:
-                    gone = _User().to_dict(name)
-                    return ControlFrame(PRESENCE, {"event": "leave", **gone})
+                    return _frame("leave", name, UserPresence(0, ()))
                 continue
-            watched.last_sent[name] = now = user.to_dict(name)
+            watched.last_sent[name] = now
             if before is None:
-                return ControlFrame(PRESENCE, {"event": "join", **now})
-            if before["devices"] != now["devices"]:
-                return ControlFrame(PRESENCE, {"event": "update", **now})
+                return _frame("join", name, now)
+            if before.devices != now.devices:
+                return _frame("update", name, now)
         return None
 
     def _stop_notifying(self, tracked: _Room) -> None:
@@ -250,3 +336,26 @@ class Presence:
         found = self._rooms.get(room)
         if found is not None and not found.users and found.watched is None:
             del self._rooms[room]
+
+
+def _merge(
+    tracked: _Room | None, others: Mapping[str, UserPresence], name: str
+) -> UserPresence | None:
+    """Return the presence of a user at this node and others, with a bounded number of devices."""
+    here = None if tracked is None else tracked.users.get(name)
+    elsewhere = others.get(name)
+    if here is None:
+        merged = elsewhere
+    elif elsewhere is None:
+        return here.summary()
+    else:
+        merged = here.summary().merged_with(elsewhere)
+    return None if merged is None else merged._replace(devices=merged.devices[:MAX_DEVICES])
+
+
+def _to_dict(name: str, user: UserPresence) -> dict[str, Any]:
+    return {"user": name, "connections": user.connections, "devices": list(user.devices)}
+
+
+def _frame(event: str, name: str, user: UserPresence) -> ControlFrame:
+    return ControlFrame(PRESENCE, {"event": event, **_to_dict(name, user)})

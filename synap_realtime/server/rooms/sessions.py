@@ -300,7 +300,7 @@ class SessionRegistry:
         self._left = asyncio.Event()
         revocations.on_revoked = self._close_revoked
 
-    def open(
+    async def open(
         self,
         room: Room,
         claims: Claims,
@@ -322,10 +322,12 @@ class SessionRegistry:
         Raises:
             RateLimitedError: a connection limit is reached.
             UserConnectionLimitError: the user has too many connections.
+            StoreUnavailableError: the connections of the user cannot be counted now.
         """
         device = claims.device or device
-        slot = self._limits.acquire(claims, room, address)
+        slot = await self._limits.admit(claims, room, address)
         self._metrics.connected(transport)
+        count_read = partial(self._limits.count_read, claims, address)
         subscription = Subscription(
             self._store,
             self._hub,
@@ -335,7 +337,7 @@ class SessionRegistry:
             acknowledges=acknowledges,
             budget=self._backlogs,
             caller=caller_of(claims, address),
-            count_read=partial(self._limits.count_read, claims, address),
+            count_read=count_read,
         )
         session = Session(
             subscription, room, claims, self._access, self._timers, slot=slot,
@@ -352,8 +354,7 @@ class SessionRegistry:
         if session.user is not None:
             self._presence.join(room, session.user, device)
         if wants_presence:
-            state = self._presence.watch(room, subscription)
-            self._limits.count_read(claims, address, len(state.encoded()))
+            self._presence.watch(room, subscription, count_read)
         return session
 
     def close(self, session: Session) -> None:

@@ -408,3 +408,101 @@ class SharedRateStore(Protocol):
             StoreUnavailableError: whether something was taken is not known.
         """
         ...
+
+
+class UserPresence(NamedTuple):
+    """A user who is present in a room, at one server or at several.
+
+    Attributes:
+        connections: how many the user has; 0 within the grace period after the last one.
+        devices: the names of the devices, sorted.
+    """
+
+    connections: int
+    devices: tuple[str, ...]
+
+    def merged_with(self, other: UserPresence) -> UserPresence:
+        """Return the presence at the servers of both."""
+        devices = tuple(sorted({*self.devices, *other.devices}))
+        return UserPresence(self.connections + other.connections, devices)
+
+
+class RoomPresence(NamedTuple):
+    """The presence in a room.
+
+    Attributes:
+        connections: all, including those without a user.
+        users: by id.
+    """
+
+    connections: int
+    users: Mapping[str, UserPresence]
+
+
+PresenceHandler = Callable[[Mapping[str, UserPresence | None]], None]
+"""Receives the changed users of a room, merged over all other servers, without blocking; None: the
+user is present at none of them."""
+
+
+@runtime_checkable
+class PresenceStore(Protocol):
+    """A store by which servers share who is present in their rooms.
+
+    Each server reports its own users, and receives those of all others. None of the methods fails
+    because the store is unavailable, except :meth:`read_presence`: what was reported is stored as
+    soon as possible, and watchers keep the last state until then.
+    """
+
+    def report_presence(self, room: Room, user: str, presence: UserPresence | None) -> None:
+        """Replace what this server has reported of a user, without blocking.
+
+        The store repeats it whenever it may have lost it, and removes it if this server fails.
+        """
+        ...
+
+    def end_presence(self, after_s: float) -> None:
+        """Report nothing more: the server stops. Remove what it has reported after this time."""
+        ...
+
+    async def read_presence(self, room: Room) -> RoomPresence:
+        """Return the presence at all other servers.
+
+        Raises:
+            StoreUnavailableError: it cannot be read now.
+        """
+        ...
+
+    def watch_presence(self, room: Room, handler: PresenceHandler) -> None:
+        """Call a handler with all users at other servers, as soon as possible, then with changes.
+
+        The first call may be empty. A room has one handler at a time.
+        """
+        ...
+
+    def unwatch_presence(self, room: Room) -> None:
+        """Call the handler of a room no more."""
+        ...
+
+
+@runtime_checkable
+class UserConnectionStore(Protocol):
+    """A store by which servers share how many connections each user has."""
+
+    async def acquire_connection(self, user: str, most: int) -> bool:
+        """Count a connection of a user. Call :meth:`release_connection` when it has ended.
+
+        Connections at several servers that begin at the same time never exceed the limit. The
+        store counts the connections of a server again whenever it may have lost them, and removes
+        them if the server fails.
+
+        Returns:
+            False if the user already has ``most`` connections at all servers; it is not counted.
+
+        Raises:
+            StoreUnavailableError: it cannot be counted now.
+        """
+        ...
+
+    def release_connection(self, user: str) -> None:
+        """Count a connection as ended, without blocking."""
+        ...

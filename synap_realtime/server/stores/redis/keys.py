@@ -35,6 +35,7 @@ class RoomKeys(NamedTuple):
         acks: the acknowledged cursors (hash).
         dedupe: the prefix of the key of each remembered id (string).
         channel: where new entries are announced.
+        presence: the users of each node (hash), and the channel where their changes are announced.
     """
 
     partition: int
@@ -44,6 +45,7 @@ class RoomKeys(NamedTuple):
     acks: bytes
     dedupe: bytes
     channel: bytes
+    presence: bytes
 
 
 class KeySpace:
@@ -53,6 +55,7 @@ class KeySpace:
         self._prefix = prefix.encode()
         self.schema = b"%b:schema" % self._prefix
         self.nodes = b"%b:nodes" % self._prefix
+        self.departed = b"%b:departed:{%b}" % (self._prefix, self.nodes)  # in the same hash slot
         self.questions = b"%b:survey" % self.partition(0)
         self.of_room = lru_cache(16_384)(self._of_room)
 
@@ -68,6 +71,7 @@ class KeySpace:
             b"%b:acks:%b" % (partition, name),
             b"%b:id:%b:" % (partition, name),
             b"%b:live:%b" % (partition, name),
+            b"%b:presence:%b" % (partition, name),
         )
 
     def partition(self, number: int) -> bytes:
@@ -81,6 +85,18 @@ class KeySpace:
     def node_rooms_in(self, partition: int, node: str) -> bytes:
         """Return the key of a node's rooms in a partition (hash)."""
         return b"%b:node:%b" % (self.partition(partition), node.encode())
+
+    def present_rooms(self, partition: int, node: str) -> bytes:
+        """Return the key of the rooms of a partition in which a node has users (set)."""
+        return b"%b:present:%b" % (self.partition(partition), node.encode())
+
+    def user_connections(self, user: str) -> bytes:
+        """Return the key of the number of connections that a user has at each node (hash)."""
+        return b"%b:user:%b" % (self.partition(partition_of(user)), user.encode())
+
+    def connected_users(self, partition: int, node: str) -> bytes:
+        """Return the key of the users of a partition who have connections at a node (set)."""
+        return b"%b:users:%b" % (self.partition(partition), node.encode())
 
     def probe(self, node: str) -> bytes:
         """Return the channel on which a node checks that it receives."""
@@ -97,6 +113,6 @@ class KeySpace:
         return [b"%b:rate:%b:%b" % (partition, name.encode(), digest) for name in names]
 
 
-def partition_of(room: Room) -> int:
-    """Return the number of a room's partition."""
-    return crc32(room.encode()) % PARTITIONS
+def partition_of(name: str) -> int:
+    """Return the number of the partition of a room or a user."""
+    return crc32(name.encode()) % PARTITIONS

@@ -70,6 +70,7 @@ class LiveRooms:
 
     Attributes:
         feed: subscribes to the channels of the rooms. Set before the first join.
+        on_other: called with the messages of other channels.
         publishing: the calls of PUBLISH that are under way, by their names. Their messages may
             arrive before their replies.
     """
@@ -90,6 +91,7 @@ class LiveRooms:
             lifetime_us: how long the positions of a room are kept, in microseconds.
         """
         self.feed: Feed
+        self.on_other: Callable[[bytes, bytes], None] = lambda *_: None
         self.publishing: dict[bytes, Sequence[Publication]] = {}
         self._keys = keys
         self._node = node
@@ -165,9 +167,10 @@ class LiveRooms:
             self._hand_over(live, cursor.offset, text, published_at)
 
     def on_message(self, channel: bytes, payload: bytes) -> None:
-        """Handle an announcement of PUBLISH."""
+        """Handle an announcement of PUBLISH, or a message of another channel."""
         live = self._by_channel.get(channel)
         if live is None:
+            self.on_other(channel, payload)
             return
         epoch, previous, offset, call, *text = payload.split(b" ", 4)
         position = int(offset)

@@ -41,6 +41,7 @@ class Membership:
             call: calls a script with keys and arguments.
         """
         self._keys = keys
+        self._lists = (keys.nodes, keys.departed)
         self._node = node
         self._call = call
         self._tasks = tasks
@@ -77,26 +78,32 @@ class Membership:
         found = await self._call(LIVE_NODES, (self._keys.nodes,), us(NODE_LIFETIME_S))
         return {name.decode() for name in found}
 
-    async def leave(self) -> None:
-        """Remove this node from the list."""
+    async def leave(self, stays_s: float) -> None:
+        """Remove this node from the list.
+
+        Args:
+            stays_s: how long what it has stored stays; then another node removes it.
+        """
         with contextlib.suppress(StoreUnavailableError):
-            await self._call(REMOVE_NODE, (self._keys.nodes,), self._node)
+            await self._unlist(self._node, stays_s)
 
     async def remove(self, node: str) -> None:
-        """Remove a failed node, and what it has stored.
+        """Remove a node that has failed or left, and what it has stored.
 
         Raises:
             StoreUnavailableError: a part was not removed; the node stays in the list.
         """
         await asyncio.gather(*(remove(node) for remove in self._removes))
-        await self._call(REMOVE_NODE, (self._keys.nodes,), node)
-        logger.warning("a node has failed; what it had reported was removed; node=%s", node)
+        await self._unlist(node)
+
+    async def _unlist(self, node: str, stays_s: float = 0.0) -> None:
+        await self._call(REMOVE_NODE, self._lists, node, us(stays_s))
 
     async def _probe(self) -> None:
         with contextlib.suppress(StoreUnavailableError):
-            is_new, failed = await self._call(
+            is_new, failed, departed = await self._call(
                 PROBE,
-                (self._keys.nodes,),
+                self._lists,
                 self._node,
                 self._keys.probe(self._node),
                 us(NODE_LIFETIME_S),
@@ -109,6 +116,12 @@ class Membership:
             if self._has_probed_for_long():
                 for node in failed:
                     await self.remove(node.decode())
+                    logger.warning(
+                        "a node has failed; what it had reported was removed; node=%s",
+                        node.decode(),
+                    )
+            for node in departed:
+                await self.remove(node.decode())
 
     def _has_probed_for_long(self) -> bool:
         """Note a probe. Return whether a node that is silent has failed.

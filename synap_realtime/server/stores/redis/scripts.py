@@ -244,20 +244,126 @@ return version
 """Write something, and return the version of the schema."""
 
 PROBE = _script("""
--- KEYS: nodes. ARGV[4..]: node, its probe channel, lifetime of a node (us).
--- Returns: 1 if the node was not listed, and the nodes that sent no probe for their lifetime.
+-- KEYS: nodes, departed nodes. ARGV[4..]: node, its probe channel, lifetime of a node (us).
+-- Returns: 1 if the node was not listed, the nodes that sent no probe for their lifetime, and the
+--          departed ones whose time is over.
 local now = clock(ARGV[3])
 local is_new = redis.call('ZADD', KEYS[1], text(now), ARGV[4])
 redis.call('PUBLISH', ARGV[5], '')
-return {is_new, redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', text(now - ARGV[6]), 'LIMIT', 0, 10)}
+return {
+  is_new,
+  redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', text(now - ARGV[6]), 'LIMIT', 0, 10),
+  redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', text(now), 'LIMIT', 0, 10),
+}
 """)
 """Send a message to the node itself, and keep the node alive."""
 
 ROOMS_OF_NODE = _script("return redis.call('HKEYS', KEYS[1])")
 """Return the rooms that a node has subscribers of, in one partition."""
 
-REMOVE_NODE = _script("return redis.call('ZREM', KEYS[1], ARGV[4])")
+REMOVE_NODE = _script("""
+-- KEYS: nodes, departed nodes. ARGV[4..]: node, how long what it has stored stays (us).
+redis.call('ZREM', KEYS[1], ARGV[4])
+if ARGV[5] == '0' then return redis.call('ZREM', KEYS[2], ARGV[4]) end
+return redis.call('ZADD', KEYS[2], text(clock(ARGV[3]) + ARGV[5]), ARGV[4])
+""")
 """Remove a node from the list of nodes."""
+
+SET_PRESENCE = _script("""
+-- KEYS: presence, rooms in which the node has users. ARGV[4..]: node, room, publish command,
+--       channel, largest announcement, 1 to remove all users of the node that are not given,
+--       1 if the node has users of the room, then for each user: name, state or '' to remove it.
+-- Only differences are stored and announced.
+local before = tonumber(redis.call('HGET', KEYS[1], 'version')) or 0
+local prefix = ARGV[4] .. ':'
+local changed, given = {}, {}
+local function set(field, name, state)
+  if state == '' then
+    redis.call('HDEL', KEYS[1], field)
+  else
+    redis.call('HSET', KEYS[1], field, state)
+  end
+  changed[#changed + 1] = name
+  changed[#changed + 1] = state
+end
+for n = 11, #ARGV, 2 do
+  local field = prefix .. ARGV[n]
+  given[field] = true
+  local known = redis.call('HGET', KEYS[1], field) or ''
+  if known ~= ARGV[n + 1] then set(field, ARGV[n], ARGV[n + 1]) end
+end
+if ARGV[9] == '1' then
+  for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
+    if string.sub(field, 1, #prefix) == prefix and not given[field] then
+      set(field, string.sub(field, #prefix + 1), '')
+    end
+  end
+end
+if ARGV[10] == '1' then
+  redis.call('SADD', KEYS[2], ARGV[5])
+else
+  redis.call('SREM', KEYS[2], ARGV[5])
+end
+if #changed == 0 then return 0 end
+local now = math.max(clock(ARGV[3]), before + 1)
+redis.call('HSET', KEYS[1], 'version', text(now))
+if redis.call('HLEN', KEYS[1]) == 1 then redis.call('DEL', KEYS[1]) end
+local content = cjson.encode(changed)
+if #content > tonumber(ARGV[8]) then content = '' end
+return redis.call(ARGV[6], ARGV[7], table.concat({text(before), text(now), ARGV[4], content}, ' '))
+""")
+"""Store and announce users of a room at a node."""
+
+READ_PRESENCE = _script("""
+-- KEYS: presence, meta, rooms of the node. ARGV[4..]: room.
+-- Returns: version, connections at other nodes, then field and state of each user at each node.
+local found = redis.call('HGETALL', KEYS[1])
+local version
+local reply = {'', (tonumber(redis.call('HGET', KEYS[2], 'subscribers')) or 0)
+  - (tonumber(redis.call('HGET', KEYS[3], ARGV[4])) or 0)}
+for n = 1, #found, 2 do
+  if found[n] == 'version' then
+    version = found[n + 1]
+  else
+    reply[#reply + 1] = found[n]
+    reply[#reply + 1] = found[n + 1]
+  end
+end
+reply[1] = version or text(clock(ARGV[3]))  -- later than all changes before
+return reply
+""")
+"""Read the users of a room."""
+
+COUNT_CONNECTIONS = _script("""
+-- KEYS: users of the node, then the connections of each user.
+-- ARGV[4..]: node, then for each user: name, connections at the node, how many more it asks for,
+--       the most at all nodes.
+-- Returns: for each user, how many more it gets.
+local reply = {}
+for n = 2, #KEYS do
+  local at = 4 * n - 3
+  local count, more = tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
+  if more > 0 then
+    local others = -(tonumber(redis.call('HGET', KEYS[n], ARGV[4])) or 0)
+    for _, each in ipairs(redis.call('HVALS', KEYS[n])) do others = others + tonumber(each) end
+    more = math.max(0, math.min(more, tonumber(ARGV[at + 3]) - others - count))
+    count = count + more
+  end
+  if count > 0 then
+    redis.call('HSET', KEYS[n], ARGV[4], text(count))
+    redis.call('SADD', KEYS[1], ARGV[at])
+  else
+    redis.call('HDEL', KEYS[n], ARGV[4])
+    redis.call('SREM', KEYS[1], ARGV[at])
+  end
+  reply[n - 1] = more
+end
+return reply
+""")
+"""Set how many connections users have at a node, and add some if all nodes together allow it."""
+
+MEMBERS = _script("return redis.call('SMEMBERS', KEYS[1])")
+"""Return what a node has stored in one partition."""
 
 USAGE = _script("return string.match(redis.call('INFO', 'memory'), 'used_memory:(%d+)')")
 """Return the memory that Redis uses, in bytes."""
@@ -306,6 +412,7 @@ return reply
 ALL = (
     *(PUBLISH, READ, HEAD, JOIN, ACK, GET_ACK, CHECK, PROBE, ROOMS_OF_NODE, REMOVE_NODE, USAGE),
     *(LIVE_NODES, SEND, TAKE_RATES),
+    *(SET_PRESENCE, READ_PRESENCE, COUNT_CONNECTIONS, MEMBERS),
 )
 
 CONFIRMED = frozenset({PUBLISH.sha, CHECK.sha})

@@ -35,12 +35,14 @@ from .keys import ALL_PARTITIONS, SCHEMA_VERSION, KeySpace
 from .link import Link
 from .live_rooms import LiveRooms
 from .membership import Membership
+from .presence import SharedPresence
 from .rates import take_rates
 from .requirements import Requirements
 from .scripts import ACK, CHECK, GET_ACK, HEAD, PUBLISH, READ, USAGE, us
 from .survey import RedisSurveys
 from .tasks import Tasks
 from .topology import Topology
+from .user_connections import UserConnections
 
 INLINE_BYTES = 16 * 1024
 """A larger notification is announced without its text and read from the log, so that it cannot fill
@@ -88,16 +90,28 @@ class RedisStore:
         )
         self._membership = Membership(self._keys, self._node, self._call, self._tasks)
         self._membership.register(self._rooms.report, self._rooms.remove)
+        self._presence = SharedPresence(self._keys, self._node, self._call, self._tasks, b"PUBLISH")
+        self._membership.register(self._presence.report_again, self._presence.remove)
+        self._connections = UserConnections(self._keys, self._node, self._call)
+        self._membership.register(self._connections.report_again, self._connections.remove)
         self._surveys = RedisSurveys(
             self._keys, self._node, self._call, self._membership.list_live, b"PUBLISH"
         )
-        self._feed = self._rooms.feed = Feed(
+        self._rooms.on_other = self._on_other_message
+        self._feed = self._rooms.feed = self._presence.feed = Feed(
             self._topology.connect,
             self._keys.probe(self._node),
             self._membership.send_probe,
-            self._on_message,
+            self._rooms.on_message,
             self._catch_up,
         )
+        self.report_presence = self._presence.report
+        self.end_presence = self._presence.end
+        self.read_presence = self._presence.read
+        self.watch_presence = self._presence.watch
+        self.unwatch_presence = self._presence.unwatch
+        self.acquire_connection = self._connections.acquire
+        self.release_connection = self._connections.release
         self._acks: dict[Room, dict[tuple[str, str], int]] = {}  # device and epoch to offset
         self._ack_timer: asyncio.TimerHandle | None = None
 
@@ -251,9 +265,11 @@ class RedisStore:
             self._ack_timer.cancel()
         for room in list(self._acks):
             self._send_acks(room)
+        self._presence.end(0.0)
         await self._feed.close()
         await self._tasks.wait()
-        await self._membership.leave()
+        await self._connections.close()
+        await self._membership.leave(self._presence.stays_s)
         await self._link.close()
         await self._topology.close()
 
@@ -270,10 +286,10 @@ class RedisStore:
         if self._feed.is_current:  # it may still be connected to a server that was replaced
             self._feed.restart()
 
-    def _on_message(self, channel: bytes, payload: bytes) -> None:
+    def _on_other_message(self, channel: bytes, payload: bytes) -> None:
         handle = self._surveys.channels.get(channel)
         if handle is None:
-            self._rooms.on_message(channel, payload)
+            self._presence.on_message(channel, payload)
         else:
             handle(payload)
 

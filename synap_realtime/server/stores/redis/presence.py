@@ -1,0 +1,362 @@
+"""Presence over all nodes: a node stores the users of its connections, and mirrors other nodes'.
+
+The users of a room are one hash, with a field for each node and user. Each change of it is
+announced with the version of the hash before and after it, so that a node that has missed one
+notices it, and reads the hash again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial, reduce
+from typing import Any, NamedTuple
+
+from ....protocol.rooms import Room
+from ...errors import StoreUnavailableError
+from ..base import PresenceHandler, RoomPresence, UserPresence
+from .feed import Feed
+from .keys import ALL_PARTITIONS, KeySpace
+from .scripts import MEMBERS, READ_PRESENCE, SET_PRESENCE
+from .tasks import Tasks
+
+logger = logging.getLogger(__name__)
+
+INLINE_BYTES = 16 * 1024
+"""A larger announcement is sent without its content, and watching nodes read the hash."""
+
+RETRY_S = 1.0
+"""The pause before something that failed is tried again."""
+
+_RETRIED = 1000  # rooms that are tried again at a time
+_MAX_EARLY = 1000  # announcements that are kept while the hash is being read
+
+
+class _Announcement(NamedTuple):
+    """A change of the users of a room.
+
+    Attributes:
+        previous: the version of the hash before it; 0: there was none.
+        changes: user and state of each, one after another, as JSON; empty if they are too long.
+    """
+
+    previous: int
+    version: int
+    node: str
+    changes: bytes
+
+
+class _Mirror:
+    """The users of a room at other nodes, while this node has watchers of it.
+
+    Attributes:
+        users: the states of each user, by node.
+        version: of the hash; None until it was read.
+        loading: reads the hash.
+        is_outdated: whether the hash has to be read again after that.
+        early: announcements that arrived meanwhile.
+    """
+
+    def __init__(self, room: Room, handler: PresenceHandler) -> None:
+        self.room = room
+        self.handler = handler
+        self.users: dict[str, dict[str, UserPresence]] = {}
+        self.version: int | None = None
+        self.loading: asyncio.Task[None] | None = None
+        self.is_outdated = False
+        self.early: list[_Announcement] = []
+
+    def merged(self, user: str) -> UserPresence | None:
+        nodes = self.users.get(user)
+        return None if nodes is None else reduce(UserPresence.merged_with, nodes.values())
+
+    def set(self, node: str, user: str, state: bytes | str) -> None:
+        if state:
+            self.users.setdefault(user, {})[node] = _decode(state)
+        elif (nodes := self.users.get(user)) is not None:
+            nodes.pop(node, None)
+            if not nodes:
+                del self.users[user]
+
+    def notify(self, changed: Iterable[str]) -> None:
+        try:
+            self.handler({user: self.merged(user) for user in changed})
+        except Exception:  # a broken handler must not stop the messages of rooms
+            logger.exception("a change of presence was not handled; room=%s", self.room)
+
+
+class SharedPresence:
+    """Stores the users of this node, and watches those of all others.
+
+    Attributes:
+        feed: subscribes to announcements. Set before the first room is watched.
+    """
+
+    def __init__(
+        self,
+        keys: KeySpace,
+        node: str,
+        call: Callable[..., asyncio.Future[Any]],
+        tasks: Tasks,
+        publish_command: bytes,
+    ) -> None:
+        """
+        Args:
+            call: calls a script with keys and arguments.
+        """
+        self.feed: Feed
+        self._keys = keys
+        self._node = node
+        self._call = call
+        self._tasks = tasks
+        self._publish_command = publish_command
+        self._own: dict[Room, dict[str, bytes]] = {}  # what has to be stored
+        self._changed: dict[Room, set[str]] = {}  # not sent yet
+        self._stale: set[Room] = set()  # rooms that were not stored
+        self._mirrors: dict[bytes, _Mirror] = {}  # by channel
+        self._retry_timer: asyncio.TimerHandle | None = None
+        self._has_stored = False
+        self._has_ended = False
+        self.stays_s = 0.0
+        """How long the users stay when the node has left."""
+
+    def report(self, room: Room, user: str, presence: UserPresence | None) -> None:
+        if self._has_ended:
+            return
+        users = self._own.setdefault(room, {})
+        if presence is None:
+            users.pop(user, None)
+        else:
+            users[user] = _encode(presence)
+        if not users:
+            del self._own[room]
+        if room in self._stale:
+            return  # all of the room is stored later
+        if not self._changed:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._changed.setdefault(room, set()).add(user)
+
+    def end(self, after_s: float) -> None:
+        if self._has_ended:
+            return
+        self._flush()
+        for room in self._stale:
+            self._store_all(room)
+        self._has_ended = True
+        self.stays_s = after_s if self._own else 0.0
+        if self._retry_timer is not None:
+            self._retry_timer.cancel()
+        for mirror in list(self._mirrors.values()):
+            self.unwatch(mirror.room)
+
+    async def read(self, room: Room) -> RoomPresence:
+        mirror = _Mirror(room, lambda _: None)
+        connections = await self._read_into(mirror)
+        users = {user: merged for user in mirror.users if (merged := mirror.merged(user))}
+        return RoomPresence(connections, users)
+
+    def watch(self, room: Room, handler: PresenceHandler) -> None:
+        if self._has_ended:
+            return
+        mirror = self._mirrors[self._keys.of_room(room).presence] = _Mirror(room, handler)
+        self._load(mirror)
+
+    def unwatch(self, room: Room) -> None:
+        channel = self._keys.of_room(room).presence
+        if (mirror := self._mirrors.pop(channel, None)) is not None:
+            self.feed.unsubscribe(channel)
+            if mirror.loading is not None:
+                mirror.loading.cancel()
+
+    def on_message(self, channel: bytes, payload: bytes) -> None:
+        """Handle an announcement of SET_PRESENCE."""
+        mirror = self._mirrors.get(channel)
+        if mirror is None:
+            return
+        previous, version, node, changes = payload.split(b" ", 3)
+        announcement = _Announcement(int(previous), int(version), node.decode(), changes)
+        if mirror.loading is None:
+            self._apply(mirror, announcement)
+        elif len(mirror.early) < _MAX_EARLY:
+            mirror.early.append(announcement)
+        else:
+            mirror.early.clear()
+            mirror.is_outdated = True
+
+    async def report_again(self, partitions: Collection[int]) -> None:
+        """Store the users of this node again, and read those of the others.
+
+        It never fails: what is not stored now is stored later.
+        """
+        rooms = {room for room in (*self._own, *self._stale) if self._is_in(partitions, room)}
+        if self._has_stored:  # a replica that took over may know users who have left since
+            with contextlib.suppress(StoreUnavailableError):  # the next connection comes here again
+                rooms.update(await self._rooms_of(self._node, partitions))
+        for mirror in list(self._mirrors.values()):
+            if self._is_in(partitions, mirror.room):
+                self._load(mirror)
+        self._stale -= rooms
+        await asyncio.gather(*map(self._store_all, rooms), return_exceptions=True)
+
+    async def remove(self, node: str) -> None:
+        """Remove the users of a failed node.
+
+        Raises:
+            StoreUnavailableError: some were not removed.
+        """
+        rooms = await self._rooms_of(node, ALL_PARTITIONS)
+        await asyncio.gather(*(self._set(room, node, {}, is_complete=True) for room in rooms))
+
+    async def _rooms_of(self, node: str, partitions: Collection[int]) -> list[Room]:
+        """Return the rooms that a node has stored users of."""
+        found = await asyncio.gather(
+            *(
+                self._call(MEMBERS, (self._keys.present_rooms(partition, node),))
+                for partition in partitions
+            )
+        )
+        return [Room(name.decode()) for names in found for name in names]
+
+    def _is_in(self, partitions: Collection[int], room: Room) -> bool:
+        return self._keys.of_room(room).partition in partitions
+
+    # The users of this node
+
+    def _flush(self) -> None:
+        changed, self._changed = self._changed, {}
+        for room, names in changed.items():
+            if room not in self._stale:
+                users = self._own.get(room, {})
+                states = {name: users.get(name, b"") for name in names}
+                self._track(room, self._set(room, self._node, states))
+
+    def _store_all(self, room: Room) -> asyncio.Future[Any]:
+        states = self._own.get(room, {})
+        return self._track(room, self._set(room, self._node, states, is_complete=True))
+
+    def _set(
+        self, room: Room, node: str, states: Mapping[str, bytes], *, is_complete: bool = False
+    ) -> asyncio.Future[Any]:
+        """Store the states of users of a node.
+
+        Args:
+            states: an empty state removes the user.
+            is_complete: remove all other users of the node from the room.
+        """
+        keys = self._keys.of_room(room)
+        has_users = bool(states if node != self._node else self._own.get(room))
+        return self._call(
+            SET_PRESENCE,
+            (keys.presence, self._keys.present_rooms(keys.partition, node)),
+            node,
+            room,
+            self._publish_command,
+            keys.presence,
+            INLINE_BYTES,
+            int(is_complete),
+            int(has_users),
+            *(part for pair in states.items() for part in pair),
+        )
+
+    def _track(self, room: Room, stored: asyncio.Future[Any]) -> asyncio.Future[Any]:
+        self._has_stored = True
+        stored.add_done_callback(partial(self._was_stored, room))
+        return stored
+
+    def _was_stored(self, room: Room, stored: asyncio.Future[Any]) -> None:
+        if stored.cancelled() or stored.exception() is None or self._has_ended:
+            return
+        self._stale.add(room)
+        if self._retry_timer is None:
+            loop = asyncio.get_running_loop()
+            self._retry_timer = loop.call_later(RETRY_S, self._retry)
+
+    def _retry(self) -> None:
+        self._retry_timer = None
+        for room in list(self._stale)[:_RETRIED]:
+            self._stale.discard(room)
+            self._store_all(room)
+
+    # The users of other nodes
+
+    def _load(self, mirror: _Mirror) -> None:
+        if mirror.loading is None:
+            mirror.loading = self._tasks.spawn(self._fill(mirror))
+        else:
+            mirror.is_outdated = True
+
+    async def _fill(self, mirror: _Mirror) -> None:
+        """Read the users of a room until nothing was missed meanwhile."""
+        self.feed.start()
+        fresh = mirror
+        is_current = False
+        while not is_current:
+            mirror.is_outdated = False
+            try:
+                await self.feed.subscribe(self._keys.of_room(mirror.room).presence)
+                fresh = _Mirror(mirror.room, mirror.handler)
+                await self._read_into(fresh)
+            except StoreUnavailableError:
+                await asyncio.sleep(RETRY_S)
+                continue
+            is_current = not mirror.is_outdated
+        before, is_first = mirror.users, mirror.version is None
+        known = {user: mirror.merged(user) for user in before}
+        mirror.users, mirror.version, mirror.loading = fresh.users, fresh.version, None
+        early, mirror.early = mirror.early, []
+        changed = [
+            user for user in {**before, **fresh.users} if known.get(user) != mirror.merged(user)
+        ]
+        if changed or is_first:
+            mirror.notify(changed)
+        for announcement in early:
+            if mirror.loading is None:
+                self._apply(mirror, announcement)
+
+    async def _read_into(self, mirror: _Mirror) -> int:
+        """Read the users at other nodes. Return how many connections these have in the room."""
+        room, keys = mirror.room, self._keys.of_room(mirror.room)
+        version, connections, *fields = await self._call(
+            READ_PRESENCE,
+            (keys.presence, keys.meta, self._keys.node_rooms(room, self._node)),
+            room,
+        )
+        mirror.version = int(version)
+        for field, state in zip(fields[::2], fields[1::2], strict=True):
+            node, is_user, user = field.decode().partition(":")
+            if is_user and node != self._node:
+                mirror.set(node, user, state)
+        return max(0, int(connections))
+
+    def _apply(self, mirror: _Mirror, announcement: _Announcement) -> None:
+        previous, version, node, changes = announcement
+        assert mirror.version is not None  # noqa: S101 - it was read
+        if previous and version <= mirror.version:
+            return  # it was read already
+        changed: dict[str, None] = {}
+        if not previous and version > mirror.version and changes:
+            changed.update(dict.fromkeys(mirror.users))  # the hash had been removed
+            mirror.users.clear()
+        elif previous != mirror.version or not changes:
+            self._load(mirror)
+            return
+        mirror.version = version
+        if node != self._node:
+            parts = json.loads(changes)
+            for user, state in zip(parts[::2], parts[1::2], strict=True):
+                mirror.set(node, user, state)
+                changed[user] = None
+        if changed:
+            mirror.notify(changed)
+
+
+def _encode(presence: UserPresence) -> bytes:
+    return json.dumps([presence.connections, presence.devices], separators=(",", ":")).encode()
+
+
+def _decode(state: bytes | str) -> UserPresence:
+    connections, devices = json.loads(state)
+    return UserPresence(connections, tuple(devices))

@@ -1,0 +1,218 @@
+"""The connections of each user over all nodes, for the limit of a user.
+
+A node stores how many connections a user has at it, as an absolute number: a call may be repeated.
+It has one call for a user under way at a time, which asks for all connections that wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
+from typing import Any
+
+from ...errors import StoreUnavailableError
+from .keys import ALL_PARTITIONS, KeySpace, partition_of
+from .scripts import COUNT_CONNECTIONS, MEMBERS
+
+RETRY_S = 1.0
+"""The pause before a number that could not be stored is stored again."""
+
+_BATCH = 200  # users in one call
+_RETRIED = 1000  # users that are tried again at a time
+
+
+class _User:
+    """The connections of a user at this node.
+
+    Attributes:
+        count: how many are open.
+        stored: how many of them are counted in Redis; None if that is not known.
+        waiting: connections that wait to be counted.
+        most: the limit over all nodes.
+        is_calling: whether a call is under way.
+        is_outdated: whether Redis may have lost what that call stores.
+    """
+
+    __slots__ = ("count", "is_calling", "is_outdated", "most", "stored", "waiting")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.stored: int | None = 0
+        self.waiting: list[asyncio.Future[bool]] = []
+        self.most = 0
+        self.is_calling = False
+        self.is_outdated = False
+
+
+class UserConnections:
+    """Counts the connections of the users of this node."""
+
+    def __init__(self, keys: KeySpace, node: str, call: Callable[..., asyncio.Future[Any]]) -> None:
+        """
+        Args:
+            call: calls a script with keys and arguments.
+        """
+        self._keys = keys
+        self._node = node
+        self._call = call
+        self._users: dict[str, _User] = {}
+        self._changed: set[str] = set()  # users for whom a call is due
+        self._retry_timer: asyncio.TimerHandle | None = None
+        self._has_stored = False
+        self._is_closed = False
+
+    async def acquire(self, user: str, most: int) -> bool:
+        found = self._users.setdefault(user, _User())
+        found.most = most
+        waiting: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        found.waiting.append(waiting)
+        self._has_changed(user, found)
+        try:
+            return await waiting
+        except asyncio.CancelledError:
+            if not waiting.cancelled() and waiting.exception() is None and waiting.result():
+                self.release(user)  # it was counted just before
+            raise
+
+    def release(self, user: str) -> None:
+        found = self._users[user]
+        found.count -= 1
+        self._has_changed(user, found)
+
+    async def report_again(self, partitions: Collection[int]) -> None:
+        """Store the connections of this node again.
+
+        It never fails: what is not stored now is stored later.
+        """
+        if not self._has_stored:
+            return
+        try:
+            names = await self._users_of(self._node, partitions)
+        except StoreUnavailableError:
+            names = []  # the next connection comes here again
+        names += [name for name in self._users if partition_of(name) in partitions]
+        for name in set(names):
+            found = self._users.setdefault(name, _User())
+            found.is_outdated = True
+            self._has_changed(name, found)
+
+    async def remove(self, node: str) -> None:
+        """Remove the connections of a failed node.
+
+        Raises:
+            StoreUnavailableError: some were not removed.
+        """
+        names = await self._users_of(node, ALL_PARTITIONS)
+        await asyncio.gather(
+            *(
+                self._store(partition, node, [(name, 0, 0, 0) for name in batch])
+                for partition, batch in _batches(names)
+            )
+        )
+
+    async def close(self) -> None:
+        """Store what has changed, and remove connections that are still open."""
+        self._is_closed = True
+        if self._retry_timer is not None:
+            self._retry_timer.cancel()
+        self._flush()
+        if self._users:
+            with contextlib.suppress(StoreUnavailableError):  # another node removes them
+                await self.remove(self._node)
+
+    async def _users_of(self, node: str, partitions: Collection[int]) -> list[str]:
+        found = await asyncio.gather(
+            *(
+                self._call(MEMBERS, (self._keys.connected_users(partition, node),))
+                for partition in partitions
+            )
+        )
+        return [name.decode() for names in found for name in names]
+
+    def _has_changed(self, user: str, found: _User) -> None:
+        if found.is_calling:
+            return  # its reply leads to the next call
+        if not self._changed:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._changed.add(user)
+
+    def _flush(self) -> None:
+        changed, self._changed = self._changed, set()
+        for partition, names in _batches(changed):
+            asked = []
+            for name in names:
+                found = self._users[name]
+                waiting = [each for each in found.waiting if not each.done()]
+                asked.append((name, found, found.count, waiting))
+                found.waiting, found.is_calling, found.is_outdated = [], True, False
+            self._has_stored = True
+            reply = self._store(
+                partition,
+                self._node,
+                [(name, count, len(waiting), found.most) for name, found, count, waiting in asked],
+            )
+            reply.add_done_callback(partial(self._has_answered, asked))
+
+    def _store(
+        self, partition: int, node: str, users: Iterable[tuple[str, int, int, int]]
+    ) -> asyncio.Future[Any]:
+        users = list(users)
+        keys = [self._keys.user_connections(user[0]) for user in users]
+        arguments = (part for user in users for part in user)
+        users_key = self._keys.connected_users(partition, node)
+        return self._call(COUNT_CONNECTIONS, (users_key, *keys), node, *arguments)
+
+    def _has_answered(
+        self,
+        asked: list[tuple[str, _User, int, list[asyncio.Future[bool]]]],
+        reply: asyncio.Future[Any],
+    ) -> None:
+        error = reply.exception()
+        granted: list[int] = [0] * len(asked) if error else reply.result()
+        for (name, found, count, waiting), more in zip(asked, granted, strict=True):
+            found.is_calling = False
+            found.stored = None if error else count + more
+            for number, each in enumerate([each for each in waiting if not each.done()]):
+                if error:
+                    each.set_exception(error)
+                else:
+                    found.count += number < more
+                    each.set_result(number < more)
+            if found.waiting or found.is_outdated:
+                self._has_changed(name, found)
+            elif found.stored is None:
+                self._retry_later()
+            elif found.stored != found.count:
+                self._has_changed(name, found)
+            elif not found.count:
+                del self._users[name]
+
+    def _retry_later(self) -> None:
+        if self._retry_timer is None and not self._is_closed:
+            loop = asyncio.get_running_loop()
+            self._retry_timer = loop.call_later(RETRY_S, self._retry)
+
+    def _retry(self) -> None:
+        self._retry_timer = None
+        unknown = [
+            (name, found)
+            for name, found in self._users.items()
+            if found.stored is None and not found.is_calling
+        ]
+        for name, found in unknown[:_RETRIED]:
+            self._has_changed(name, found)
+        if len(unknown) > _RETRIED:
+            self._retry_later()
+
+
+def _batches(names: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+    """Yield users of one partition, a bounded number at a time."""
+    by_partition: defaultdict[int, list[str]] = defaultdict(list)
+    for name in names:
+        by_partition[partition_of(name)].append(name)
+    for partition, found in by_partition.items():
+        for start in range(0, len(found), _BATCH):
+            yield partition, found[start : start + _BATCH]
