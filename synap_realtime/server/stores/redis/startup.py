@@ -53,13 +53,29 @@ def check_server(address: RedisAddress) -> None:
     except (*UNREACHABLE, RedisReplyError) as error:
         if must_be_corrected(error):
             raise ConfigurationError(f"{OPTION}: {describe_problem(error)}") from None
-        logger.warning("%s; the server is not ready until this ends", describe_problem(error))
+        problem = describe_problem(error) + _hint(error, address)
+        logger.warning("%s; the server is not ready until this ends", problem)
+
+
+def _hint(error: BaseException, address: RedisAddress) -> str:
+    """Return what else may be the cause, if both sides do not agree about TLS."""
+    if isinstance(error, (ConnectionResetError, RedisConnectionLostError)):
+        if address.tls:
+            return (
+                "; if it asks for a certificate of the client, write ?cert=/file.pem&key=/file.pem"
+            )
+        return "; if this port expects TLS, write rediss://"
+    if isinstance(error, TimeoutError) and address.tls:  # it waits for the end of a line
+        return "; if this port does not use TLS, write redis://"
+    return ""
 
 
 def must_be_corrected(error: BaseException) -> bool:
     """Return whether only an operator can end a problem, so that waiting for it is of no use."""
     if isinstance(error, RedisReplyError):
         return error.code in _MUST_EXIT and not is_temporary(error)
+    if isinstance(error, ssl.SSLEOFError):  # a proxy whose server is away ends it like this, too
+        return False
     return isinstance(error, (UnsuitableServerError, TlsFileError, ssl.SSLError))
 
 
