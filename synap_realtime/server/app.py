@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import secrets
+import socket
 from importlib.metadata import version
 
 from ..protocol.control import CloseCode
@@ -125,7 +127,9 @@ class Node:
                 SubscribeService(sessions, access, in_flight, limits),
                 reads,
                 RevokeService(access, revocations, in_flight, surveys),
-                MonitoringService(store, hub, access, limits, in_flight, metrics),
+                MonitoringService(
+                    store, hub, access, limits, in_flight, metrics, surveys, _group_of(worker)
+                ),
                 admin,
             ),
             access,
@@ -251,6 +255,15 @@ class Node:
         await self._authenticator.close()
         self._reads.stop()
         await self._store.close()
+
+
+def _group_of(worker: int | None) -> str | None:
+    """Return a name that a worker shares with the others of its supervisor, and with nobody else.
+
+    Args:
+        worker: the number of the worker; None if this process has the port for itself.
+    """
+    return None if worker is None else f"{socket.gethostname()}:{os.getppid()}"
 
 
 def create_node(

@@ -233,14 +233,19 @@ class Metrics:
         """Count a store operation that raised."""
         self._store_errors.labels(name).inc()
 
-    def render(self, usage: _Usage) -> bytes:
-        """Return all metrics in Prometheus' text format."""
+    def render(self, usage: _Usage | None) -> bytes:
+        """Return all metrics in Prometheus' text format.
+
+        Args:
+            usage: the size of the store; None if it is not known now: the previous one is shown.
+        """
         self._flush_counters()
-        self._store_bytes.set(usage.bytes)
-        if usage.rooms is not None:
-            self._store_rooms.set(usage.rooms)
-        self._store_evictions.inc(usage.evicted - self._evicted)
-        self._evicted = usage.evicted
+        if usage is not None:
+            self._store_bytes.set(usage.bytes)
+            if usage.rooms is not None:
+                self._store_rooms.set(usage.rooms)
+            self._store_evictions.inc(usage.evicted - self._evicted)
+            self._evicted = usage.evicted
         return generate_latest(self._registry)
 
     def _flush_counters(self) -> None:
@@ -267,6 +272,23 @@ class Metrics:
             self._schedule_lag_probe(loop)
 
         self._timer = loop.call_at(due, measure)
+
+
+def merge_pages(pages: Sequence[str]) -> str:
+    """Merge the metrics of several processes, whose samples have different labels.
+
+    The samples of one metric have to follow each other, after its description.
+    """
+    families: dict[str, tuple[list[str], list[str]]] = {}
+    for page in pages:
+        for family in page.split("# HELP ")[1:]:
+            lines = family.splitlines()
+            name = lines[0].partition(" ")[0]
+            samples = [line for line in lines[1:] if not line.startswith("#")]
+            header = [f"# HELP {lines[0]}", *(line for line in lines if line.startswith("#"))]
+            families.setdefault(name, (header, []))[1].extend(samples)
+    lines = [line for header, samples in families.values() for line in (*header, *samples)]
+    return "".join(f"{line}\n" for line in lines)
 
 
 class Histogram:

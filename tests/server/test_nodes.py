@@ -256,4 +256,5 @@ async def test_without_redis_a_node_answers_for_itself(valkey: Valkey) -> None:
         note = {"type": "a", "data": {}}
         response = await ask(url, "POST", "/rooms/user_1/broadcast", API_KEY, json=note)
         assert response.status_code == 503
+        assert (await metrics(url))['connections{transport="websocket"}'] == 1
         valkey.start()

@@ -5,20 +5,24 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import cache
 
 from ..auth.authorization import AccessControl, require_scope
 from ..auth.limits import Limits
 from ..errors import StoreUnavailableError
 from ..messages import Request, Response, json_response
-from ..metrics import CONTENT_TYPE, Metrics
+from ..metrics import CONTENT_TYPE, Metrics, merge_pages
 from ..rooms.hub import Hub
-from ..stores.base import Store
+from ..stores.base import Store, StoreStats
+from ..surveys import Answer, Surveys
 from .in_flight import InFlight
 from .openapi import document
 
 MAX_AGE_S = 1.0
 """How long a result is cached, so that a flood of requests checks the store once a second."""
+
+_QUESTION = "metrics"
 
 _HEALTHY = json_response(200, {"status": "ok"})
 _READY = json_response(200, {"status": "ready"})
@@ -35,14 +39,23 @@ class MonitoringService:
         limits: Limits,
         in_flight: InFlight,
         metrics: Metrics,
+        surveys: Surveys,
+        group: str | None,
     ) -> None:
+        """
+        Args:
+            group: the name of the processes that share a port with this one; None: there are none.
+        """
         self._store = store
         self._hub = hub
         self._access = access
         self._limits = limits
         self._in_flight = in_flight
         self._metrics = metrics
+        self._surveys = surveys
+        self._group = group
         self._readiness = Readiness(store)
+        surveys.register(_QUESTION, self._answer_metrics)
 
     async def health(self, request: Request) -> Response:
         """Handle ``GET /health``."""
@@ -60,9 +73,31 @@ class MonitoringService:
         """Handle ``GET /metrics``."""
         claims = await self._access.authenticate_counted(request)
         require_scope(claims, "metrics", "admin")
-        self._metrics.active_rooms.set(len(self._hub))
-        content = self._metrics.render(await self._store.usage())
+        try:
+            usage = await self._store.usage()
+        except StoreUnavailableError:  # the metrics are needed most now
+            usage = None
+        if self._group is None:
+            content = self._render(usage)
+        else:
+            # A scrape cannot choose the process that answers.
+            store = None if usage is None else asdict(usage)
+            question = {"group": self._group, "store": store}
+            answers = await self._surveys.ask(_QUESTION, question, _page_in)
+            content = merge_pages(answers.all).encode()
         return Response(200, content, content_type=CONTENT_TYPE)
+
+    def _render(self, usage: StoreStats | None) -> bytes:
+        self._metrics.active_rooms.set(len(self._hub))
+        return self._metrics.render(usage)
+
+    def _answer_metrics(self, arguments: Answer) -> Answer:
+        """Return the metrics of this process, if it is in the group that is asked."""
+        if self._group is None or arguments["group"] != self._group:
+            return {"page": ""}
+        store = arguments["store"]
+        usage = None if store is None else StoreStats(**store)
+        return {"page": self._render(usage).decode()}
 
     async def openapi(self, request: Request) -> Response:
         """Handle ``GET /openapi.json``."""
@@ -73,6 +108,10 @@ class MonitoringService:
 @cache
 def _describe() -> Response:
     return json_response(200, document())
+
+
+def _page_in(answer: Answer) -> str:
+    return str(answer["page"])
 
 
 class Readiness:
