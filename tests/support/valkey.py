@@ -56,8 +56,7 @@ class Valkey:
 
     def start(self) -> None:
         """Start the process, with the data of the previous one, and wait until it serves."""
-        self._folder.mkdir(exist_ok=True)
-        self._process = subprocess.Popen(self._command(), stdout=subprocess.DEVNULL)
+        self.launch()
         end = time.monotonic() + TIMEOUT_S
         while True:
             with contextlib.suppress(RedisConnectionError, ResponseError), self.client() as client:
@@ -65,6 +64,21 @@ class Valkey:
                 return
             assert time.monotonic() < end, "valkey-server does not start"
             time.sleep(0.02)
+
+    def launch(self, *options: str) -> None:
+        """Start the process, with more options, without waiting until it serves."""
+        self._folder.mkdir(exist_ok=True)
+        command = [*self._command(), *options]
+        self._process = subprocess.Popen(
+            command,
+            stdout=subprocess.DEVNULL,
+            restore_signals=False,  # SIGXFSZ stays ignored: a limit of file sizes is an error
+        )
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
 
     def _command(self) -> list[str]:
         return [

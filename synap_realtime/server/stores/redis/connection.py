@@ -127,7 +127,9 @@ class RedisConnection(asyncio.Protocol):
             return
         self.closed.set_result(error)
         while self._waiting:
-            result, _, _ = self._waiting.popleft()
+            result, replies, _ = self._waiting.popleft()
+            if replies and isinstance(replies[-1], RedisReplyError):
+                error = replies[-1]  # the reason why the server has disconnected
             if not result.done():
                 result.set_exception(error)
 

@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import ssl
+from collections.abc import Sequence
 
 from .connection import RedisConnectionLostError, RedisReplyError, UnsuitableServerError
 from .tls import TlsFileError
@@ -27,7 +28,6 @@ _BY_CODE = {
     "NOREPLICAS": (
         "Redis has fewer replicas than min-replicas-to-write: start them, or check their link"
     ),
-    "WRONGTYPE": "a key under the prefix has another type: choose another one (?prefix=…)",
     "NOAUTH": "Redis asks for a password: redis://:password@host",
     "WRONGPASS": "Redis rejects the user or the password of --store",
 }
@@ -52,13 +52,17 @@ def is_temporary(error: BaseException) -> bool:
     return isinstance(error, UNREACHABLE)
 
 
-def describe_problem(error: BaseException) -> str:
-    """Say what is wrong and how to fix it. It contains no credential."""
+def describe_problem(error: BaseException, keys: Sequence[bytes] = ()) -> str:
+    """Say what is wrong and how to fix it. It contains no credential.
+
+    Args:
+        keys: those of the call that failed.
+    """
     match error:
         case UnsuitableServerError():
             return str(error)
         case RedisReplyError():
-            return _describe_reply(error)
+            return _describe_reply(error, keys)
         case TlsFileError():
             return str(error)
         case ssl.SSLCertVerificationError():
@@ -81,10 +85,17 @@ def describe_problem(error: BaseException) -> str:
     return f"Redis cannot be used: {str(error) or type(error).__name__}"
 
 
-def _describe_reply(error: RedisReplyError) -> str:
+def _describe_reply(error: RedisReplyError, keys: Sequence[bytes]) -> str:
     text = str(error)
     if error.code in _BY_CODE:
         return _BY_CODE[error.code]
+    if error.code == "WRONGTYPE":
+        # The first key is that of the partition's state: prefix:{number}:state.
+        found = f" of {keys[0].rpartition(b':')[0].decode()}:*" if keys else ""
+        return (
+            f"a key{found} is of another type: it belongs to another program; rename it, or "
+            "choose another prefix (?prefix=…)"
+        )
     if error.code == "MISCONF":
         if "RDB" in text or "snapshot" in text:
             return (

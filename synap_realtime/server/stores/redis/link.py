@@ -211,7 +211,8 @@ class Link:
                     again.append(call)
                     refusal = reply
                 elif not call.result.done():
-                    call.result.set_exception(StoreUnavailableError(describe_problem(reply)))
+                    problem = describe_problem(reply, call.keys)
+                    call.result.set_exception(StoreUnavailableError(problem))
             elif unconfirmed is not None and call.script.sha in CONFIRMED:
                 if not call.result.done():
                     call.result.set_exception(StoreUnavailableError(unconfirmed))

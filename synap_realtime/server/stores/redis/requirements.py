@@ -57,7 +57,7 @@ def parse_info(reply: bytes) -> dict[str, str]:
 
 
 def _check_info(info: Mapping[str, str]) -> None:
-    mode = info.get("redis_mode")
+    mode = info.get("redis_mode") or info.get("server_mode")  # Valkey 9
     if mode == "sentinel":
         raise UnsuitableServerError(
             "this is a Sentinel: write redis+sentinel://host/name with the name of the primary"
