@@ -91,9 +91,9 @@ def _describe_reply(error: RedisReplyError, keys: Sequence[bytes]) -> str:
         return _BY_CODE[error.code]
     if error.code == "WRONGTYPE":
         # The first key is that of the partition's state: prefix:{number}:state.
-        found = f" of {keys[0].rpartition(b':')[0].decode()}:*" if keys else ""
+        pattern = f" of {keys[0].rpartition(b':')[0].decode()}:*" if keys else ""
         return (
-            f"a key{found} is of another type: it belongs to another program; rename it, or "
+            f"a key{pattern} is of another type: it belongs to another program; rename it, or "
             "choose another prefix (?prefix=…)"
         )
     if error.code == "MISCONF":

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from synap_realtime import ConfigurationError
+from synap_realtime.protocol.cursor import Cursor
 from synap_realtime.protocol.rooms import Room
 from synap_realtime.server.errors import StoreUnavailableError
 from synap_realtime.server.stores import open_store
@@ -37,7 +38,7 @@ class Node:
         self.ids.append(entry.text.partition('"id": "')[2].partition('"')[0])
         return 1
 
-    def on_gap(self, _room: Room) -> None:
+    def on_gap(self, _room: Room, _position: Cursor) -> None:
         self.gaps += 1
 
     async def publish(self, id: str, *, size: int = 0) -> bool:
