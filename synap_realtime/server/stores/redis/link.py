@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import itertools
 import logging
+import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -60,7 +62,7 @@ class Call:
 
     Attributes:
         keys: the keys that the script uses.
-        arguments: what follows the incarnation of the server.
+        arguments: what follows the incarnation of the server and the epoch.
         deadline: when it fails, by the clock of the event loop.
     """
 
@@ -98,6 +100,8 @@ class Link:
         self._on_connected = on_connected
         self._connection: RedisConnection | None = None
         self._incarnation = b""  # which run of which server the connection leads to
+        self._epoch_prefix = secrets.token_hex(6).encode()
+        self._epoch_numbers = itertools.count()
         self._pending: deque[Call] = deque()
         self._pending_bytes = 0
         self._changed = asyncio.Event()
@@ -224,7 +228,10 @@ class Link:
 
     def _command(self, call: Call) -> Command:
         script, keys = call.script, call.keys
-        return (b"EVALSHA", script.sha, len(keys), *keys, self._incarnation, *call.arguments)
+        # Each time another epoch: a call that is repeated at another server must not continue the
+        # epoch that it has begun at the previous one.
+        epoch = b"%b%x" % (self._epoch_prefix, next(self._epoch_numbers))
+        return (b"EVALSHA", script.sha, len(keys), *keys, self._incarnation, epoch, *call.arguments)
 
     def _put_back(self, calls: Sequence[Call]) -> None:
         self._pending.extendleft(reversed(calls))

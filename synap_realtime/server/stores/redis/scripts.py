@@ -4,9 +4,9 @@ All numbers that identify positions are microseconds since 1970 by the clock of 
 The rules of age are applied by the scripts; the expiry of keys only frees memory.
 
 Every script gets three arguments first: the incarnation of the server that the connection was
-opened to, a new epoch, and a shift of the clock in microseconds, which only tests use. When the
-incarnation differs from the one that is stored, another server has taken over, possibly without the
-latest writes. So the partition gets the new epoch.
+opened to, an epoch that no call has used yet, and a shift of the clock in microseconds, which only
+tests use. When the incarnation differs from the one that is stored, another server has taken over,
+possibly without the latest writes. So the partition gets the new epoch.
 """
 
 from __future__ import annotations
@@ -22,12 +22,16 @@ class Script(NamedTuple):
     sha: bytes
 
 
+INLINE_BYTES = 16 * 1024
+"""A larger notification is announced without its text and read from the log, so that it cannot fill
+the output buffer of a pub/sub connection."""
+
 _COMMON = """
 local function epoch(key, incarnation, fresh)
   local state = redis.call('GET', key)
   if state then
-    local current, by = string.match(state, '^(%S+) (%S+)$')
-    if by == incarnation then return current end
+    local at = string.find(state, ' ', 1, true)
+    if string.sub(state, at + 1) == incarnation then return string.sub(state, 1, at - 1) end
   end
   redis.call('SET', key, fresh .. ' ' .. incarnation)
   return fresh
@@ -36,7 +40,7 @@ local function clock(shift)
   local now = redis.call('TIME')
   return now[1] * 1000000 + now[2] + shift
 end
-local function text(offset) return string.format('%.0f', offset) end
+local function text(offset) return string.format('%d', offset) end
 """
 
 
@@ -46,71 +50,73 @@ def us(seconds: float) -> int:
 
 
 def _script(source: str) -> Script:
-    whole = (_COMMON + source).encode()
+    whole = (_COMMON + source.replace("$INLINE_BYTES", str(INLINE_BYTES))).encode()
     return Script(whole, sha1(whole, usedforsecurity=False).hexdigest().encode())
 
 
 PUBLISH = _script("""
 -- KEYS: state, log, meta, the key of each id.
--- ARGV[4..]: count, age (us), dedupe window (us), lifetime of meta (us), name of this call,
---       publish command, channel, largest inline text, then id and text of each.
+-- ARGV[4..]: count, dedupe window (ms), age and lifetime of meta (ms), name of this call,
+--       publish command, channel, then the text of each.
 -- Returns: epoch, then for each: offset, upper bound of the previous offset, subscribers, 1 for a
 --          duplicate. A call that is repeated with the same name is no duplicate of itself.
 local current = epoch(KEYS[1], ARGV[1], ARGV[2])
 local now = clock(ARGV[3])
-local age, window, lifetime = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local time = text(now)
 local meta = redis.call('HMGET', KEYS[3], 'last', 'head', 'subscribers')
-local last, head, subscribers = tonumber(meta[1]), tonumber(meta[2]) or 0, meta[3] or '0'
-local before = last
+local previous, subscribers = meta[1], meta[3] or '0'
+local last, head = tonumber(previous or 0), tonumber(meta[2] or 0)
+local is_stale = not previous or now - last > 10000000
+local age_ms, lifetime_ms
+if is_stale then
+  age_ms, lifetime_ms = string.match(ARGV[6], '^(%S+) (%S+)$')
+  previous = previous or text(now - lifetime_ms * 1000)
+end
 local reply = {current}
 local published
 for n = 4, #KEYS do
-  local at = 12 + (n - 4) * 2
-  local previous = last or now - lifetime
-  local offset = math.max(now, (last or 0) + 1, head + 1)
-  local call = ARGV[8] .. ':' .. n
-  local value = table.concat({text(offset), text(previous), subscribers, call, text(now)}, ' ')
-  local known = redis.call('SET', KEYS[n], value, 'NX', 'GET', 'PX', text(window / 1000))
+  local offset, at = now, time
+  if last >= now or head >= now then
+    offset = math.max(last, head) + 1
+    at = text(offset)
+  end
+  local call = ARGV[7] .. ':' .. n
+  local row = at .. ' ' .. previous .. ' ' .. subscribers
+  local value = row .. ' ' .. call .. ' ' .. time
+  local known = redis.call('SET', KEYS[n], value, 'NX', 'GET', 'PX', ARGV[5])
   if known then
-    local o, p, s, by, t = string.match(known, '^(%S+) (%S+) (%S+) (%S+) (%S+)$')
-    if now - tonumber(t) < window then
+    local first, by, t = string.match(known, '^(%S+ %S+ %S+) (%S+) (%S+)$')
+    if now - t < ARGV[5] * 1000 then
       -- WAIT waits for what this connection has written, and the first call may have used another.
       redis.call('SET', KEYS[n], known, 'KEEPTTL')
-      reply[#reply + 1] = o
-      reply[#reply + 1] = p
-      reply[#reply + 1] = s
-      reply[#reply + 1] = by == call and '0' or '1'
+      reply[#reply + 1] = first .. (by == call and ' 0' or ' 1')
     else
-      redis.call('SET', KEYS[n], value, 'PX', text(window / 1000))
+      redis.call('SET', KEYS[n], value, 'PX', ARGV[5])
       known = nil
     end
   end
   if not known then
-    local content = ARGV[at + 1]
-    local added = redis.pcall('XADD', KEYS[2], 'MAXLEN', ARGV[4], text(offset) .. '-0',
-      'p', text(previous), 't', content)
+    local content = ARGV[n + 6]
+    local added = redis.pcall('XADD', KEYS[2], 'MAXLEN', ARGV[4], at .. '-0',
+      'p', previous, 't', content)
     if type(added) == 'table' then -- such as WRONGTYPE: what is not stored must not be a duplicate
       redis.call('DEL', KEYS[n])
       reply = added
       break
     end
-    last = offset
-    published = true
-    local announced = table.concat({current, text(previous), text(offset), call}, ' ')
-    if #content <= tonumber(ARGV[11]) then announced = announced .. ' ' .. content end
-    redis.call(ARGV[9], ARGV[10], announced)
-    reply[#reply + 1] = text(offset)
-    reply[#reply + 1] = text(previous)
-    reply[#reply + 1] = subscribers
-    reply[#reply + 1] = '0'
+    local announced = current .. ' ' .. previous .. ' ' .. at .. ' ' .. call
+    if #content <= $INLINE_BYTES then announced = announced .. ' ' .. content end
+    redis.call(ARGV[8], ARGV[9], announced)
+    reply[#reply + 1] = row .. ' 0'
+    last, previous, published = offset, at, true
   end
 end
 if published then
-  redis.call('HSET', KEYS[3], 'last', text(last))
-  if not before or now - before > 10000000 then
-    redis.call('PEXPIRE', KEYS[2], text(age / 1000 + 60000))
-    redis.call('PEXPIRE', KEYS[3], text(lifetime / 1000))
-    redis.call('XTRIM', KEYS[2], 'MINID', text(now - age))
+  redis.call('HSET', KEYS[3], 'last', previous)
+  if is_stale then
+    redis.call('PEXPIRE', KEYS[2], text(age_ms + 60000))
+    redis.call('PEXPIRE', KEYS[3], lifetime_ms)
+    redis.call('XTRIM', KEYS[2], 'MINID', text(now - age_ms * 1000))
   end
 end
 return reply

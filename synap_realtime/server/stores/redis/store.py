@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import secrets
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from ....protocol.cursor import Cursor
@@ -44,10 +46,6 @@ from .tasks import Tasks
 from .topology import Topology
 from .user_connections import UserConnections
 
-INLINE_BYTES = 16 * 1024
-"""A larger notification is announced without its text and read from the log, so that it cannot fill
-the output buffer of a pub/sub connection."""
-
 META_LIFETIME_S = 7 * 86_400.0
 """How long the positions of a room are kept after its last notification has expired. A cursor that
 is older is answered with ``recovered: false``."""
@@ -82,6 +80,9 @@ class RedisStore:
         self._opened_at = 0.0 if clock is None else clock()
         self._keys = KeySpace(address.prefix)
         self._node = secrets.token_hex(8)
+        self._call_prefix = secrets.token_hex(6).encode()
+        self._call_numbers = itertools.count()
+        self._publish_options = lru_cache(16_384)(self._get_publish_options)
         self._tasks = Tasks()
         self._topology = Topology(address, self._on_switch)
         self._link = Link(self._topology.connect, Requirements(address), self._on_connected)
@@ -137,64 +138,61 @@ class RedisStore:
         by_room: defaultdict[Room, list[int]] = defaultdict(list)
         for number, publication in enumerate(publications):
             by_room[publication.room].append(number)
-        results: list[PublishResult | None] = [None] * len(publications)
         # Not cancelled with this call: what was sent will be stored.
-        replies = await asyncio.shield(
-            asyncio.gather(
-                *(
-                    self._publish_to(room, [publications[n] for n in numbers])
-                    for room, numbers in by_room.items()
-                ),
-                return_exceptions=True,
-            )
-        )
-        for reply, numbers in zip(replies, by_room.values(), strict=True):
-            if isinstance(reply, BaseException):
-                raise reply
-            for number, result in zip(numbers, reply, strict=True):
-                results[number] = result
+        work = self._publish(by_room, publications)
+        return await asyncio.shield(asyncio.get_running_loop().create_task(work))
+
+    async def _publish(
+        self, by_room: Mapping[Room, Sequence[int]], publications: Sequence[Publication]
+    ) -> Sequence[PublishResult]:
+        calls = [
+            self._send(room, [publications[number] for number in numbers])
+            for room, numbers in by_room.items()
+        ]
+        results: list[PublishResult | None] = [None] * len(publications)
+        problem: StoreUnavailableError | None = None
+        for (room, numbers), (name, reply) in zip(by_room.items(), calls, strict=True):
+            try:
+                epoch, *rows = await reply
+            except StoreUnavailableError as error:
+                problem = error
+                continue
+            finally:
+                del self._rooms.publishing[name]
+            for number, row in zip(numbers, rows, strict=True):
+                publication = publications[number]
+                offset, previous, count, is_duplicate = row.split()
+                cursor = Cursor(epoch.decode(), int(offset))
+                duplicate = is_duplicate == b"1"
+                results[number] = PublishResult(publication.id, cursor, int(count), duplicate)
+                if not duplicate:
+                    self._rooms.has_published(
+                        room, cursor, int(previous), publication.text, publication.published_at
+                    )
+        if problem is not None:
+            raise problem
         return results  # type: ignore[return-value]  # each was set
 
-    async def _publish_to(
+    def _send(
         self, room: Room, publications: Sequence[Publication]
-    ) -> list[PublishResult]:
+    ) -> tuple[bytes, asyncio.Future[Any]]:
+        """Call PUBLISH for one room. Return the name of the call, and its reply."""
         keys = self._keys.of_room(room)
-        contents: list[bytes] = []
-        ids: list[bytes] = []
-        for publication in publications:
-            id = publication.id.encode()
-            ids.append(keys.dedupe + id)
-            contents += (id, publication.text.encode())
-        call = secrets.token_hex(8)
-        self._rooms.publishing[call.encode()] = publications
-        try:
-            epoch, *rows = await self._call(
-                PUBLISH,
-                (keys.state, keys.log, keys.meta, *ids),
-                self._retention.count_of(room),
-                us(self._retention.age_s(room)),
-                us(self._retention.dedupe_window_s),
-                self._lifetime_us(room),
-                call,
-                b"PUBLISH",
-                keys.channel,
-                INLINE_BYTES,
-                *contents,
-            )
-        finally:
-            del self._rooms.publishing[call.encode()]
-        name = epoch.decode()
-        results = []
-        for number, publication in enumerate(publications):
-            offset, previous, count, is_duplicate = rows[4 * number : 4 * number + 4]
-            cursor = Cursor(name, int(offset))
-            duplicate = is_duplicate == b"1"
-            results.append(PublishResult(publication.id, cursor, int(count), duplicate))
-            if not duplicate:
-                self._rooms.has_published(
-                    room, cursor, int(previous), publication.text, publication.published_at
-                )
-        return results
+        name = b"%b%x" % (self._call_prefix, next(self._call_numbers))
+        self._rooms.publishing[name] = publications
+        reply = self._call(
+            PUBLISH,
+            (
+                *(keys.state, keys.log, keys.meta),
+                *[keys.dedupe + publication.id.encode() for publication in publications],
+            ),
+            *self._publish_options(room),
+            name,
+            b"PUBLISH",
+            keys.channel,
+            *[publication.text.encode() for publication in publications],
+        )
+        return name, reply
 
     async def read(self, room: Room, after: Cursor, limit: int) -> Page:
         keys = self._keys.of_room(room)
@@ -301,7 +299,7 @@ class RedisStore:
 
     def _call(self, script: Any, keys: Sequence[bytes], *arguments: Any) -> asyncio.Future[Any]:
         shift = 0 if self._clock is None else us(self._clock() - self._opened_at)
-        return self._link.call(script, keys, (secrets.token_hex(6), shift, *arguments))
+        return self._link.call(script, keys, (shift, *arguments))
 
     # Acknowledged cursors
 
@@ -337,6 +335,14 @@ class RedisStore:
         except StoreUnavailableError:
             for (name, epoch), offset in noted.items():
                 self._note_ack(room, name, Cursor(epoch, offset))
+
+    def _get_publish_options(self, room: Room) -> tuple[bytes, bytes, bytes]:
+        retention = self._retention
+        return (
+            b"%d" % retention.count_of(room),
+            b"%d" % (us(retention.dedupe_window_s) // 1000),
+            b"%d %d" % (us(retention.age_s(room)) // 1000, self._lifetime_us(room) // 1000),
+        )
 
     def _lifetime_us(self, room: Room) -> int:
         return us(self._retention.age_s(room) + META_LIFETIME_S)
