@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,14 +12,18 @@ from typing import Any
 import httpx
 import pytest
 import websockets
+from pydantic import SecretStr
 
+from synap_realtime.server import create_app
 from synap_realtime.server.auth.claims import Claims
 from synap_realtime.server.auth.limits import MAX_TRACKED_KEYS, Limits
 from synap_realtime.server.config import load_settings
-from synap_realtime.server.errors import RateLimitedError
+from synap_realtime.server.errors import RateLimitedError, StoreUnavailableError
+from synap_realtime.server.stores.memory import MemoryStore
 from synap_realtime.tokens import mint_token
-from tests.support.credentials import API_KEY, ORIGIN, bearer, token
+from tests.support.credentials import API_KEY, ORIGIN, SECRET, bearer, token
 from tests.support.http_client import NOTE
+from tests.support.polling import until
 from tests.support.servers import Front, serving
 from tests.support.websocket_client import closed_with, frame, listening
 
@@ -320,3 +325,92 @@ async def test_no_client_input_becomes_a_metric_label(front: Front) -> None:
         for n in range(5):
             await ask(f"name{n}")
         assert await series() == before
+
+
+class CountingStore(MemoryStore):
+    """A store that counts the connections of users, as one that nodes share.
+
+    Attributes:
+        elsewhere: how many each user has at other nodes; None: the store is unavailable.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elsewhere: int | None = 0
+        self.counts: Counter[str] = Counter()
+
+    async def acquire_connection(self, user: str, most: int) -> bool:
+        await asyncio.sleep(0)
+        if self.elsewhere is None:
+            raise StoreUnavailableError("away")
+        if self.elsewhere + self.counts[user] >= most:
+            return False
+        self.counts[user] += 1
+        return True
+
+    def release_connection(self, user: str) -> None:
+        self.counts[user] -= 1
+
+
+@asynccontextmanager
+async def counting(front: Front, store: CountingStore, most: int) -> AsyncIterator[str]:
+    settings = load_settings(
+        token_secrets=(SecretStr(SECRET),), allowed_origins=(ORIGIN,), max_connections_per_user=most
+    )
+    async with front(create_app(settings, store)) as url:
+        yield url
+
+
+async def test_connections_at_other_nodes_count(front: Front) -> None:
+    store = CountingStore()
+    async with counting(front, store, 3) as url:
+        store.elsewhere = 2
+        async with listening(url, "user_1", token()) as ws:
+            await frame(ws, "synap.subscribed")
+            assert store.counts["1"] == 1
+            async with listening(url, "user_1", token()) as more:
+                assert await closed_with(more) == 4529
+            async with httpx.AsyncClient(headers=bearer(token())) as client:
+                response = await client.get(f"{url}/rooms/user_1/events")
+                assert response.status_code == 429
+            assert store.counts["1"] == 1
+        await until(lambda: store.counts["1"] == 0)
+        store.elsewhere = 3
+        async with listening(url, "user_1", token()) as ws:
+            assert await closed_with(ws) == 4529
+        store.elsewhere = 0
+        async with contextlib.AsyncExitStack() as stack:  # what was refused holds no slot here
+            for _ in range(3):
+                ws = await stack.enter_async_context(listening(url, "user_1", token()))
+                await frame(ws, "synap.subscribed")
+
+
+async def test_without_the_store_connections_of_users_are_refused(front: Front) -> None:
+    store = CountingStore()
+    async with counting(front, store, 3) as url:
+        store.elsewhere = None
+        for _ in range(5):  # a refused one holds no slot
+            with pytest.raises(websockets.InvalidStatus) as refused:
+                async with listening(url, "user_1", token()):
+                    pass
+            assert refused.value.response.status_code == 503
+            assert int(refused.value.response.headers["Retry-After"]) >= 1
+        async with httpx.AsyncClient(headers=bearer(token())) as client:
+            response = await client.get(f"{url}/rooms/user_1/events")
+            assert response.status_code == 200
+            assert response.headers["Content-Type"].startswith("text/event-stream")
+            assert response.text.startswith("retry: ")
+        async with listening(url, "user_1", token(None, rooms=("user_1",))) as ws:
+            await frame(ws, "synap.subscribed")  # a token without a user has no limit
+        store.elsewhere = 0
+        async with listening(url, "user_1", token()) as ws:
+            await frame(ws, "synap.subscribed")
+        await until(lambda: store.counts["1"] == 0)
+
+
+async def test_without_a_limit_the_store_is_not_asked(front: Front) -> None:
+    store = CountingStore()
+    store.elsewhere = None
+    async with counting(front, store, 0) as url, listening(url, "user_1", token()) as ws:
+        await frame(ws, "synap.subscribed")
+    assert store.counts == {}

@@ -73,9 +73,9 @@ class _Mirror:
         nodes = self.users.get(user)
         return None if nodes is None else reduce(UserPresence.merged_with, nodes.values())
 
-    def set(self, node: str, user: str, state: bytes | str) -> None:
-        if state:
-            self.users.setdefault(user, {})[node] = _decode(state)
+    def set(self, node: str, user: str, presence: UserPresence | None) -> None:
+        if presence is not None:
+            self.users.setdefault(user, {})[node] = presence
         elif (nodes := self.users.get(user)) is not None:
             nodes.pop(node, None)
             if not nodes:
@@ -325,10 +325,12 @@ class SharedPresence:
             room,
         )
         mirror.version = int(version)
-        for field, state in zip(fields[::2], fields[1::2], strict=True):
-            node, is_user, user = field.decode().partition(":")
-            if is_user and node != self._node:
-                mirror.set(node, user, state)
+        # Parsed together: in a large room that takes a third of the time.
+        states = json.loads(b"[%b]" % b",".join(fields[1::2]))
+        for field, (count, devices, *_) in zip(fields[::2], states, strict=True):
+            node, _, user = field.decode().partition(":")
+            if node != self._node:
+                mirror.set(node, user, UserPresence(count, tuple(devices)))
         return max(0, int(connections))
 
     def _apply(self, mirror: _Mirror, announcement: _Announcement) -> None:
@@ -347,7 +349,7 @@ class SharedPresence:
         if node != self._node:
             parts = json.loads(changes)
             for user, state in zip(parts[::2], parts[1::2], strict=True):
-                mirror.set(node, user, state)
+                mirror.set(node, user, _decode(state) if state else None)
                 changed[user] = None
         if changed:
             mirror.notify(changed)
@@ -357,6 +359,6 @@ def _encode(presence: UserPresence) -> bytes:
     return json.dumps([presence.connections, presence.devices], separators=(",", ":")).encode()
 
 
-def _decode(state: bytes | str) -> UserPresence:
-    connections, devices = json.loads(state)
+def _decode(state: str) -> UserPresence:
+    connections, devices, *_ = json.loads(state)
     return UserPresence(connections, tuple(devices))
