@@ -7,7 +7,7 @@ import contextlib
 import json
 import logging
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -94,9 +94,9 @@ class Revocations:
         self._running = running
         self._began = clock() - running()
         self._known: dict[tuple[str, str], Revocation] = {}
-        self._order: deque[tuple[float, Revocation]] = (
-            deque()
-        )  # in order of arrival, with the monotonic time
+        self._arrived: dict[Revocation, float] = {}
+        """The monotonic time of the arrival of each, in this order. One that is read again, or is
+        delivered while it is read, counts once."""
         self._closed: OrderedDict[Revocation, int] = OrderedDict()
         """Recent revocations -> how many connections each closed on this node."""
         self.loaded = False
@@ -154,7 +154,7 @@ class Revocations:
         """
         await self.load()  # earlier revocations count towards the maximum
         self._forget_old()
-        if len(self._order) >= self._most:
+        if len(self._arrived) >= self._most:
             raise TooManyRevocationsError
         # Without the monotonic clock, setting the wall clock back would spare recent tokens.
         now = max(self._clock(), self._began + self._running())
@@ -184,7 +184,7 @@ class Revocations:
     def _remember(self, entry: Entry) -> Revocation:
         found = Revocation.from_json(json.loads(entry.text))
         self._remember_newest(found)
-        self._order.append((self._running(), found))
+        self._arrived.setdefault(found, self._running())
         return found
 
     def _remember_newest(self, revocation: Revocation) -> None:
@@ -194,7 +194,10 @@ class Revocations:
 
     def _forget_old(self) -> None:
         oldest = self._running() - self._retention_s
-        while self._order and self._order[0][0] < oldest:
-            _, found = self._order.popleft()
-            if self._known.get((found.kind, found.subject)) is found:
+        while self._arrived:
+            found, arrived_at = next(iter(self._arrived.items()))
+            if arrived_at >= oldest:
+                return
+            del self._arrived[found]
+            if self._known.get((found.kind, found.subject)) == found:
                 del self._known[found.kind, found.subject]

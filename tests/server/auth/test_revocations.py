@@ -13,7 +13,7 @@ import pytest
 from synap_realtime.server import create_app
 from synap_realtime.server.app import retention_of
 from synap_realtime.server.auth.claims import Claims
-from synap_realtime.server.auth.revocations import Revocations, TooManyRevocationsError
+from synap_realtime.server.auth.revocations import ROOM, Revocations, TooManyRevocationsError
 from synap_realtime.server.config import load_settings
 from synap_realtime.server.stores.base import Retention
 from synap_realtime.server.stores.memory import MemoryStore
@@ -180,6 +180,26 @@ async def test_refuses_a_revocation_instead_of_forgetting_one(
     with pytest.raises(TooManyRevocationsError):
         await subject.revoke("user", "4")
     assert all(subject.matches(issued(0, user=user)) for user in ("1", "2", "3"))
+
+
+async def test_counts_once_what_is_delivered_while_it_is_read_and_read_again(
+    store: MemoryStore, wall: Clock, running: Clock
+) -> None:
+    before = revocations(store, wall, running)
+    await before.revoke("user", "1")
+    subject = revocations(store, wall, running, most=3)
+    page = await store.read(ROOM, store.earliest(), 10)
+    for entry in page.entries:  # another node has published it during the load
+        subject.apply(entry)
+    await subject.load()
+    await subject.reload()  # after a gap
+    for user in ("2", "3"):
+        await subject.revoke("user", user)
+    with pytest.raises(TooManyRevocationsError):
+        await subject.revoke("user", "4")
+    running.now += 101 * DAY_S
+    await subject.revoke("user", "5")
+    assert not any(subject.matches(issued(0, user=user)) for user in ("1", "2", "3"))
 
 
 @pytest.mark.parametrize(
