@@ -27,7 +27,8 @@ def doctor(
     store: Annotated[
         str | None,
         typer.Option(
-            help="The store of a server: memory:// or sqlite:///path. [env: SYNAP_REALTIME_STORE]"
+            help="The store of a server: memory://, sqlite:///path or redis://host. "
+            "[env: SYNAP_REALTIME_STORE]"
         ),
     ] = None,
     host: Annotated[

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 import httpx
 
@@ -111,6 +112,7 @@ def _load_server_config(context: CheckContext, given: dict[str, Any]) -> None:
     except ConfigurationError as error:
         context.settings_problem = str(error)
         context.settings = settings = _without_wrong(given)
+    context.secrets.update(_password_of(settings.store))
     from ..server.auth.keys import KeyRing
 
     # As in the server: see server/asgi/adapter.py.
@@ -144,6 +146,15 @@ def _without_wrong(given: dict[str, Any]) -> ServerSettings:
         name: fields[name].get_default(call_default_factory=True) for name in wrong & set(fields)
     }
     return ServerSettings(**{**given, **defaults})
+
+
+def _password_of(store: str) -> set[str]:
+    """Return the password in the URL of a store, as it is written there and as it is sent."""
+    try:
+        password = urlsplit(store).password
+    except ValueError:
+        return set()
+    return set() if password is None else {password, unquote(password)}
 
 
 def _secrets_of_environment(url: str | None) -> list[str]:
