@@ -194,23 +194,21 @@ async def test_stalled_clients_do_not_delay_shutdown(
 
 
 @pytest.mark.parametrize(
-    ("begin", "more", "count"),
+    ("begin", "more"),
     [
-        (b"GET /health HTTP/1.1\r\nX: ", b"y" * 65536, 200),
-        (b"GET /health HTTP/1.1\r\n", b"X: y\r\n" * 10_000, 200),
-        (b"GET /", b"y" * 65536, 200),
+        (b"GET /health HTTP/1.1\r\nX: ", b"y" * 65536),
+        (b"GET /health HTTP/1.1\r\n", b"X: y\r\n" * 10_000),
+        (b"GET /", b"y" * 65536),
     ],
     ids=["a header", "headers", "an address"],
 )
-async def test_endless_request_head_is_refused(
-    own: str, begin: bytes, more: bytes, count: int
-) -> None:
+async def test_endless_request_head_is_refused(own: str, begin: bytes, more: bytes) -> None:
     where = urlsplit(own)
     reader, writer = await asyncio.open_connection(where.hostname, where.port)
     writer.write(begin)
     with pytest.raises(ConnectionError):  # noqa: PT012 - which of them meets the end is open
         async with asyncio.timeout(TIMEOUT_S):
-            for _ in range(count):
+            for _ in range(2000):  # far more than the buffers of the kernel
                 writer.write(more)
                 await writer.drain()
             await reader.read()
