@@ -20,7 +20,7 @@ from redis import Redis
 from . import machine
 from .load import Load
 from .nodes import OurNodes, Valkey
-from .servers import ROOT, Running, own_rooms, running
+from .servers import ROOT, Running, one_room, own_rooms, running
 
 ROOMS = 10_000
 IN_ONE_ROOM = 1000
@@ -130,6 +130,36 @@ def measure_store() -> None:
         print(f"| node: at its start | {memory / 1e6:,.0f} MB |")
 
 
+def measure_cpu() -> None:
+    """Print the CPU of a notification in a batch of 100, and of a delivery in a large room."""
+    with (
+        running(Valkey()) as store,
+        node_on(store.port) as (kind, node),
+        Load(machine.cores().load) as load,
+    ):
+        rooms = own_rooms(1000)
+        load.dial(node.port, map(kind.client, rooms), live=kind.live)
+        load.dial(node.port, map(kind.client, one_room(1000)), live=kind.live)
+        names = [each.room for each in rooms]
+        batches = [
+            kind.publish_many(names[start : start + 100], 100) for start in range(0, 1000, 100)
+        ]
+        large = [kind.publish("workspace_1", 1000)]
+        for what, publishes, count, parts in (
+            ("a notification, 100 in a request, with its delivery", batches, 100, 100),
+            ("a delivery in a room of 1,000", large, 50, 1000),
+        ):
+            rounds = []
+            for _ in range(6):  # the first is not counted
+                begin = [machine.cpu_s(node.pid), machine.cpu_s(store.pid)]
+                load.publish([node.port], publishes, count, mode="closed", publishers=1)
+                end = [machine.cpu_s(node.pid), machine.cpu_s(store.pid)]
+                used = [later - earlier for earlier, later in zip(begin, end, strict=True)]
+                rounds.append([each / count / parts * 1e6 for each in used])
+            node_us, store_us = map(statistics.median, zip(*rounds[1:], strict=True))
+            print(f"| {what} | {node_us:,.1f} µs | {store_us:,.1f} µs |")
+
+
 def measure_levels() -> None:
     """Print the cost of a publish to 1,000 rooms with a subscriber each."""
     for level in LEVELS:
@@ -166,6 +196,8 @@ def main() -> None:
     print(datetime.datetime.now(datetime.UTC).date().isoformat(), machine.describe())
     print("| what | memory |\n| --- | --- |")
     measure_store()
+    print("\n| what | node CPU | Valkey CPU |\n| --- | --- | --- |")
+    measure_cpu()
     print(
         "\n| durability | publishers | a publish | publishes/s | node CPU | Valkey CPU |"
         "\n| --- | --- | --- | --- | --- | --- |"
