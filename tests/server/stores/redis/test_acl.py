@@ -57,6 +57,13 @@ async def test_the_rules_are_enough(server: Valkey, caplog: pytest.LogCaptureFix
     assert caplog.text == ""
 
 
+def test_the_documentation_has_the_rules() -> None:
+    text = (Path(__file__).parents[4] / "docs" / "scale-out.md").read_text()
+    documented = text.partition("ACL SETUSER rooms on >password")[2].partition("```")[0].split()
+    every = parse_address("redis+sentinel://host/main/1?durability=replica")
+    assert documented == acl_rule(every).split()
+
+
 @pytest.mark.parametrize("command", NEEDED)
 def test_a_missing_command_is_named(server: Valkey, command: str) -> None:
     with pytest.raises(ConfigurationError) as wrong:
