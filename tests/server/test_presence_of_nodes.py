@@ -243,7 +243,11 @@ async def test_redis_that_comes_back_empty(valkey: Valkey) -> None:
         valkey.restart()
         for url in (one, two):
             await is_ready(url)
-            assert (await listed(url))["users"] == expected
+
+            async def is_listed(url: str = url) -> bool:
+                return bool((await listed(url))["users"] == expected)
+
+            await until(is_listed)
         async with present(two, "eve", "tab"):
             assert await event(watcher) == ("join", "eve", ["tab"]), "nobody has left meanwhile"
 

@@ -31,6 +31,10 @@ INLINE_BYTES = 16 * 1024
 RETRY_S = 1.0
 """The pause before something that failed is tried again."""
 
+SETTLE_S = 5.0
+"""How long users who are missing after a reconnect are kept. A Redis that lost its data, or a new
+primary, gets them again when their nodes have noticed it: meanwhile they have not left."""
+
 _RETRIED = 1000  # rooms that are tried again at a time
 _MAX_EARLY = 1000  # announcements that are kept while the hash is being read
 
@@ -57,6 +61,8 @@ class _Mirror:
         version: of the hash; None until it was read.
         loading: reads the hash.
         is_outdated: whether the hash has to be read again after that.
+        is_exact: whether users who are missing in it have left.
+        settling: set while users are kept who are missing in the hash.
         early: announcements that arrived meanwhile.
     """
 
@@ -67,6 +73,8 @@ class _Mirror:
         self.version: int | None = None
         self.loading: asyncio.Task[None] | None = None
         self.is_outdated = False
+        self.is_exact = False
+        self.settling: asyncio.TimerHandle | None = None
         self.early: list[_Announcement] = []
 
     def merged(self, user: str) -> UserPresence | None:
@@ -80,6 +88,22 @@ class _Mirror:
             nodes.pop(node, None)
             if not nodes:
                 del self.users[user]
+
+    def keep(self, before: Mapping[str, Mapping[str, UserPresence]]) -> bool:
+        """Add the states that are missing. Return whether there are any."""
+        has_missing = False
+        for user, nodes in before.items():
+            for node, presence in nodes.items():
+                if node not in self.users.get(user, ()):
+                    self.set(node, user, presence)
+                    has_missing = True
+        return has_missing
+
+    def close(self) -> None:
+        if self.loading is not None:
+            self.loading.cancel()
+        if self.settling is not None:
+            self.settling.cancel()
 
     def notify(self, changed: Iterable[str]) -> None:
         try:
@@ -168,8 +192,7 @@ class SharedPresence:
         channel = self._keys.of_room(room).presence
         if (mirror := self._mirrors.pop(channel, None)) is not None:
             self.feed.unsubscribe(channel)
-            if mirror.loading is not None:
-                mirror.loading.cancel()
+            mirror.close()
 
     def on_message(self, channel: bytes, payload: bytes) -> None:
         """Handle an announcement of SET_PRESENCE."""
@@ -191,13 +214,16 @@ class SharedPresence:
 
         It never fails: what is not stored now is stored later.
         """
+        for mirror in list(self._mirrors.values()):
+            if self._is_in(partitions, mirror.room):
+                if mirror.settling is not None:
+                    mirror.settling.cancel()
+                    mirror.settling = None
+                self._load(mirror)
         rooms = {room for room in (*self._own, *self._stale) if self._is_in(partitions, room)}
         if self._has_stored:  # a replica that took over may know users who have left since
             with contextlib.suppress(StoreUnavailableError):  # the next connection comes here again
                 rooms.update(await self._rooms_of(self._node, partitions))
-        for mirror in list(self._mirrors.values()):
-            if self._is_in(partitions, mirror.room):
-                self._load(mirror)
         self._stale -= rooms
         await asyncio.gather(*map(self._store_all, rooms), return_exceptions=True)
 
@@ -282,10 +308,17 @@ class SharedPresence:
 
     # The users of other nodes
 
-    def _load(self, mirror: _Mirror) -> None:
+    def _load(self, mirror: _Mirror, *, is_exact: bool = False) -> None:
+        """Read the users of a room.
+
+        Args:
+            is_exact: users who are missing have left. Otherwise Redis may have lost them.
+        """
         if mirror.loading is None:
+            mirror.is_exact = is_exact
             mirror.loading = self._tasks.spawn(self._fill(mirror))
         else:
+            mirror.is_exact = mirror.is_exact and is_exact
             mirror.is_outdated = True
 
     async def _fill(self, mirror: _Mirror) -> None:
@@ -304,6 +337,9 @@ class SharedPresence:
                 continue
             is_current = not mirror.is_outdated
         before, is_first = mirror.users, mirror.version is None
+        if not mirror.is_exact and fresh.keep(before) and mirror.settling is None:
+            loop = asyncio.get_running_loop()
+            mirror.settling = loop.call_later(SETTLE_S, self._settle, mirror)
         known = {user: mirror.merged(user) for user in before}
         mirror.users, mirror.version, mirror.loading = fresh.users, fresh.version, None
         early, mirror.early = mirror.early, []
@@ -315,6 +351,10 @@ class SharedPresence:
         for announcement in early:
             if mirror.loading is None:
                 self._apply(mirror, announcement)
+
+    def _settle(self, mirror: _Mirror) -> None:
+        mirror.settling = None
+        self._load(mirror, is_exact=True)
 
     async def _read_into(self, mirror: _Mirror) -> int:
         """Read the users at other nodes. Return how many connections these have in the room."""
@@ -339,11 +379,11 @@ class SharedPresence:
         if previous and version <= mirror.version:
             return  # it was read already
         changed: dict[str, None] = {}
-        if not previous and version > mirror.version and changes:
-            changed.update(dict.fromkeys(mirror.users))  # the hash had been removed
-            mirror.users.clear()
-        elif previous != mirror.version or not changes:
+        if previous != mirror.version and (previous or mirror.users or version < mirror.version):
             self._load(mirror)
+            return
+        if not changes:
+            self._load(mirror, is_exact=mirror.settling is None)
             return
         mirror.version = version
         if node != self._node:

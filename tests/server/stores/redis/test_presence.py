@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -49,11 +50,24 @@ class Watch:
         await until(lambda: self.users == expected)
 
 
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presence, "SETTLE_S", scaled(2.0))
+
+
 async def until_read(store: PresenceStore, expected: dict[str, UserPresence]) -> None:
     async def is_read() -> bool:
         return (await store.read_presence(ROOM)).users == expected
 
     await until(is_read)
+
+
+async def is_ready(store: RedisStore) -> bool:
+    try:
+        await store.check()
+    except StoreUnavailableError:
+        return False
+    return True
 
 
 def keys_of(valkey: Valkey, kind: str) -> list[bytes]:
@@ -214,9 +228,10 @@ async def test_a_node_that_was_silent_reports_its_users_again(
     nodes: tuple[RedisStore, RedisStore],
 ) -> None:
     silent, other = nodes
+    for store in nodes:
+        await until(partial(is_ready, store))
     watch = Watch(other)
     silent.report_presence(ROOM, "ann", HERE)
-    silent._feed.start()
     await watch.until({"ann": HERE})
     await other._membership.remove(silent._node)  # as after its lifetime
     await watch.until({})
@@ -299,6 +314,7 @@ async def test_redis_that_comes_back_empty_gets_all_users_again(
         valkey.start()
         await watch.until({"ann": HERE, "eve": HERE})
         await until_read(b, {"ann": HERE, "eve": HERE})
+        assert not any(call.get("ann", HERE) is None for call in watch.calls), "she has not left"
         for store in (a, b):
             await store.close()
 

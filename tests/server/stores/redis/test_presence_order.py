@@ -144,18 +144,60 @@ async def test_a_gap_is_read_again(shared: SharedPresence, redis: Redis) -> None
     shared.on_message(CHANNEL, announcement(7, 9, A, ("bob", JOIN)))
     _, reply = await redis.next(READ_PRESENCE)
     shared.on_message(CHANNEL, announcement(9, 11, A, ("eve", JOIN)))
-    reply.set_result(read(9, (A, "bob")))
+    reply.set_result(read(9, (A, "ann"), (A, "bob")))
     await settle()
-    assert seen.calls == [{"ann": ONE}, {"ann": None, "bob": ONE}, {"eve": ONE}]
+    assert seen.calls == [{"ann": ONE}, {"bob": ONE}, {"eve": ONE}]
 
 
-async def test_a_hash_that_was_removed_begins_anew_without_a_read(
+async def test_users_who_are_missing_after_a_reconnect_are_kept_for_a_while(
+    shared: SharedPresence, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when Redis has lost its data, and their nodes have not reported them again yet."""
+    monkeypatch.setattr(presence, "SETTLE_S", 0.1)
+    seen = await watch(shared, redis, read(5, (A, "ann"), (B, "ann"), (A, "bob"), (A, "eve")))
+    await shared.report_again(ALL_PARTITIONS)
+    _, reply = await redis.next(READ_PRESENCE)
+    shared.on_message(CHANNEL, announcement(0, 9, A, ("ann", JOIN)))
+    reply.set_result(read(8))
+    _, reply = await redis.next(READ_PRESENCE)  # another hash than the known one
+    reply.set_result(read(9, (A, "ann")))
+    await settle()
+    shared.on_message(CHANNEL, announcement(9, 10, A, ("bob", JOIN)))
+    shared.on_message(CHANNEL, announcement(10, 11, A, ("bob", LEAVE)))
+    assert seen.calls[1:] == [{"bob": ONE}, {"bob": None}]
+    await asyncio.sleep(0.12)
+    _, reply = await redis.next(READ_PRESENCE)
+    reply.set_result(read(11, (A, "ann")))
+    await settle()
+    assert seen.calls[3:] == [{"ann": ONE, "eve": None}]
+    await asyncio.sleep(0.12)
+    assert redis.calls == []
+
+
+async def test_another_reconnect_keeps_missing_users_for_longer(
+    shared: SharedPresence, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(presence, "SETTLE_S", 0.2)
+    seen = await watch(shared, redis, read(5, (A, "ann")))
+    for _ in range(3):
+        await shared.report_again(ALL_PARTITIONS)
+        _, reply = await redis.next(READ_PRESENCE)
+        reply.set_result(read(9))
+        await asyncio.sleep(0.12)
+    assert (seen.calls[1:], redis.calls) == ([], [])
+    shared.unwatch(ROOM)
+    await asyncio.sleep(0.25)
+    assert redis.calls == []
+
+
+async def test_a_room_that_was_empty_elsewhere_begins_anew_without_a_read(
     shared: SharedPresence, redis: Redis
 ) -> None:
-    seen = await watch(shared, redis, read(5, (A, "ann"), (B, "bob")))
-    shared.on_message(CHANNEL, announcement(0, 9, A, ("ann", JOIN)))
+    seen = await watch(shared, redis, read(5, (A, "ann")))
+    shared.on_message(CHANNEL, announcement(5, 6, A, ("ann", LEAVE)))
+    shared.on_message(CHANNEL, announcement(0, 9, A, ("bob", JOIN)))
     await settle()
-    assert seen.calls[1:] == [{"ann": ONE, "bob": None}]
+    assert seen.calls[1:] == [{"ann": None}, {"bob": ONE}]
     assert redis.calls == []
 
 
@@ -163,12 +205,12 @@ async def test_a_hash_that_began_before_what_is_known_is_read(
     shared: SharedPresence, redis: Redis
 ) -> None:
     """As after a failover to a server whose clock is behind."""
-    seen = await watch(shared, redis, read(9, (A, "ann")))
+    seen = await watch(shared, redis, read(9))
     shared.on_message(CHANNEL, announcement(0, 5, A, ("bob", JOIN)))
     _, reply = await redis.next(READ_PRESENCE)
     reply.set_result(read(5, (A, "bob")))
     await settle()
-    assert seen.calls[1:] == [{"ann": None, "bob": ONE}]
+    assert seen.calls[1:] == [{"bob": ONE}]
     shared.on_message(CHANNEL, announcement(5, 6, A, ("eve", JOIN)))
     assert seen.calls[2:] == [{"eve": ONE}]
 
@@ -176,12 +218,12 @@ async def test_a_hash_that_began_before_what_is_known_is_read(
 async def test_an_announcement_without_content_is_read(
     shared: SharedPresence, redis: Redis
 ) -> None:
-    seen = await watch(shared, redis, read(5))
+    seen = await watch(shared, redis, read(5, (A, "bob")))
     shared.on_message(CHANNEL, announcement(5, 6, A))
     _, reply = await redis.next(READ_PRESENCE)
     reply.set_result(read(6, (A, "ann")))
     await settle()
-    assert seen.calls == [{}, {"ann": ONE}]
+    assert seen.calls == [{"bob": ONE}, {"ann": ONE, "bob": None}]
 
 
 async def test_a_reconnect_while_the_hash_is_read_reads_it_again(
