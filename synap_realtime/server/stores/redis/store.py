@@ -295,7 +295,7 @@ class RedisStore:
         """Make up for the time in which no messages arrived."""
         healing = self._rooms.catch_up(ALL_PARTITIONS)
         await self._membership.report(ALL_PARTITIONS)
-        await asyncio.gather(*healing)
+        await asyncio.gather(*healing, return_exceptions=True)  # cancelled, if a room was left
 
     def _call(self, script: Any, keys: Sequence[bytes], *arguments: Any) -> asyncio.Future[Any]:
         shift = 0 if self._clock is None else us(self._clock() - self._opened_at)
