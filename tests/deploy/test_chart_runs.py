@@ -33,6 +33,13 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         yield started
 
 
+@pytest.fixture(params=["replica", "disk"])
+def durable_cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]:
+    rendered = release("minimal", "--set", f"valkey.durability={request.param}")
+    with running_cluster(rendered, tmp_path, KEYS) as started:
+        yield started
+
+
 async def until_ready(cluster: Cluster) -> None:
     async with asyncio.timeout(TIMEOUT_S), httpx.AsyncClient() as client:
         for url in cluster.nodes:
@@ -137,6 +144,12 @@ async def test_lost_pod_of_the_primary_is_replaced_and_returns_as_a_replica(
             container.start()
         await cluster.valkey[lost]["valkey"].wait("readinessProbe")
         assert cluster.ask(lost, "ROLE")[0] == b"slave"
+        await traffic.publish()
+        await traffic.arrive()
+
+
+async def test_servers_meet_the_requirements_of_each_durability(durable_cluster: Cluster) -> None:
+    async with running_traffic(durable_cluster) as traffic:
         await traffic.publish()
         await traffic.arrive()
 
