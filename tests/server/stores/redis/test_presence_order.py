@@ -190,6 +190,25 @@ async def test_another_reconnect_keeps_missing_users_for_longer(
     assert redis.calls == []
 
 
+async def test_a_reconnect_during_an_exact_read_keeps_missing_users(
+    shared: SharedPresence, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(presence, "SETTLE_S", 0.05)
+    seen = await watch(shared, redis, read(5, (A, "ann")))
+    await shared.report_again(ALL_PARTITIONS)
+    _, reply = await redis.next(READ_PRESENCE)
+    reply.set_result(read(9))
+    await asyncio.sleep(0.06)
+    _, reply = await redis.next(READ_PRESENCE)
+    await shared.report_again(ALL_PARTITIONS)
+    reply.set_result(read(9))
+    _, reply = await redis.next(READ_PRESENCE)
+    reply.set_result(read(10))
+    await settle()
+    assert seen.calls[1:] == []
+    shared.unwatch(ROOM)
+
+
 async def test_a_room_that_was_empty_elsewhere_begins_anew_without_a_read(
     shared: SharedPresence, redis: Redis
 ) -> None:
