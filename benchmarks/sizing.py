@@ -22,7 +22,8 @@ from .load import Load
 from .nodes import OurNodes, Valkey
 from .servers import ROOT, Running, one_room, own_rooms, running
 
-ROOMS = 10_000
+ROOMS = 500
+FEW = (1, 9, 20, 40)
 IN_ONE_ROOM = 1000
 CONNECTIONS = 5000
 PUBLISHERS = {1: 500, 32: 4000}
@@ -114,11 +115,13 @@ def measure_store() -> None:
             each = (used() - before) / IN_ONE_ROOM
             print(f"| a notification of {size} bytes, in a room with many | {each:,.0f} bytes |")
             print(f"| an id, for 5 minutes | {ids / IN_ONE_ROOM:,.0f} bytes |")
-        before = used()
-        publish_to(kind, node, [f"user_{number}" for number in range(ROOMS)], 200)
-        forget_ids()
-        each = (used() - before) / ROOMS
-        print(f"| a room with one notification of 200 bytes | {each:,.0f} bytes |")
+        for count in FEW:
+            before = used()
+            rooms = [f"request_{count}_{number}" for number in range(ROOMS)]
+            publish_to(kind, node, rooms * count, 300)
+            forget_ids()
+            each = (used() - before) / ROOMS
+            print(f"| a room with {count} notifications of 300 bytes | {each:,.0f} bytes |")
         with Load(machine.cores().load) as load:
             before, memory = used(), machine.max_memory_bytes(node.pid)
             load.dial(node.port, map(kind.client, own_rooms(CONNECTIONS)), live=kind.live)
