@@ -7,161 +7,33 @@ import contextlib
 import itertools
 import signal
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
-from synap_realtime.protocol.cursor import Cursor
-from synap_realtime.protocol.rooms import Room
-from synap_realtime.server.errors import StoreUnavailableError
-from synap_realtime.server.stores.base import Entry, Publication
+from synap_realtime.server.stores.base import Publication
 from synap_realtime.server.stores.redis.address import parse_address
 from synap_realtime.server.stores.redis.store import RedisStore
 from tests.support.link import Link
+from tests.support.store_traffic import (
+    ROOMS,
+    Subscriber,
+    assert_exact,
+    assert_nothing_lost_silently,
+    run_traffic,
+    until,
+    until_ready,
+)
 from tests.support.timeouts import TIMEOUT_S, scaled
 from tests.support.valkey import Valkey, running_sentinel, running_valkey
 from tests.support.waits import SetWaits
-
-ROOMS = [Room(f"user_{n}") for n in range(8)]
-LOAD_S = 3.0
 
 
 @pytest.fixture
 def valkey(tmp_path: Path) -> Iterator[Valkey]:
     with running_valkey(tmp_path / "valkey") as server:
         yield server
-
-
-@dataclass
-class Subscriber:
-    """All rooms at one node. After a gap, it drops ids that it knows, as a client does.
-
-    Attributes:
-        dropped: these ids.
-    """
-
-    store: RedisStore
-    ids: dict[Room, list[str]] = field(default_factory=dict)
-    positions: dict[Room, Cursor] = field(default_factory=dict)
-    gaps: Counter[Room] = field(default_factory=Counter)
-    dropped: list[str] = field(default_factory=list)
-
-    async def start(self) -> None:
-        self.store.subscribe(self.deliver, self.on_gap)
-        for room in ROOMS:
-            await self.store.join(room)
-
-    def deliver(self, room: Room, entry: Entry, _published_at: float | None) -> int:
-        last = self.positions.get(room)
-        if last is not None and last.epoch == entry.cursor.epoch:
-            assert entry.cursor.offset > last.offset, "in order, once"
-        self.positions[room] = entry.cursor
-        id = entry.text.partition('"id":"')[2].partition('"')[0]
-        ids = self.ids.setdefault(room, [])
-        if self.gaps[room] and id in ids:
-            self.dropped.append(id)
-        else:
-            ids.append(id)
-        return 1
-
-    def on_gap(self, room: Room, position: Cursor) -> None:
-        self.gaps[room] += 1
-        self.positions[room] = position
-
-
-@dataclass
-class Traffic:
-    """What was published and received while something failed."""
-
-    acknowledged: dict[Room, list[str]]
-    subscribers: list[Subscriber]
-    refused: int
-    longest_wait_s: float
-
-
-async def run_traffic(
-    url: str, fault: Callable[[], Awaitable[None]], *, direct: str | None = None
-) -> Traffic:
-    """Publish at one node and subscribe at both, through a fault in the middle.
-
-    Args:
-        direct: the URL of the second node; default: the same.
-    """
-    stores = [RedisStore(parse_address(each)) for each in (url, direct or url)]
-    subscribers = [Subscriber(store) for store in stores]
-    acknowledged: dict[Room, list[str]] = {room: [] for room in ROOMS}
-    traffic = Traffic(acknowledged, subscribers, 0, 0.0)
-    over = asyncio.Event()
-
-    async def publish(room: Room) -> None:
-        number = 0
-        while not over.is_set():
-            id = f"{room}:{number}"
-            began = time.monotonic()
-            while True:
-                try:
-                    store = stores[number % 2]
-                    await store.publish([Publication(room, id, f'{{"id":"{id}"}}')])
-                    break
-                except StoreUnavailableError:
-                    traffic.refused += 1
-                    await asyncio.sleep(0.02)
-            traffic.longest_wait_s = max(traffic.longest_wait_s, time.monotonic() - began)
-            acknowledged[room].append(id)
-            number += 1
-            await asyncio.sleep(0.002)
-
-    try:
-        for subscriber in subscribers:
-            await subscriber.start()
-        async with asyncio.TaskGroup() as group:
-            for room in ROOMS:
-                group.create_task(publish(room))
-            await asyncio.sleep(LOAD_S / 2)
-            await fault()
-            await asyncio.sleep(LOAD_S / 2)
-            over.set()
-        async with asyncio.timeout(TIMEOUT_S):
-            await until(lambda: all(is_settled(each, acknowledged) for each in subscribers))
-            for store in stores:
-                await until_ready(store)
-    finally:
-        for store in stores:
-            await store.close()
-    return traffic
-
-
-def is_settled(subscriber: Subscriber, acknowledged: dict[Room, list[str]]) -> bool:
-    """Whether all that was acknowledged has arrived, except where a gap was reported."""
-    return all(
-        set(ids) <= set(subscriber.ids.get(room, ())) or subscriber.gaps[room]
-        for room, ids in acknowledged.items()
-    )
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110 - nothing announces it
-        await asyncio.sleep(0.05)
-
-
-async def until_ready(store: RedisStore) -> None:
-    while True:
-        with contextlib.suppress(StoreUnavailableError):
-            await store.check()
-            return
-        await asyncio.sleep(0.05)
-
-
-def assert_exact(traffic: Traffic) -> None:
-    """Every acknowledged notification arrived once, in order, at both nodes, without a gap."""
-    for subscriber in traffic.subscribers:
-        assert not subscriber.gaps
-        for room, ids in traffic.acknowledged.items():
-            assert subscriber.ids[room] == ids
-            assert len(ids) > 10  # on a busy machine, too
 
 
 async def test_killed_pubsub_connections_lose_nothing(valkey: Valkey) -> None:
@@ -271,7 +143,9 @@ async def test_subscribers_of_a_killed_node_are_removed(
     publications = (Publication(room, f"n{n}", '{"id":"a"}') for n in itertools.count())
     (before,) = await other.publish([next(publications)])
     assert before.broadcast_count == 2
-    await failing._feed.close()  # from now on it sends nothing, like a process that was killed
+    await (
+        failing._shards.close_feeds()
+    )  # from now on it sends nothing, like a process that was killed
     async with asyncio.timeout(TIMEOUT_S):
         count = 2
         while count != 1:
@@ -360,16 +234,6 @@ def replicated(tmp_path: Path) -> Iterator[Replicated]:
     servers = Replicated(tmp_path)
     with servers.stack:
         yield servers
-
-
-def assert_nothing_lost_silently(traffic: Traffic) -> None:
-    """What an acknowledged notification lacks, a gap has reported; nothing came twice."""
-    for subscriber in traffic.subscribers:
-        for room, ids in traffic.acknowledged.items():
-            received = Counter(subscriber.ids[room])
-            assert [id for id, count in received.items() if count > 1] == []
-            if set(ids) - received.keys():
-                assert subscriber.gaps[room]
 
 
 async def test_killed_primary_loses_nothing_silently(replicated: Replicated) -> None:

@@ -300,7 +300,7 @@ async def test_connections_that_begin_at_both_nodes_together(valkey: Valkey) -> 
 
 
 async def test_without_redis(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("synap_realtime.server.stores.redis.link.CALL_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("synap_realtime.server.stores.redis.shards.CALL_TIMEOUT_S", 0.3)
     async with (
         node(valkey) as url,
         watching(url) as watcher,

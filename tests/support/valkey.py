@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,10 @@ class Valkey:
         with self.client() as client:
             return client.execute_command(*words)
 
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None
+
     def signal(self, number: signal.Signals) -> None:
         assert self._process is not None
         os.kill(self._process.pid, number)
@@ -152,3 +156,117 @@ def running_sentinel(folder: Path, primary_port: int, program: Path = VALKEY) ->
         yield server
     finally:
         server.kill()
+
+
+NODE_TIMEOUT_MS = 1500
+"""After this time without an answer, a node of a cluster is failing."""
+
+
+class ClusterNode(Valkey):
+    """A node of a cluster."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        super().__init__(
+            folder,
+            *("--cluster-enabled", "yes", "--cluster-config-file", str(folder / "nodes.conf")),
+            *("--cluster-port", str(free_port()), "--cluster-node-timeout", str(NODE_TIMEOUT_MS)),
+            *("--cluster-replica-validity-factor", "0"),
+            *options,
+        )
+
+    @property
+    def id(self) -> str:
+        return str(self.command("CLUSTER", "MYID").decode())
+
+    @property
+    def bus_port(self) -> int:
+        return int(self._options[self._options.index("--cluster-port") + 1])
+
+    def info(self) -> dict[str, str]:
+        lines = self.command("CLUSTER", "INFO").decode().splitlines()
+        return dict(line.split(":", 1) for line in lines)
+
+
+class ValkeyCluster:
+    """Primaries that share the slots, with a replica each."""
+
+    def __init__(self, stack: contextlib.ExitStack, folder: Path, *, replicas: bool = True) -> None:
+        def start(name: str) -> ClusterNode:
+            node = ClusterNode(folder / name)
+            stack.callback(node.kill)
+            return node
+
+        folder.mkdir(exist_ok=True)
+        self.primaries = [start(f"primary-{n}") for n in range(3)]
+        self.replicas = [start(f"replica-{n}") for n in range(3)] if replicas else []
+        for number, node in enumerate(self.nodes):
+            node.command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+        for node, first, last in zip(
+            self.primaries, (0, 5461, 10923), (5460, 10922, 16383), strict=True
+        ):
+            node.command("CLUSTER", "ADDSLOTSRANGE", first, last)
+        for node in self.nodes[1:]:
+            node.command("CLUSTER", "MEET", "127.0.0.1", self.nodes[0].port, self.nodes[0].bus_port)
+        _until(
+            lambda: all(
+                each.info()["cluster_known_nodes"] == str(len(self.nodes)) for each in self.nodes
+            )
+        )
+        for replica, primary in zip(self.replicas, self.primaries, strict=bool(self.replicas)):
+            replica.command("CLUSTER", "REPLICATE", primary.id)
+        _until(self.is_complete)
+
+    @property
+    def nodes(self) -> list[ClusterNode]:
+        return [*self.primaries, *self.replicas]
+
+    @property
+    def url(self) -> str:
+        hosts = ",".join(f"127.0.0.1:{each.port}" for each in self.primaries[:2])
+        return f"redis+cluster://{hosts}"
+
+    def primary_of(self, slot: int) -> ClusterNode:
+        """Return the node that serves a slot, by the view of one that runs."""
+        asked = next(each for each in self.nodes if each.is_running)
+        with asked.client() as client:
+            for first, last, (_, port, *_), *_ in client.execute_command("CLUSTER SLOTS"):
+                if first <= slot <= last:
+                    return next(each for each in self.nodes if each.port == port)
+        raise LookupError(slot)
+
+    def start_moving(self, slot: int, target: ClusterNode) -> ClusterNode:
+        """Begin to migrate a slot key by key. Return the node that has it until the end."""
+        source = self.primary_of(slot)
+        target.command("CLUSTER", "SETSLOT", slot, "IMPORTING", source.id)
+        source.command("CLUSTER", "SETSLOT", slot, "MIGRATING", target.id)
+        return source
+
+    def finish_moving(self, slot: int, source: ClusterNode, target: ClusterNode) -> None:
+        """Move the keys of a slot, then the slot."""
+        while keys := source.command("CLUSTER", "GETKEYSINSLOT", slot, 100):
+            source.command(
+                *("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS"),
+                *(key.decode() for key in keys),
+            )
+        for node in (target, source, *(each for each in self.primaries if each.is_running)):
+            node.command("CLUSTER", "SETSLOT", slot, "NODE", target.id)
+
+    def is_complete(self) -> bool:
+        """Whether all slots are served, and all replicas are connected."""
+        return all(each.info()["cluster_state"] == "ok" for each in self.nodes) and all(
+            each.command("INFO", "replication")["master_link_status"] == "up"
+            for each in self.replicas
+        )
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < end, "the cluster does not form"
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def running_cluster(folder: Path, *, replicas: bool = True) -> Iterator[ValkeyCluster]:
+    with contextlib.ExitStack() as stack:
+        yield ValkeyCluster(stack, folder, replicas=replicas)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from synap_realtime.server.stores.memory import MemoryStore
 from synap_realtime.server.stores.redis.address import parse_address
 from synap_realtime.server.stores.redis.store import RedisStore
 from synap_realtime.server.stores.sqlite.store import SqliteStore
+from tests.support.valkey import running_cluster, running_sentinel, running_valkey
 
 OpenStore = Callable[..., Store]
 
@@ -40,7 +42,28 @@ def valkey() -> Iterator[str]:
         yield server.connection_url
 
 
-@pytest.fixture(params=["memory", "sqlite", "redis"])
+@pytest.fixture(scope="package")
+def sentinel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a Valkey server that Sentinels name."""
+    folder = tmp_path_factory.mktemp("sentinel")
+    with contextlib.ExitStack() as stack:
+        primary = stack.enter_context(running_valkey(folder / "primary"))
+        sentinels = [
+            stack.enter_context(running_sentinel(folder / str(number), primary.port))
+            for number in range(2)
+        ]
+        hosts = ",".join(f"127.0.0.1:{each.port}" for each in sentinels)
+        yield f"redis+sentinel://{hosts}/main"
+
+
+@pytest.fixture(scope="package")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a cluster."""
+    with running_cluster(tmp_path_factory.mktemp("cluster"), replicas=False) as servers:
+        yield servers.url
+
+
+@pytest.fixture(params=["memory", "sqlite", "valkey", "sentinel", "cluster"])
 async def open_store(
     request: pytest.FixtureRequest, tmp_path: Path, clock: Clock
 ) -> AsyncIterator[OpenStore]:
@@ -56,7 +79,7 @@ async def open_store(
             case "sqlite":
                 store = SqliteStore(tmp_path / f"{len(opened)}.db", kept, clock=clock)
             case _:
-                url = f"{request.getfixturevalue('valkey')}?prefix={secrets.token_hex(4)}"
+                url = f"{request.getfixturevalue(request.param)}?prefix={secrets.token_hex(4)}"
                 store = RedisStore(parse_address(url), kept, clock=clock)
         opened.append(store)
         return store

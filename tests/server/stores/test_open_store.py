@@ -43,11 +43,13 @@ from synap_realtime.server.stores.base import (
         ("redis://:a/b@host", "%2F for '/'"),
         ("redis://:a?b@host", "%3F for .?"),
         ("rediss://host?ca=/does/not/exist.pem", "ca=/does/not/exist.pem: No such file"),
-        ("redis://one,two", "several hosts need redis.sentinel"),
+        ("redis://one,two", "several hosts need redis.sentinel:// or redis.cluster"),
         ("redis+sentinel://one,two", "name of the primary is missing"),
         ("redis+sentinel://one,,two/main", "host is missing"),
         ("redis+sentinel://one/main/x", "database is no number"),
-        ("redis+cluster://one", "got redis.cluster://"),
+        ("redis+cluster://", "host is missing"),
+        ("redis+cluster://one,two/1", "a cluster has no databases"),
+        ("redis+cluster://one?db=1", "options after .* prefix="),
     ],
 )
 def test_invalid_url_is_reported_with_a_remedy(url: str, said: str) -> None:

@@ -18,13 +18,16 @@ _FORMS = {
         f"{OPTION}: expected "
         "redis+sentinel://[user:password@]host[:port],host[:port]/name[/database][?option=value]"
     ),
+    "cluster": (
+        f"{OPTION}: expected redis+cluster://[user:password@]host[:port],host[:port][?prefix=name]"
+    ),
 }
 
 _PREFIX = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 _HOST = re.compile(
     r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+))(?::(?P<port>\d{1,5}))?"
 )
-_PORT, _SENTINEL_PORT = 6379, 26379
+_PORTS = {"": 6379, "sentinel": 26379, "cluster": 6379}
 _OPTIONS = ("prefix", "durability", "ca", "cert", "key")
 _ESCAPES = "in a user or password, write %23 for '#', %2F for '/', %3F for '?' and %40 for '@'"
 
@@ -32,7 +35,7 @@ SCHEMES = tuple(
     f"{engine}{tls}{kind}"
     for engine in ("redis", "valkey")
     for tls in ("", "s")
-    for kind in ("", "+sentinel")
+    for kind in ("", "+sentinel", "+cluster")
 )
 """The schemes of the URLs: the engine, ``s`` for TLS, and how the primary is found."""
 
@@ -51,13 +54,14 @@ class RedisAddress(NamedTuple):
     """Where the store is, and how to log in.
 
     Attributes:
-        peers: the server, or all Sentinels.
+        peers: the server, all Sentinels, or some nodes of a cluster.
         service: the name by which the Sentinels know the primary; None without Sentinels.
         prefix: what the names of all keys begin with.
         durability: when a publish is answered.
         ca: a PEM file with the authorities to trust; None: those of the system.
         cert, key: PEM files of the client's certificate and its private key, which may be in the
             first, too; None: without one.
+        is_cluster: whether it is a Redis Cluster.
     """
 
     peers: tuple[Peer, ...]
@@ -71,6 +75,7 @@ class RedisAddress(NamedTuple):
     ca: str | None = None
     cert: str | None = None
     key: str | None = None
+    is_cluster: bool = False
 
     def __repr__(self) -> str:
         return f"RedisAddress({self.shown})"
@@ -79,7 +84,8 @@ class RedisAddress(NamedTuple):
     def shown(self) -> str:
         """The address for logs, without user and password."""
         service = "" if self.service is None else f"/{self.service}"
-        return f"{','.join(map(str, self.peers))}{service}/{self.database}"
+        database = "" if self.is_cluster else f"/{self.database}"
+        return f"{','.join(map(str, self.peers))}{service}{database}"
 
 
 def parse_address(url: str) -> RedisAddress:
@@ -104,12 +110,16 @@ def parse_address(url: str) -> RedisAddress:
     peers = tuple(_parse_peers(hosts, kind, expected))
     path = parts.path.removeprefix("/")
     service = None
-    if kind:
+    if kind == "cluster" and path:
+        raise ConfigurationError(f"{expected}; a cluster has no databases")
+    if kind == "sentinel":
         service, _, path = path.partition("/")
         if not service:
             raise ConfigurationError(f"{expected}; the name of the primary is missing")
-    elif len(peers) > 1:
-        raise ConfigurationError(f"{expected}; several hosts need redis+sentinel://")
+    elif not kind and len(peers) > 1:
+        raise ConfigurationError(
+            f"{expected}; several hosts need redis+sentinel:// or redis+cluster://"
+        )
     if path and not (path.isascii() and path.isdigit() and len(path) < 6):
         raise ConfigurationError(f"{expected}; the database is no number")
     options = _parse_options(parts.query, expected)
@@ -125,6 +135,7 @@ def parse_address(url: str) -> RedisAddress:
         options.get("ca"),
         options.get("cert"),
         options.get("key"),
+        kind == "cluster",
     )
     if not address.tls and (address.ca or address.cert or address.key):
         raise ConfigurationError(f"{expected}; ca=, cert= and key= need TLS: write {engine}s://")
@@ -141,7 +152,7 @@ def _parse_peers(hosts: str, kind: str, expected: str) -> list[Peer]:
             raise ConfigurationError(f"{expected}; the host is missing")
         if found is None or (found["port"] is not None and not 0 < int(found["port"]) < 65536):
             raise ConfigurationError(f"{expected}; the host is invalid, or the port is no number")
-        port = found["port"] or (_SENTINEL_PORT if kind else _PORT)
+        port = found["port"] or _PORTS[kind]
         peers.append(Peer(found["ipv6"] or found["name"], int(port)))
     return peers
 

@@ -14,8 +14,18 @@ from .tls import TlsFileError
 UNREACHABLE = (RedisConnectionLostError, OSError)  # TimeoutError is an OSError
 """Errors after which the connection is not used again."""
 
-_TEMPORARY = ("READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "MOVED", "ASK", "TRYAGAIN")
-"""Replies of a server that does not serve these keys now. Another server may, or this one later."""
+_TEMPORARY = ("READONLY", "LOADING", "MASTERDOWN")
+"""Replies of a server that does not serve now. Another server may, or this one later."""
+
+_ELSEWHERE = ("MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN")
+"""Replies of a node of a cluster that does not serve these keys now. It may serve others.
+See https://valkey.io/topics/cluster-spec/ (Redirection and resharding)."""
+
+
+def is_elsewhere(error: RedisReplyError) -> bool:
+    """Return whether the same request may succeed soon, perhaps at another node of the cluster."""
+    return error.code in _ELSEWHERE
+
 
 _MAX_CLIENTS = "max number of clients reached"
 _UNKNOWN_COMMAND = re.compile(r"unknown command [`']([^`']+)['`]")
@@ -28,6 +38,9 @@ _BY_CODE = {
     "NOREPLICAS": (
         "Redis has fewer replicas than min-replicas-to-write: start them, or check their link"
     ),
+    "MOVED": "the cluster has moved these keys to another node",
+    "ASK": "the cluster is moving these keys to another node",
+    "TRYAGAIN": "the cluster is moving these keys to another node",
     "NOAUTH": "Redis asks for a password: redis://:password@host",
     "WRONGPASS": "Redis rejects the user or the password of --store",
 }
@@ -40,13 +53,13 @@ _BY_TEXT = {
     "without any password configured": (
         "Redis has no password: remove the one in --store, or set its requirepass"
     ),
-    "SELECT is not allowed in cluster mode": "a Redis Cluster has database 0 only",
+    "SELECT is not allowed in cluster mode": "this Redis is a node of a cluster: write redis+cluster://",
 }
 """What replies with the code ``ERR`` contain."""
 
 
 def is_temporary(error: BaseException) -> bool:
-    """Return whether the same request may succeed soon, perhaps at another server."""
+    """Return whether the same request may succeed soon, over another connection."""
     if isinstance(error, RedisReplyError):
         return error.code in _TEMPORARY or _MAX_CLIENTS in str(error)
     return isinstance(error, UNREACHABLE)
@@ -96,6 +109,8 @@ def _describe_reply(error: RedisReplyError, keys: Sequence[bytes]) -> str:
             f"a key{pattern} is of another type: it belongs to another program; rename it, or "
             "choose another prefix (?prefix=…)"
         )
+    if error.code == "CLUSTERDOWN":
+        return f"the cluster does not serve these keys: {text.removeprefix('CLUSTERDOWN ')}"
     if error.code == "MISCONF":
         if "RDB" in text or "snapshot" in text:
             return (

@@ -6,6 +6,7 @@ Cluster. A standalone server gets the same names: moving to a cluster renames no
 
 from __future__ import annotations
 
+from binascii import crc_hqx
 from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import blake2b
@@ -18,6 +19,12 @@ PARTITIONS = 128
 """The number of partitions. Part of the schema: another number would move rooms between keys."""
 
 ALL_PARTITIONS = range(PARTITIONS)
+
+NODES_PARTITION = 0
+"""The partition with the list of nodes."""
+
+SLOTS = 16_384
+"""The number of hash slots of a Redis Cluster."""
 
 SCHEMA_VERSION = 1
 """The version of the names and values of all keys. Nodes of different versions must not share a
@@ -53,10 +60,9 @@ class KeySpace:
 
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix.encode()
-        self.schema = b"%b:schema" % self._prefix
-        self.nodes = b"%b:nodes" % self._prefix
-        self.departed = b"%b:departed:{%b}" % (self._prefix, self.nodes)  # in the same hash slot
-        self.questions = b"%b:survey" % self.partition(0)
+        self.nodes = b"%b:nodes" % self.partition(NODES_PARTITION)
+        self.departed = b"%b:departed" % self.partition(NODES_PARTITION)
+        self.questions = b"%b:survey" % self.partition(NODES_PARTITION)
         self.of_room = lru_cache(16_384)(self._of_room)
 
     def _of_room(self, room: Room) -> RoomKeys:
@@ -98,9 +104,13 @@ class KeySpace:
         """Return the key of the users of a partition who have connections at a node (set)."""
         return b"%b:users:%b" % (self.partition(partition), node.encode())
 
-    def probe(self, node: str) -> bytes:
-        """Return the channel on which a node checks that it receives."""
-        return b"%b:probe:%b" % (self._prefix, node.encode())
+    def schema(self, partition: int) -> bytes:
+        """Return the key of the version of a partition's keys (string)."""
+        return b"%b:schema" % self.partition(partition)
+
+    def probe(self, partition: int, node: str) -> bytes:
+        """Return the channel on which a node checks that it receives from a partition's primary."""
+        return b"%b:probe:%b" % (self.partition(partition), node.encode())
 
     def answers(self, node: str) -> bytes:
         """Return the channel on which a node receives the answers to its questions."""
@@ -111,6 +121,19 @@ class KeySpace:
         digest = blake2b(caller.encode(), digest_size=16).hexdigest().encode()
         partition = self.partition(crc32(digest) % PARTITIONS)
         return [b"%b:rate:%b:%b" % (partition, name.encode(), digest) for name in names]
+
+
+def slot_of(partition: int) -> int:
+    """Return the hash slot of a partition in a Redis Cluster.
+
+    See https://valkey.io/topics/cluster-spec/ (Key distribution model).
+    """
+    return crc_hqx(b"%d" % partition, 0) % SLOTS
+
+
+def partition_of_key(name: bytes) -> int:
+    """Return the number of the partition of a key or channel."""
+    return int(name[name.index(b"{") + 1 : name.index(b"}")])
 
 
 def partition_of(name: str) -> int:

@@ -1,6 +1,7 @@
 """The connection over which a node sends commands to one primary.
 
 Calls that are made while the previous ones are under way are sent together: one round trip for all.
+A call that the server refuses, because another one serves its keys, is handed back.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import logging
 import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ...errors import StoreUnavailableError
@@ -24,14 +25,11 @@ from .connection import (
     backoff_s,
 )
 from .durability import describe_unconfirmed
-from .errors import UNREACHABLE, describe_problem, is_temporary
+from .errors import UNREACHABLE, describe_problem, is_elsewhere, is_temporary
 from .requirements import Requirements
 from .scripts import ALL, CONFIRMED, Script
 
 logger = logging.getLogger(__name__)
-
-CALL_TIMEOUT_S = 3.0
-"""A call fails after this time. Until then it is repeated at each new connection."""
 
 REPLY_TIMEOUT_S = 2.0
 """A server that does not reply for this time is considered dead."""
@@ -64,6 +62,9 @@ class Call:
         keys: the keys that the script uses.
         arguments: what follows the incarnation of the server and the epoch.
         deadline: when it fails, by the clock of the event loop.
+        size: about its length, in bytes.
+        is_asking: whether the server gets it although another one owns the slot that is being
+            migrated.
     """
 
     script: Script
@@ -71,7 +72,12 @@ class Call:
     arguments: Sequence[bytes | int | str]
     deadline: float
     result: asyncio.Future[Any]
-    size: int = field(default=0)
+    size: int
+    is_asking: bool = False
+
+    def fail(self, problem: str) -> None:
+        if not self.result.done():
+            self.result.set_exception(StoreUnavailableError(problem))
 
 
 class Link:
@@ -84,20 +90,31 @@ class Link:
 
     def __init__(
         self,
+        name: str,
         connect: Connect,
         requirements: Requirements,
-        on_connected: Callable[[], None] = lambda: None,
+        *,
+        on_connected: Callable[[], None],
+        on_failed: Callable[[], None],
+        on_refused: Callable[[Sequence[tuple[Call, RedisReplyError]]], None],
     ) -> None:
         """
         Args:
+            name: what log messages call the server.
             requirements: checked at each new connection.
-            on_connected: called for each new connection, before anything is sent over it.
+            on_connected: called for each new connection, before calls are sent over it.
+            on_failed: called after the connection has failed. The calls wait for the next one.
+            on_refused: called with the calls that the server has refused, with their replies, such
+                as ``MOVED``.
         """
         self.state = LinkState.IDLE
         self.problem: str | None = None
+        self._name = name
         self._connect = connect
         self._requirements = requirements
         self._on_connected = on_connected
+        self._on_failed = on_failed
+        self._on_refused = on_refused
         self._connection: RedisConnection | None = None
         self._incarnation = b""  # which run of which server the connection leads to
         self._epoch_prefix = secrets.token_hex(6).encode()
@@ -107,30 +124,27 @@ class Link:
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
-    def call(
-        self, script: Script, keys: Sequence[bytes], arguments: Sequence[bytes | int | str]
-    ) -> asyncio.Future[Any]:
-        """Call a script. It may run more than once: each script here can be repeated.
-
-        Returns:
-            The reply. StoreUnavailableError: it was not called, or its reply was lost.
-        """
-        loop = asyncio.get_running_loop()
-        size = sum([len(each) for each in arguments if not isinstance(each, int)]) + 200
-        deadline = loop.time() + CALL_TIMEOUT_S
-        call = Call(script, keys, arguments, deadline, loop.create_future(), size)
+    def add(self, call: Call) -> None:
+        """Send a call. It may run more than once: each script here can be repeated."""
         if self.state is LinkState.CLOSED:
-            call.result.set_exception(StoreUnavailableError("the store is closed"))
+            call.fail("the store is closed")
         elif self._pending_bytes > MAX_PENDING_BYTES:
-            call.result.set_exception(StoreUnavailableError("too much waits to be sent to Redis"))
+            call.fail("too much waits to be sent to Redis")
         else:
             self._pending.append(call)
-            self._pending_bytes += size
+            self._pending_bytes += call.size
             self._changed.set()
             if self._task is None:
                 self.state = LinkState.CONNECTING
-                self._task = loop.create_task(self._run(), name="synap-redis")
-        return call.result
+                self._task = asyncio.get_running_loop().create_task(self._run(), name="synap-redis")
+
+    def take(self, wanted: Callable[[Call], bool]) -> list[Call]:
+        """Remove the calls that wait to be sent and for which a condition holds, in order."""
+        taken = [call for call in self._pending if wanted(call)]
+        if taken:
+            self._pending = deque(call for call in self._pending if not wanted(call))
+            self._pending_bytes -= sum(call.size for call in taken)
+        return taken
 
     def restart(self) -> None:
         """Replace the connection: another server may have taken over."""
@@ -155,11 +169,13 @@ class Link:
             try:
                 if self._connection is None:
                     await self._open()
-                await self._flush()
+                if self._pending:  # they may have been taken in between
+                    await self._flush()
                 failures = 0
             except (*UNREACHABLE, RedisReplyError) as error:
                 self._disconnect(error)
                 self._report(describe_problem(error))
+                self._on_failed()
                 self._expire()
                 if self._pending:
                     await asyncio.sleep(backoff_s(failures))
@@ -195,10 +211,17 @@ class Link:
             self._pending_bytes -= call.size
             size += call.size
             batch.append(call)
-        commands = [self._command(call) for call in batch]
+        commands: list[Command] = []
+        for call in batch:
+            if call.is_asking:
+                commands.append((b"ASKING",))
+            commands.append(self._command(call))
         confirm = self._requirements.confirm
-        if confirm is not None and any(call.script.sha in CONFIRMED for call in batch):
-            commands.append(confirm)
+        if confirm is not None:
+            if any(call.script.sha in CONFIRMED for call in batch):
+                commands.append(confirm)
+            else:
+                confirm = None
         try:
             async with asyncio.timeout(REPLY_TIMEOUT_S):
                 replies = await connection.execute(commands)
@@ -206,22 +229,29 @@ class Link:
             self._put_back(batch)
             raise
         unconfirmed = None
-        if len(replies) > len(batch):
+        if confirm is not None:
             unconfirmed = describe_unconfirmed(replies.pop())
+        in_order = iter(replies)
         again: list[Call] = []
-        for call, reply in zip(batch, replies, strict=True):
+        refused: list[tuple[Call, RedisReplyError]] = []
+        for call in batch:
+            reply = next(in_order)
+            if call.is_asking:
+                reply = next(in_order)
             if isinstance(reply, RedisReplyError):
-                if reply.code == "NOSCRIPT" or is_temporary(reply):
+                if is_elsewhere(reply):
+                    refused.append((call, reply))
+                elif reply.code == "NOSCRIPT" or is_temporary(reply):
                     again.append(call)
                     refusal = reply
-                elif not call.result.done():
-                    problem = describe_problem(reply, call.keys)
-                    call.result.set_exception(StoreUnavailableError(problem))
+                else:
+                    call.fail(describe_problem(reply, call.keys))
             elif unconfirmed is not None and call.script.sha in CONFIRMED:
-                if not call.result.done():
-                    call.result.set_exception(StoreUnavailableError(unconfirmed))
+                call.fail(unconfirmed)
             elif not call.result.done():
                 call.result.set_result(reply)
+        if refused:
+            self._on_refused(refused)
         if again:  # the next connection loads the scripts, perhaps at another server
             self._put_back(again)
             raise refusal
@@ -246,8 +276,7 @@ class Link:
                 kept.append(call)
                 continue
             self._pending_bytes -= call.size
-            if not call.result.done():
-                call.result.set_exception(StoreUnavailableError(self.problem or "Redis is away"))
+            call.fail(self.problem or "Redis is away")
         self._pending = kept
 
     def _disconnect(self, error: Exception) -> None:
@@ -260,7 +289,9 @@ class Link:
     def _report(self, problem: str | None) -> None:
         """Log once when Redis becomes unavailable and once when it is available again."""
         if problem is not None and self.problem is None:
-            logger.error("Redis is unavailable: %s; publishes answer 503 until it is back", problem)
+            logger.error(
+                "%s is unavailable: %s; publishes answer 503 until it is back", self._name, problem
+            )
         elif problem is None and self.problem is not None:
-            logger.warning("Redis is available again")
+            logger.warning("%s is available again", self._name)
         self.problem = problem

@@ -21,7 +21,7 @@ from ..base import (
     ignore_gap,
     make_entry,
 )
-from .feed import Feed
+from .feed import Channels
 from .keys import ALL_PARTITIONS, KeySpace
 from .scripts import FIRST_ID_KEY, JOIN, ROOMS_OF_NODE
 from .tasks import Tasks
@@ -33,6 +33,7 @@ JOIN_TIMEOUT_S = 3.0
 
 _HEAL_PAGE = 100
 _LOG_DELAY_S = 1.0  # one line for all rooms of a failover
+_HEAL_PAUSE_S = 0.2
 
 
 @dataclass(slots=True, eq=False)
@@ -69,7 +70,7 @@ class LiveRooms:
     the gap and reads it from the log.
 
     Attributes:
-        feed: subscribes to the channels of the rooms. Set before the first join.
+        channels: subscribes to the channels of the rooms. Set before the first join.
         on_other: called with the messages of other channels.
         publishing: the calls of PUBLISH that are under way, by their names. Their messages may
             arrive before their replies.
@@ -90,7 +91,7 @@ class LiveRooms:
             read: reads the log of a room, as :meth:`~..base.LogStore.read`.
             lifetime_us: how long the positions of a room are kept, in microseconds.
         """
-        self.feed: Feed
+        self.channels: Channels
         self.on_other: Callable[[bytes, bytes], None] = lambda *_: None
         self.publishing: dict[bytes, Sequence[Publication]] = {}
         self._keys = keys
@@ -140,11 +141,17 @@ class LiveRooms:
             del self._live[room]
             channel = self._keys.of_room(room).channel
             del self._by_channel[channel]
-            self.feed.unsubscribe(channel)
+            self.channels.unsubscribe(channel)
             for task in (live.joining, live.healing):
                 if task is not None:
                     task.cancel()
         self._tasks.spawn(self._report_room(room))
+
+    def close(self) -> None:
+        """Stop reading logs."""
+        for live in self._live.values():
+            if live.healing is not None:
+                live.healing.cancel()
 
     def has_published(
         self, room: Room, cursor: Cursor, previous: int, text: str, published_at: float | None
@@ -231,8 +238,8 @@ class LiveRooms:
 
     async def _join(self, live: _LiveRoom) -> None:
         try:
-            self.feed.start()
-            await self.feed.subscribe(self._keys.of_room(live.room).channel)
+            self.channels.start()
+            await self.channels.subscribe(self._keys.of_room(live.room).channel)
             await self._set_subscribers(live)
         finally:
             live.joining = None
@@ -310,20 +317,24 @@ class LiveRooms:
             live.healing = self._tasks.spawn(self._read_missing(live))
 
     async def _read_missing(self, live: _LiveRoom) -> None:
-        """Deliver from the log what did not arrive."""
+        """Deliver from the log what did not arrive. If it cannot be read now, try again."""
         try:
             reported_at: Cursor | None = None  # where a gap was reported
             while live.last is not None:
                 live.must_heal = False
                 position, newest = Cursor(live.epoch, live.last), live.newest
-                page = await self._read(live.room, position, _HEAL_PAGE)
-                if live.epoch != position.epoch:  # replaced during the read
-                    continue
-                if not page.recovered and position != reported_at:
-                    await self._set_subscribers(live)
-                    if live.epoch == position.epoch:  # entries were deleted, unless it was replaced
-                        self._report_gap(live)
-                    reported_at = Cursor(live.epoch, live.last)
+                try:
+                    page = await self._read(live.room, position, _HEAL_PAGE)
+                    if live.epoch != position.epoch:  # replaced during the read
+                        continue
+                    if not page.recovered and position != reported_at:
+                        await self._set_subscribers(live)
+                        if live.epoch == position.epoch:  # entries were deleted; else: replaced
+                            self._report_gap(live)
+                        reported_at = Cursor(live.epoch, live.last)
+                        continue
+                except StoreUnavailableError:
+                    await asyncio.sleep(_HEAL_PAUSE_S)
                     continue
                 for entry in page.entries:
                     live.last = entry.cursor.offset
@@ -333,7 +344,5 @@ class LiveRooms:
                 is_at_end = len(page.entries) < _HEAL_PAGE and live.newest <= live.last
                 if is_at_end and not live.must_heal:
                     return
-        except StoreUnavailableError:
-            pass  # the next connection of the feed catches up
         finally:
             live.healing = None

@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any
 
 from ...errors import StoreUnavailableError
-from .keys import ALL_PARTITIONS, KeySpace
-from .scripts import LIVE_NODES, PROBE, REMOVE_NODE, us
+from .keys import ALL_PARTITIONS, NODES_PARTITION, KeySpace
+from .scripts import LIVE_NODES, PROBE, PROBE_AS_NODE, REMOVE_NODE, us
 from .tasks import Tasks
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,8 @@ class Membership:
         self._reports: list[Report] = []
         self._removes: list[Remove] = []
         self._must_report = False
-        self._probing: asyncio.Task[None] | None = None
+        self._maintaining: asyncio.Task[None] | None = None
+        self._probing: dict[int, asyncio.Task[None]] = {}
         self._probed_at = self._probing_since = -math.inf  # by the clock of the event loop
 
     def register(self, report: Report, remove: Remove) -> None:
@@ -56,10 +57,16 @@ class Membership:
         self._reports.append(report)
         self._removes.append(remove)
 
-    def send_probe(self) -> None:
-        """Send a message to this node and keep it in the list, without waiting."""
-        if self._probing is None or self._probing.done():  # else Redis does not answer
-            self._probing = self._tasks.spawn(self._probe())
+    def send_probe(self, partition: int) -> None:
+        """Send a message to this node over the primary of a partition, without waiting.
+
+        With the partition of the list of nodes, it also keeps this node in the list.
+        """
+        running = self._probing.get(partition)
+        if running is None or running.done():  # else Redis does not answer
+            is_list = partition == NODES_PARTITION
+            probe = self._keep_alive() if is_list else self._probe(partition)
+            self._probing[partition] = self._tasks.spawn(probe)
 
     async def report(self, partitions: Collection[int]) -> None:
         """Store again what this node has in some partitions.
@@ -99,27 +106,39 @@ class Membership:
     async def _unlist(self, node: str, stays_s: float = 0.0) -> None:
         await self._call(REMOVE_NODE, self._lists, node, us(stays_s))
 
-    async def _probe(self) -> None:
+    async def _probe(self, partition: int) -> None:
+        with contextlib.suppress(StoreUnavailableError):
+            channel = self._keys.probe(partition, self._node)
+            await self._call(PROBE, (channel,), channel)
+
+    async def _keep_alive(self) -> None:
         with contextlib.suppress(StoreUnavailableError):
             is_new, failed, departed = await self._call(
-                PROBE,
+                PROBE_AS_NODE,
                 self._lists,
                 self._node,
-                self._keys.probe(self._node),
+                self._keys.probe(NODES_PARTITION, self._node),
                 us(NODE_LIFETIME_S),
             )
             # If it is new, others may have removed what this node had reported while it was silent.
             self._must_report = self._must_report or bool(is_new)
+            if not self._has_probed_for_long():
+                failed = []
+            if (self._must_report or failed or departed) and (
+                self._maintaining is None or self._maintaining.done()
+            ):
+                self._maintaining = self._tasks.spawn(self._maintain(failed, departed))
+
+    async def _maintain(self, failed: Sequence[bytes], departed: Sequence[bytes]) -> None:
+        with contextlib.suppress(StoreUnavailableError):
             if self._must_report:
                 await self.report(ALL_PARTITIONS)
                 self._must_report = False
-            if self._has_probed_for_long():
-                for node in failed:
-                    await self.remove(node.decode())
-                    logger.warning(
-                        "a node has failed; what it had reported was removed; node=%s",
-                        node.decode(),
-                    )
+            for node in failed:
+                await self.remove(node.decode())
+                logger.warning(
+                    "a node has failed; what it had reported was removed; node=%s", node.decode()
+                )
             for node in departed:
                 await self.remove(node.decode())
 

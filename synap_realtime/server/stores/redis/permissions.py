@@ -42,15 +42,17 @@ def needed_permissions(address: RedisAddress) -> list[Permission]:
     """Return what the store of an address runs, over its connections and in its scripts."""
     found = {name.decode() for script in ALL for name in _IN_SCRIPTS.findall(script.source)}
     needed = {Permission(name, "" if name in _WITHOUT_KEY else "key") for name in found}
-    needed.discard(Permission("PUBLISH", "key"))
+    needed.discard(Permission("SPUBLISH", "key"))
     needed |= {
         Permission("EVALSHA"),
         Permission("SCRIPT|LOAD"),
         Permission("INFO"),
-        Permission("PUBLISH", "channel"),
-        Permission("SUBSCRIBE", "channel"),
-        Permission("UNSUBSCRIBE"),
+        Permission("SPUBLISH", "channel"),
+        Permission("SSUBSCRIBE", "channel"),
+        Permission("SUNSUBSCRIBE"),
     }
+    if address.is_cluster:
+        needed |= {Permission("ASKING"), Permission("CLUSTER|INFO"), Permission("CLUSTER|SLOTS")}
     if address.database:
         needed.add(Permission("SELECT"))
     if address.service is not None:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from ....protocol.rooms import Room
 from ...errors import StoreUnavailableError
 from ..base import PresenceHandler, RoomPresence, UserPresence
-from .feed import Feed
+from .feed import Channels
 from .keys import ALL_PARTITIONS, KeySpace
 from .scripts import MEMBERS, READ_PRESENCE, SET_PRESENCE
 from .tasks import Tasks
@@ -116,7 +116,7 @@ class SharedPresence:
     """Stores the users of this node, and watches those of all others.
 
     Attributes:
-        feed: subscribes to announcements. Set before the first room is watched.
+        channels: subscribes to announcements. Set before the first room is watched.
     """
 
     def __init__(
@@ -125,18 +125,16 @@ class SharedPresence:
         node: str,
         call: Callable[..., asyncio.Future[Any]],
         tasks: Tasks,
-        publish_command: bytes,
     ) -> None:
         """
         Args:
             call: calls a script with keys and arguments.
         """
-        self.feed: Feed
+        self.channels: Channels
         self._keys = keys
         self._node = node
         self._call = call
         self._tasks = tasks
-        self._publish_command = publish_command
         self._own: dict[Room, dict[str, bytes]] = {}  # what has to be stored
         self._changed: dict[Room, set[str]] = {}  # not sent yet
         self._stale: set[Room] = set()  # rooms that were not stored
@@ -191,7 +189,7 @@ class SharedPresence:
     def unwatch(self, room: Room) -> None:
         channel = self._keys.of_room(room).presence
         if (mirror := self._mirrors.pop(channel, None)) is not None:
-            self.feed.unsubscribe(channel)
+            self.channels.unsubscribe(channel)
             mirror.close()
 
     def on_message(self, channel: bytes, payload: bytes) -> None:
@@ -279,7 +277,6 @@ class SharedPresence:
             (keys.presence, self._keys.present_rooms(keys.partition, node)),
             node,
             room,
-            self._publish_command,
             keys.presence,
             INLINE_BYTES,
             int(is_complete),
@@ -323,13 +320,13 @@ class SharedPresence:
 
     async def _fill(self, mirror: _Mirror) -> None:
         """Read the users of a room until nothing was missed meanwhile."""
-        self.feed.start()
+        self.channels.start()
         fresh = mirror
         is_current = False
         while not is_current:
             mirror.is_outdated = False
             try:
-                await self.feed.subscribe(self._keys.of_room(mirror.room).presence)
+                await self.channels.subscribe(self._keys.of_room(mirror.room).presence)
                 fresh = _Mirror(mirror.room, mirror.handler)
                 await self._read_into(fresh)
             except StoreUnavailableError:

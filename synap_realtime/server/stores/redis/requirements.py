@@ -8,6 +8,7 @@ from typing import Any
 from .address import RedisAddress
 from .connection import Command, RedisReplyError, UnsuitableServerError
 from .durability import CONFIRM_MS, Durability
+from .keys import SLOTS
 
 MIN_VERSION = (7, 0)
 """The first version with all that the scripts use. Valkey reports a version of Redis, too."""
@@ -32,6 +33,9 @@ class Requirements:
                 self.confirm = ("WAIT", 1, CONFIRM_MS)
             case Durability.DISK:
                 self.commands.append(("CONFIG", "GET", "appendfsync"))
+        self._is_cluster = address.is_cluster
+        if address.is_cluster:
+            self.commands.append(("CLUSTER", "INFO"))
 
     def check(self, replies: Sequence[Any]) -> dict[str, str]:
         """Check the replies to the commands. Return what INFO says.
@@ -45,6 +49,9 @@ class Requirements:
             raise info
         said = parse_info(info)
         _check_info(said)
+        _check_kind(said, self._is_cluster)
+        if self._is_cluster:
+            _check_cluster(others.pop())
         for fsync in others:
             _check_disk(said, fsync)
         return said
@@ -75,8 +82,36 @@ def _check_info(info: Mapping[str, str]) -> None:
             f"maxmemory-policy is {policy}, so that Redis may delete logs at any time; "
             "set it to noeviction (CONFIG SET maxmemory-policy noeviction, and in redis.conf)"
         )
-    if info.get("role") == "slave":
+
+
+def _check_kind(info: Mapping[str, str], is_cluster: bool) -> None:
+    if info.get("cluster_enabled") == "1":
+        if not is_cluster:
+            raise UnsuitableServerError(
+                "this Redis is a node of a cluster: write redis+cluster:// instead of redis://"
+            )
+    elif is_cluster:
+        raise UnsuitableServerError(
+            "this Redis is no node of a cluster: write redis:// instead of redis+cluster://"
+        )
+    elif info.get("role") == "slave":
         raise UnsuitableServerError("this Redis is a replica; name its primary")
+
+
+def _check_cluster(reply: Any) -> None:
+    """Check the reply to CLUSTER INFO."""
+    if isinstance(reply, RedisReplyError):
+        raise reply
+    state = parse_info(reply)
+    if state.get("cluster_state") == "ok":
+        return
+    assigned = state.get("cluster_slots_assigned", "0")
+    if assigned != str(SLOTS):
+        raise UnsuitableServerError(
+            f"the cluster is not complete: {assigned} of {SLOTS} slots have a primary; see "
+            "redis-cli --cluster check"
+        )
+    raise RedisReplyError("CLUSTERDOWN cluster_state is fail")  # perhaps during a failover
 
 
 def _check_disk(info: Mapping[str, str], fsync: Any) -> None:

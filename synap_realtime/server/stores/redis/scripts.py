@@ -3,6 +3,9 @@
 All numbers that identify positions are microseconds since 1970 by the clock of Redis, or greater.
 The rules of age are applied by the scripts; the expiry of keys only frees memory.
 
+The keys and the channel of a call are in one partition, so that the scripts run in a Redis Cluster.
+For the same reason the channels are those of sharded pub/sub; on one server these are the same.
+
 Every script gets three arguments first: the incarnation of the server that the connection was
 opened to, an epoch that no call has used yet, and a shift of the clock in microseconds, which only
 tests use. When the incarnation differs from the one that is stored, another server has taken over,
@@ -56,8 +59,8 @@ def _script(source: str) -> Script:
 
 PUBLISH = _script("""
 -- KEYS: state, log, meta, the key of each id.
--- ARGV[4..]: count, dedupe window (ms), age and lifetime of meta (ms), name of this call,
---       publish command, channel, then the text of each.
+-- ARGV[4..]: count, dedupe window (ms), age and lifetime of meta (ms), name of this call, channel,
+--       then the text of each.
 -- Returns: epoch, then for each: offset, upper bound of the previous offset, subscribers, 1 for a
 --          duplicate. A call that is repeated with the same name is no duplicate of itself.
 local current = epoch(KEYS[1], ARGV[1], ARGV[2])
@@ -96,7 +99,7 @@ for n = 4, #KEYS do
     end
   end
   if not known then
-    local content = ARGV[n + 6]
+    local content = ARGV[n + 5]
     local added = redis.pcall('XADD', KEYS[2], 'MAXLEN', ARGV[4], at .. '-0',
       'p', previous, 't', content)
     if type(added) == 'table' then -- such as WRONGTYPE: what is not stored must not be a duplicate
@@ -106,7 +109,7 @@ for n = 4, #KEYS do
     end
     local announced = current .. ' ' .. previous .. ' ' .. at .. ' ' .. call
     if #content <= $INLINE_BYTES then announced = announced .. ' ' .. content end
-    redis.call(ARGV[8], ARGV[9], announced)
+    redis.call('SPUBLISH', ARGV[8], announced)
     reply[#reply + 1] = row .. ' 0'
     last, previous, published = offset, at, true
   end
@@ -250,12 +253,21 @@ return version
 """Write something, and return the version of the schema."""
 
 PROBE = _script("""
+-- KEYS: a key that never exists. ARGV[4..]: channel.
+-- A server that may not write, because it was replaced or has lost its cluster, rejects it.
+redis.call('DEL', KEYS[1])
+redis.call('SPUBLISH', ARGV[4], '')
+return 0
+""")
+"""Send a message to the node itself."""
+
+PROBE_AS_NODE = _script("""
 -- KEYS: nodes, departed nodes. ARGV[4..]: node, its probe channel, lifetime of a node (us).
 -- Returns: 1 if the node was not listed, the nodes that sent no probe for their lifetime, and the
 --          departed ones whose time is over.
 local now = clock(ARGV[3])
 local is_new = redis.call('ZADD', KEYS[1], text(now), ARGV[4])
-redis.call('PUBLISH', ARGV[5], '')
+redis.call('SPUBLISH', ARGV[5], '')
 return {
   is_new,
   redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', text(now - ARGV[6]), 'LIMIT', 0, 10),
@@ -276,9 +288,9 @@ return redis.call('ZADD', KEYS[2], text(clock(ARGV[3]) + ARGV[5]), ARGV[4])
 """Remove a node from the list of nodes."""
 
 SET_PRESENCE = _script("""
--- KEYS: presence, rooms in which the node has users. ARGV[4..]: node, room, publish command,
---       channel, largest announcement, 1 to remove all users of the node that are not given,
---       1 if the node has users of the room, then for each user: name, state or '' to remove it.
+-- KEYS: presence, rooms in which the node has users. ARGV[4..]: node, room, channel,
+--       largest announcement, 1 to remove all users of the node that are not given, 1 if the node
+--       has users of the room, then for each user: name, state or '' to remove it.
 -- Only differences are stored and announced.
 local before = tonumber(redis.call('HGET', KEYS[1], 'version')) or 0
 local prefix = ARGV[4] .. ':'
@@ -292,20 +304,20 @@ local function set(field, name, state)
   changed[#changed + 1] = name
   changed[#changed + 1] = state
 end
-for n = 11, #ARGV, 2 do
+for n = 10, #ARGV, 2 do
   local field = prefix .. ARGV[n]
   given[field] = true
   local known = redis.call('HGET', KEYS[1], field) or ''
   if known ~= ARGV[n + 1] then set(field, ARGV[n], ARGV[n + 1]) end
 end
-if ARGV[9] == '1' then
+if ARGV[8] == '1' then
   for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
     if string.sub(field, 1, #prefix) == prefix and not given[field] then
       set(field, string.sub(field, #prefix + 1), '')
     end
   end
 end
-if ARGV[10] == '1' then
+if ARGV[9] == '1' then
   redis.call('SADD', KEYS[2], ARGV[5])
 else
   redis.call('SREM', KEYS[2], ARGV[5])
@@ -315,8 +327,9 @@ local now = math.max(clock(ARGV[3]), before + 1)
 redis.call('HSET', KEYS[1], 'version', text(now))
 if redis.call('HLEN', KEYS[1]) == 1 then redis.call('DEL', KEYS[1]) end
 local content = cjson.encode(changed)
-if #content > tonumber(ARGV[8]) then content = '' end
-return redis.call(ARGV[6], ARGV[7], table.concat({text(before), text(now), ARGV[4], content}, ' '))
+if #content > tonumber(ARGV[7]) then content = '' end
+local announced = table.concat({text(before), text(now), ARGV[4], content}, ' ')
+return redis.call('SPUBLISH', ARGV[6], announced)
 """)
 """Store and announce users of a room at a node."""
 
@@ -380,8 +393,8 @@ return redis.call('ZRANGEBYSCORE', KEYS[1], text(clock(ARGV[3]) - ARGV[4]), '+in
 """)
 """List the nodes."""
 
-SEND = _script("return redis.call(ARGV[4], KEYS[1], ARGV[5])")
-"""Publish a message (ARGV[5]) to a channel, by the command ARGV[4]."""
+SEND = _script("return redis.call('SPUBLISH', KEYS[1], ARGV[4])")
+"""Publish a message to a channel."""
 
 TAKE_RATES = _script("""
 -- KEYS: a key for each rate, with the time when its bucket is full again.
@@ -416,7 +429,8 @@ return reply
 """Take from several rates of a caller (GCRA with a burst of a second's amount)."""
 
 ALL = (
-    *(PUBLISH, READ, HEAD, JOIN, ACK, GET_ACK, CHECK, PROBE, ROOMS_OF_NODE, REMOVE_NODE, USAGE),
+    *(PUBLISH, READ, HEAD, JOIN, ACK, GET_ACK, CHECK, USAGE),
+    *(PROBE, PROBE_AS_NODE, ROOMS_OF_NODE, REMOVE_NODE),
     *(LIVE_NODES, SEND, TAKE_RATES),
     *(SET_PRESENCE, READ_PRESENCE, COUNT_CONNECTIONS, MEMBERS),
 )

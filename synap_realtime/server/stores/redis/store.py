@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import secrets
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -32,18 +32,15 @@ from ..base import (
 )
 from .address import RedisAddress
 from .durability import PROMISES
-from .feed import Feed
-from .keys import ALL_PARTITIONS, SCHEMA_VERSION, KeySpace
-from .link import Link
+from .keys import SCHEMA_VERSION, KeySpace
 from .live_rooms import LiveRooms
 from .membership import Membership
 from .presence import SharedPresence
 from .rates import take_rates
-from .requirements import Requirements
-from .scripts import ACK, CHECK, GET_ACK, HEAD, PUBLISH, READ, USAGE, us
+from .scripts import ACK, CHECK, GET_ACK, HEAD, PUBLISH, READ, USAGE, Script, us
+from .shards import Shards
 from .survey import RedisSurveys
 from .tasks import Tasks
-from .topology import Topology
 from .user_connections import UserConnections
 
 META_LIFETIME_S = 7 * 86_400.0
@@ -84,27 +81,24 @@ class RedisStore:
         self._call_numbers = itertools.count()
         self._publish_options = lru_cache(16_384)(self._get_publish_options)
         self._tasks = Tasks()
-        self._topology = Topology(address, self._on_switch)
-        self._link = Link(self._topology.connect, Requirements(address), self._on_connected)
+        self._membership = Membership(self._keys, self._node, self._call, self._tasks)
         self._rooms = LiveRooms(
             self._keys, self._node, self._call, self._tasks, self.read, self._lifetime_us
         )
-        self._membership = Membership(self._keys, self._node, self._call, self._tasks)
         self._membership.register(self._rooms.report, self._rooms.remove)
-        self._presence = SharedPresence(self._keys, self._node, self._call, self._tasks, b"PUBLISH")
+        self._presence = SharedPresence(self._keys, self._node, self._call, self._tasks)
         self._membership.register(self._presence.report_again, self._presence.remove)
         self._connections = UserConnections(self._keys, self._node, self._call)
         self._membership.register(self._connections.report_again, self._connections.remove)
-        self._surveys = RedisSurveys(
-            self._keys, self._node, self._call, self._membership.list_live, b"PUBLISH"
-        )
+        self._surveys = RedisSurveys(self._keys, self._node, self._call, self._membership.list_live)
         self._rooms.on_other = self._on_other_message
-        self._feed = self._rooms.feed = self._presence.feed = Feed(
-            self._topology.connect,
-            self._keys.probe(self._node),
-            self._membership.send_probe,
-            self._rooms.on_message,
-            self._catch_up,
+        self._shards = self._rooms.channels = self._presence.channels = Shards(
+            address,
+            channels=self._surveys.channels,
+            probe_channel=lambda partition: self._keys.probe(partition, self._node),
+            send_probe=self._membership.send_probe,
+            on_message=self._rooms.on_message,
+            catch_up=self._catch_up,
         )
         self.report_presence = self._presence.report
         self.end_presence = self._presence.end
@@ -188,7 +182,6 @@ class RedisStore:
             ),
             *self._publish_options(room),
             name,
-            b"PUBLISH",
             keys.channel,
             *[publication.text.encode() for publication in publications],
         )
@@ -245,18 +238,19 @@ class RedisStore:
         return await take_rates(self._keys, self._call, caller, demands)
 
     async def check(self) -> None:
-        found = await self._call(CHECK, (self._keys.schema,), SCHEMA_VERSION)
-        if int(found) != SCHEMA_VERSION:
-            raise StoreUnavailableError(
-                f"the keys under the prefix {self._address.prefix} have version {int(found)}, and "
-                f"this server uses {SCHEMA_VERSION}: run one version, or choose another prefix"
-            )
-        self._feed.start()
-        if not self._feed.is_current:
+        self._shards.start()
+        found = await self._call_each(CHECK, SCHEMA_VERSION)
+        for version in map(int, found):
+            if version != SCHEMA_VERSION:
+                raise StoreUnavailableError(
+                    f"the keys under the prefix {self._address.prefix} have version {version}, and "
+                    f"this server uses {SCHEMA_VERSION}: run one version, or choose another prefix"
+                )
+        if not self._shards.is_current:
             raise StoreUnavailableError("messages of Redis do not arrive; reconnecting")
 
     async def usage(self) -> StoreStats:
-        return StoreStats(int(await self._call(USAGE, ())), None)
+        return StoreStats(sum(map(int, await self._call_each(USAGE))), None)
 
     async def close(self) -> None:
         if self._ack_timer is not None:
@@ -264,25 +258,12 @@ class RedisStore:
         for room in list(self._acks):
             self._send_acks(room)
         self._presence.end(0.0)
-        await self._feed.close()
+        await self._shards.close_feeds()
+        self._rooms.close()
         await self._tasks.wait()
         await self._connections.close()
         await self._membership.leave(self._presence.stays_s)
-        await self._link.close()
-        await self._topology.close()
-
-    # The connections
-
-    def _on_switch(self) -> None:
-        self._link.restart()
-        self._feed.restart()
-
-    def _on_connected(self) -> None:
-        for channel in self._surveys.channels:
-            self._tasks.spawn(self._feed.subscribe(channel))
-        self._feed.start()
-        if self._feed.is_current:  # it may still be connected to a server that was replaced
-            self._feed.restart()
+        await self._shards.close()
 
     def _on_other_message(self, channel: bytes, payload: bytes) -> None:
         handle = self._surveys.channels.get(channel)
@@ -291,15 +272,24 @@ class RedisStore:
         else:
             handle(payload)
 
-    async def _catch_up(self) -> None:
-        """Make up for the time in which no messages arrived."""
-        healing = self._rooms.catch_up(ALL_PARTITIONS)
-        await self._membership.report(ALL_PARTITIONS)
+    async def _catch_up(self, partitions: Collection[int]) -> None:
+        """Make up for the time in which no messages of some partitions arrived."""
+        healing = self._rooms.catch_up(partitions)
+        await self._membership.report(partitions)
         await asyncio.gather(*healing, return_exceptions=True)  # cancelled, if a room was left
 
-    def _call(self, script: Any, keys: Sequence[bytes], *arguments: Any) -> asyncio.Future[Any]:
+    def _call(self, script: Script, keys: Sequence[bytes], *arguments: Any) -> asyncio.Future[Any]:
         shift = 0 if self._clock is None else us(self._clock() - self._opened_at)
-        return self._link.call(script, keys, (shift, *arguments))
+        return self._shards.call(script, keys, (shift, *arguments))
+
+    async def _call_each(self, script: Script, *arguments: Any) -> Sequence[Any]:
+        """Call a script at each primary, with the key of the version."""
+        return await asyncio.gather(
+            *(
+                self._call(script, (self._keys.schema(partition),), *arguments)
+                for partition in self._shards.representatives
+            )
+        )
 
     # Acknowledged cursors
 

@@ -70,19 +70,16 @@ class RedisSurveys:
         node: str,
         call: Callable[..., asyncio.Future[Any]],
         list_nodes: Callable[[], Awaitable[set[str]]],
-        publish_command: bytes,
     ) -> None:
         """
         Args:
             call: calls a script with keys and arguments.
             list_nodes: returns the nodes that are alive.
-            publish_command: ``PUBLISH`` or ``SPUBLISH``.
         """
         self._keys = keys
         self._node = node
         self._call = call
         self._list_nodes = list_nodes
-        self._publish_command = publish_command
         self._handler: SurveyHandler = knows_nothing
         self._open: dict[str, _Question] = {}
         self.channels: dict[bytes, Callable[[bytes], None]] = {
@@ -124,7 +121,7 @@ class RedisSurveys:
         return Survey(answers, asked)
 
     def _send(self, channel: bytes, text: bytes) -> asyncio.Future[Any]:
-        return self._call(SEND, (channel,), self._publish_command, text)
+        return self._call(SEND, (channel,), text)
 
     def _on_question(self, payload: bytes) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Find the primary: a fixed server, or the one that the Sentinels name.
+"""Find the only primary: a fixed server, or the one that the Sentinels name.
 
 See https://valkey.io/topics/sentinel-clients/.
 """
@@ -50,6 +50,8 @@ class Topology:
             OSError, RedisConnectionLostError, RedisReplyError: there is no primary now.
         """
         address = self._address
+        if address.is_cluster:
+            return await self._connect_any(on_message)
         if address.service is None:
             return await connect(address, address.peers[0], on_message)
         if self._watching is None:
@@ -59,6 +61,14 @@ class Topology:
         if on_message is None:
             await self._check_role(connection, primary)
         return connection
+
+    async def _connect_any(self, on_message: Callable[[Any], None] | None) -> RedisConnection:
+        """Open a connection to the first node of a cluster that can be reached."""
+        *others, last = self._address.peers
+        for peer in others:
+            with contextlib.suppress(*UNREACHABLE):
+                return await connect(self._address, peer, on_message)
+        return await connect(self._address, last, on_message)
 
     async def _check_role(self, connection: RedisConnection, primary: Peer) -> None:
         """Check that a server knows that it is the primary.

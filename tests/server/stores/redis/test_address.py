@@ -23,6 +23,19 @@ from synap_realtime.server.stores.redis.address import SCHEMES, Peer, RedisAddre
             RedisAddress((Peer("a", 26379), Peer("b", 1)), "main", 2, None, "word", False, "synap"),
         ),
         (
+            "valkey+cluster://jo:word@a,b:1?prefix=app",
+            RedisAddress(
+                (Peer("a", 6379), Peer("b", 1)),
+                None,
+                0,
+                "jo",
+                "word",
+                False,
+                "app",
+                is_cluster=True,
+            ),
+        ),
+        (
             "valkeys://a",
             RedisAddress((Peer("a", 6379),), None, 0, None, None, True, "synap"),
         ),
@@ -39,6 +52,10 @@ def test_tls_is_only_in_schemes_with_an_s() -> None:
     secure = {
         scheme
         for scheme in SCHEMES
-        if parse_address(f"{scheme}://a" + ("/main" if "+" in scheme else "")).tls
+        if parse_address(f"{scheme}://a" + ("/main" if "sentinel" in scheme else "")).tls
     }
-    assert secure == {"rediss", "valkeys", "rediss+sentinel", "valkeys+sentinel"}
+    assert secure == {
+        f"{engine}{kind}"
+        for engine in ("rediss", "valkeys")
+        for kind in ("", "+sentinel", "+cluster")
+    }

@@ -11,7 +11,6 @@ import pytest
 from synap_realtime.protocol.cursor import Cursor
 from synap_realtime.protocol.rooms import Room
 from synap_realtime.server.stores.base import Entry, Page, make_entry
-from synap_realtime.server.stores.redis.feed import Feed
 from synap_realtime.server.stores.redis.keys import ALL_PARTITIONS, KeySpace
 from synap_realtime.server.stores.redis.live_rooms import LiveRooms
 from synap_realtime.server.stores.redis.scripts import HEAD, JOIN, Script
@@ -71,11 +70,8 @@ class Server:
         return reply
 
 
-class ConnectedFeed(Feed):
+class ConnectedChannels:
     """Subscribes to everything immediately. The test brings the messages."""
-
-    def __init__(self) -> None:
-        pass
 
     def start(self) -> None:
         pass
@@ -97,7 +93,7 @@ class Node:
         self.rooms = LiveRooms(
             KEYS, "node", server.call, self.tasks, server.read, lambda _: 1_000_000
         )
-        self.rooms.feed = ConnectedFeed()
+        self.rooms.channels = ConnectedChannels()
         self.rooms.subscribe(self._deliver, self._on_gap)
 
     def _deliver(self, _room: Room, entry: Entry, _published_at: float | None) -> int:

@@ -163,7 +163,7 @@ async def test_a_quiet_room_costs_nothing(
     a, b = nodes
     a.report_presence(ROOM, "ann", HERE)
     await Watch(b).until({"ann": HERE})
-    await until(lambda: a._feed.is_current and b._feed.is_current)
+    await until(lambda: a._shards.is_current and b._shards.is_current)
     with empty_valkey.client() as client:
         before = client.info("commandstats")
         await asyncio.sleep(1.5)
@@ -216,10 +216,10 @@ async def test_users_of_a_failed_node_are_removed(
     for room in rooms:
         failing.report_presence(room, "ann", HERE)
     other.report_presence(ROOM, "ann", UserPresence(1, ("laptop",)))
-    failing._feed.start()
-    await until(lambda: failing._feed.is_current)
+    failing._shards.start()
+    await until(lambda: failing._shards.is_current)
     await watch.until({"ann": HERE})
-    await failing._feed.close()  # from now on it sends nothing, like a process that was killed
+    await failing._shards.close_feeds()  # like a process that was killed
     await watch.until({})
     assert all([(await other.read_presence(room)).users == {} for room in rooms])
 
@@ -246,12 +246,12 @@ async def test_users_of_a_stopped_node_stay_for_the_grace_period(empty_valkey: V
     stopping.report_presence(ROOM, "ann", UserPresence(0, ("phone",)))
     stopping.end_presence(0.5)
     await stopping.close()
-    assert empty_valkey.command("ZCARD", "synap:nodes") == 1
+    assert empty_valkey.command("ZCARD", "synap:{0}:nodes") == 1
     stays = {"ann": UserPresence(0, ("phone",))}
     await watch.until(stays)
     assert (await other.read_presence(ROOM)).users == stays
     await watch.until({})
-    await until(lambda: not empty_valkey.command("EXISTS", "synap:departed:{synap:nodes}"))
+    await until(lambda: not empty_valkey.command("EXISTS", "synap:{0}:departed"))
     assert keys_of(empty_valkey, "present") == []
     await other.close()
 
@@ -262,7 +262,7 @@ async def test_a_node_that_has_no_users_leaves_without_a_trace(empty_valkey: Val
     store.report_presence(ROOM, "ann", None)
     store.end_presence(5.0)
     await store.close()
-    assert not empty_valkey.command("EXISTS", "synap:departed:{synap:nodes}")
+    assert not empty_valkey.command("EXISTS", "synap:{0}:departed")
 
 
 async def test_a_change_that_was_missed_is_noticed(
@@ -273,11 +273,11 @@ async def test_a_change_that_was_missed_is_noticed(
     a.report_presence(ROOM, "ann", HERE)
     await watch.until({"ann": HERE})
     channel = b._keys.of_room(ROOM).presence
-    b._feed.unsubscribe(channel)
+    b._shards.unsubscribe(channel)
     await until(lambda: not empty_valkey.command("PUBSUB", "NUMSUB", channel.decode())[1])
     a.report_presence(ROOM, "bob", HERE)
     await until_read(b, {"ann": HERE, "bob": HERE})
-    await b._feed.subscribe(channel)
+    await b._shards.subscribe(channel)
     assert watch.users == {"ann": HERE}
     a.report_presence(ROOM, "eve", HERE)
     await watch.until({"ann": HERE, "bob": HERE, "eve": HERE})
@@ -326,7 +326,7 @@ async def test_users_that_a_new_primary_lacks_or_should_not_have(
     watch = Watch(b)
     a.report_presence(ROOM, "ann", HERE)
     await watch.until({"ann": HERE})
-    await until(lambda: a._feed.is_current and b._feed.is_current)
+    await until(lambda: a._shards.is_current and b._shards.is_current)
     keys, node = a._keys.of_room(ROOM), a._node
     gone = Room("workspace_8")
     with empty_valkey.client() as client:  # as a replica that lacks the last writes
@@ -344,7 +344,7 @@ async def test_users_that_a_new_primary_lacks_or_should_not_have(
 async def test_without_redis_nothing_raises_and_reading_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("synap_realtime.server.stores.redis.link.CALL_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("synap_realtime.server.stores.redis.shards.CALL_TIMEOUT_S", 0.2)
     monkeypatch.setattr(presence, "RETRY_S", 0.1)
     with running_valkey(tmp_path) as valkey:
         valkey.kill()

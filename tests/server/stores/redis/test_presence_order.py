@@ -85,8 +85,8 @@ def redis() -> Redis:
 
 @pytest.fixture
 def shared(redis: Redis) -> SharedPresence:
-    shared = SharedPresence(KEYS, "c" * 16, redis.call, Tasks(), b"PUBLISH")
-    shared.feed = redis  # type: ignore[assignment]
+    shared = SharedPresence(KEYS, "c" * 16, redis.call, Tasks())
+    shared.channels = redis
     return shared
 
 

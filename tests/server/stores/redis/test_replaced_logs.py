@@ -73,7 +73,7 @@ async def joined(valkey: Valkey, now: list[float] | None = None) -> AsyncIterato
 
 def announce(valkey: Valkey, store: RedisStore, epoch: str, offset: int, id: str) -> None:
     channel = store._keys.of_room(ROOM).channel.decode()
-    assert valkey.command("PUBLISH", channel, f'{epoch} 0 {offset} 0:4 {{"id":"{id}"}}') == 1
+    assert valkey.command("SPUBLISH", channel, f'{epoch} 0 {offset} 0:4 {{"id":"{id}"}}') == 1
 
 
 async def test_late_message_of_a_previous_epoch_is_dropped(valkey: Valkey) -> None:
@@ -91,7 +91,7 @@ async def test_announcement_of_what_the_log_lacks_is_not_delivered(valkey: Valke
         channel = node.store._keys.of_room(ROOM).channel.decode()
         head = first.cursor.offset
         message = f"{first.cursor.epoch} {head + 1} {head + 2} 0:4"
-        valkey.command("PUBLISH", channel, message)
+        valkey.command("SPUBLISH", channel, message)
         await node.publish("b")
         await node.until("a", "b")
 

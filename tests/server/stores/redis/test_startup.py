@@ -119,7 +119,7 @@ async def test_key_of_another_type_is_a_clear_error(tmp_path: Path) -> None:
 
 async def test_keys_of_another_version_are_not_used(tmp_path: Path) -> None:
     with running_valkey(tmp_path / "valkey") as server:
-        server.command("SET", "synap:schema", "2")
+        server.command("SET", "synap:{0}:schema", "2")
         store = open_store(server.url, Retention())
         with pytest.raises(StoreUnavailableError, match="have version 2, and this server uses 1"):
             await store.check()

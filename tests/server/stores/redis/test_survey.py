@@ -176,10 +176,10 @@ async def test_malformed_messages_are_ignored(
     await until_asked(first, 1)
     prefix = parse_address(url).prefix
     async with redis.asyncio.Redis.from_url(url.partition("?")[0]) as client:
-        channels = await client.pubsub_channels(f"{prefix}:*survey*")
+        channels = await client.pubsub_shardchannels(f"{prefix}:*survey*")
         assert len(channels) == 3
         for channel in channels:
-            await client.publish(channel, payload)
+            await client.spublish(channel, payload)
     for node in (first, second):
         assert len((await node.survey("known", {})).answers) == 1
 

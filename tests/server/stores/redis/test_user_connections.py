@@ -113,12 +113,14 @@ async def test_connections_of_a_failed_node_are_removed(
     set_waits(redis_node_lifetime_s=scaled(2.0))
     failing, other = nodes
     users = [f"u{n}" for n in range(300)]
-    failing._feed.start()
-    await until(lambda: failing._feed.is_current)
+    failing._shards.start()
+    await until(lambda: failing._shards.is_current)
     granted = await asyncio.gather(*(failing.acquire_connection(user, 1) for user in users))
     assert all(granted)
     assert not await other.acquire_connection("u1", 1)
-    await failing._feed.close()  # from now on it sends nothing, like a process that was killed
+    await (
+        failing._shards.close_feeds()
+    )  # from now on it sends nothing, like a process that was killed
     await until(lambda: other.acquire_connection("u1", 1))
     await until(lambda: counted(empty_valkey, "*") == 1)
 
@@ -127,7 +129,7 @@ async def test_a_node_that_was_silent_reports_its_connections_again(
     empty_valkey: Valkey, nodes: tuple[RedisStore, RedisStore]
 ) -> None:
     silent, other = nodes
-    silent._feed.start()
+    silent._shards.start()
     assert await silent.acquire_connection("ann", 1)
     await other._membership.remove(silent._node)  # as after its lifetime
     await until(lambda: counted(empty_valkey) == 1)
@@ -147,9 +149,9 @@ async def test_redis_that_comes_back_empty_gets_all_connections_again(tmp_path: 
     with running_valkey(tmp_path, "--appendonly", "no") as valkey:
         a, b = (RedisStore(parse_address(valkey.url)) for _ in range(2))
         for store in (a, b):
-            store._feed.start()
+            store._shards.start()
             assert await store.acquire_connection("ann", 2)
-        await until(lambda: a._feed.is_current and b._feed.is_current)
+        await until(lambda: a._shards.is_current and b._shards.is_current)
         valkey.restart()
         await until(lambda: counted(valkey) == 2)
         assert not await a.acquire_connection("ann", 2)
@@ -161,9 +163,9 @@ async def test_connections_that_a_new_primary_should_not_have(
     empty_valkey: Valkey, nodes: tuple[RedisStore, RedisStore]
 ) -> None:
     a = nodes[0]
-    a._feed.start()
+    a._shards.start()
     assert await a.acquire_connection("ann", 9)
-    await until(lambda: a._feed.is_current)
+    await until(lambda: a._shards.is_current)
     with empty_valkey.client() as client:  # as a replica that lacks the last writes
         for user in ("ann", "bob"):
             client.hset(a._keys.user_connections(user), a._node, 5)
@@ -175,7 +177,7 @@ async def test_connections_that_a_new_primary_should_not_have(
 async def test_without_redis_nobody_is_admitted_and_counts_heal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("synap_realtime.server.stores.redis.link.CALL_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("synap_realtime.server.stores.redis.shards.CALL_TIMEOUT_S", 0.2)
     monkeypatch.setattr(user_connections, "RETRY_S", 0.1)
     with running_valkey(tmp_path) as valkey:
         store = RedisStore(parse_address(valkey.url))
