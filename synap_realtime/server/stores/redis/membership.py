@@ -90,9 +90,11 @@ class Membership:
 
         Args:
             stays_s: how long what it has stored stays; then another node removes it.
+
+        Raises:
+            StoreUnavailableError: it stays in the list.
         """
-        with contextlib.suppress(StoreUnavailableError):
-            await self._unlist(self._node, stays_s)
+        await self._unlist(self._node, stays_s)
 
     async def remove(self, node: str) -> None:
         """Remove a node that has failed or left, and what it has stored.

@@ -168,7 +168,7 @@ class SharedPresence:
         for room in self._stale:
             self._store_all(room)
         self._has_ended = True
-        self.stays_s = after_s if self._own else 0.0
+        self.stays_s = after_s if self._own or self._stale else 0.0
         if self._retry_timer is not None:
             self._retry_timer.cancel()
         for mirror in list(self._mirrors.values()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import secrets
 from collections import defaultdict
@@ -261,8 +262,9 @@ class RedisStore:
         await self._shards.close_feeds()
         self._rooms.close()
         await self._tasks.wait()
-        await self._connections.close()
-        await self._membership.leave(self._presence.stays_s)
+        with contextlib.suppress(StoreUnavailableError):  # others remove it after its lifetime
+            await self._connections.close()
+            await self._membership.leave(self._presence.stays_s)
         await self._shards.close()
 
     def _on_other_message(self, channel: bytes, payload: bytes) -> None:

@@ -7,7 +7,6 @@ It has one call for a user under way at a time, which asks for all connections t
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
@@ -114,14 +113,17 @@ class UserConnections:
         )
 
     async def close(self) -> None:
-        """Store what has changed, and remove connections that are still open."""
+        """Store what has changed, and remove connections that are still open.
+
+        Raises:
+            StoreUnavailableError: some were not removed.
+        """
         self._is_closed = True
         if self._retry_timer is not None:
             self._retry_timer.cancel()
         self._flush()
         if self._users:
-            with contextlib.suppress(StoreUnavailableError):  # another node removes them
-                await self.remove(self._node)
+            await self.remove(self._node)
 
     async def _users_of(self, node: str, partitions: Collection[int]) -> list[str]:
         found = await asyncio.gather(

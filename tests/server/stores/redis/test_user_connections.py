@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from synap_realtime.server.stores.redis.keys import partition_of
 from synap_realtime.server.stores.redis.scripts import COUNT_CONNECTIONS, Script
 from synap_realtime.server.stores.redis.store import RedisStore
 from tests.support.polling import until
-from tests.support.timeouts import scaled
+from tests.support.timeouts import TIMEOUT_S, scaled
 from tests.support.valkey import Valkey, running_valkey
 from tests.support.waits import SetWaits
 
@@ -193,3 +194,23 @@ async def test_without_redis_nobody_is_admitted_and_counts_heal(
         await until(lambda: counted(valkey) == 1)
         await until(lambda: list(store._connections._users) == ["ann"])
         await store.close()
+
+
+async def test_connections_of_a_node_that_stopped_without_redis_are_removed(
+    tmp_path: Path, set_waits: SetWaits
+) -> None:
+    set_waits(redis_node_lifetime_s=scaled(2.0))
+    with running_valkey(tmp_path) as valkey:
+        stopping, other = (RedisStore(parse_address(valkey.url)) for _ in range(2))
+        for store in (stopping, other):
+            with contextlib.suppress(StoreUnavailableError):
+                await store.check()
+        assert await stopping.acquire_connection("ann", 1)
+        valkey.kill()
+        async with asyncio.timeout(TIMEOUT_S):
+            await stopping.close()
+        valkey.start()
+        assert counted(valkey) == 1
+        assert not await other.acquire_connection("ann", 1)
+        await until(lambda: other.acquire_connection("ann", 1))
+        await other.close()
