@@ -20,14 +20,14 @@ from tests.support.store_traffic import (
     until,
 )
 from tests.support.timeouts import TIMEOUT_S, scaled
-from tests.support.valkey import ClusterNode, ValkeyCluster, running_cluster
+from tests.support.valkey import PROGRAMS, VALKEY, ClusterNode, ValkeyCluster, running_cluster
 
 SLOTS = {room: slot_of(partition_of(room)) for room in ROOMS}
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[ValkeyCluster]:
-    with running_cluster(tmp_path / "cluster") as servers:
+@pytest.fixture(params=[VALKEY])
+def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ValkeyCluster]:
+    with running_cluster(tmp_path / "cluster", program=request.param) as servers:
         yield servers
 
 
@@ -68,6 +68,7 @@ async def test_killed_command_connections_lose_nothing(cluster: ValkeyCluster) -
     assert_exact(await run_traffic(cluster.url, fault))
 
 
+@pytest.mark.parametrize("cluster", PROGRAMS, indirect=True)
 async def test_slots_that_migrate_key_by_key(cluster: ValkeyCluster) -> None:
     source = cluster.primaries[0]
     moving = rooms_at(cluster, source)
@@ -102,6 +103,7 @@ async def test_slots_that_migrate_atomically(cluster: ValkeyCluster) -> None:
     assert traffic.longest_wait_s < scaled(2)
 
 
+@pytest.mark.parametrize("cluster", PROGRAMS, indirect=True)
 async def test_killed_primary_loses_nothing_silently(cluster: ValkeyCluster) -> None:
     primary, replica = cluster.primaries[0], cluster.replicas[0]
     affected = rooms_at(cluster, primary)

@@ -165,13 +165,14 @@ NODE_TIMEOUT_MS = 1500
 class ClusterNode(Valkey):
     """A node of a cluster."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, program: Path = VALKEY) -> None:
         super().__init__(
             folder,
             *("--cluster-enabled", "yes", "--cluster-config-file", str(folder / "nodes.conf")),
             *("--cluster-port", str(free_port()), "--cluster-node-timeout", str(NODE_TIMEOUT_MS)),
             *("--cluster-replica-validity-factor", "0"),
             *options,
+            program=program,
         )
 
     @property
@@ -190,9 +191,16 @@ class ClusterNode(Valkey):
 class ValkeyCluster:
     """Primaries that share the slots, with a replica each."""
 
-    def __init__(self, stack: contextlib.ExitStack, folder: Path, *, replicas: bool = True) -> None:
+    def __init__(
+        self,
+        stack: contextlib.ExitStack,
+        folder: Path,
+        *,
+        replicas: bool = True,
+        program: Path = VALKEY,
+    ) -> None:
         def start(name: str) -> ClusterNode:
-            node = ClusterNode(folder / name)
+            node = ClusterNode(folder / name, program=program)
             stack.callback(node.kill)
             return node
 
@@ -267,6 +275,8 @@ def _until(condition: Callable[[], bool]) -> None:
 
 
 @contextlib.contextmanager
-def running_cluster(folder: Path, *, replicas: bool = True) -> Iterator[ValkeyCluster]:
+def running_cluster(
+    folder: Path, *, replicas: bool = True, program: Path = VALKEY
+) -> Iterator[ValkeyCluster]:
     with contextlib.ExitStack() as stack:
-        yield ValkeyCluster(stack, folder, replicas=replicas)
+        yield ValkeyCluster(stack, folder, replicas=replicas, program=program)

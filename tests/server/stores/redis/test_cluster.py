@@ -24,6 +24,7 @@ from synap_realtime.server.stores.redis.store import RedisStore
 from tests.support.stores import ids, publication
 from tests.support.timeouts import TIMEOUT_S
 from tests.support.valkey import (
+    PROGRAMS,
     ClusterNode,
     ValkeyCluster,
     running_cluster,
@@ -34,9 +35,12 @@ ROOM = Room("user_1")
 SLOT = slot_of(partition_of(ROOM))
 
 
-@pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyCluster]:
-    with running_cluster(tmp_path_factory.mktemp("cluster"), replicas=False) as cluster:
+@pytest.fixture(scope="module", params=PROGRAMS)
+def servers(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ValkeyCluster]:
+    folder = tmp_path_factory.mktemp("cluster")
+    with running_cluster(folder, replicas=False, program=request.param) as cluster:
         yield cluster
 
 
