@@ -25,8 +25,10 @@ from tests.support.stores import publication
 
 
 @pytest.fixture
-def url(valkey: str) -> str:
-    return f"{valkey}?prefix={secrets.token_hex(4)}"
+def url(request: pytest.FixtureRequest) -> str:
+    """On a standalone server, unless a test names another kind."""
+    server = request.getfixturevalue(getattr(request, "param", "valkey"))
+    return f"{server}?prefix={secrets.token_hex(4)}"
 
 
 @pytest.fixture
@@ -42,6 +44,7 @@ def demand(cost: int, ahead: int = 0, *, per_s: int = 1, name: str = "notificati
     return RateDemand(name, per_s, cost, ahead)
 
 
+@pytest.mark.parametrize("url", ["valkey", "sentinel", "cluster"], indirect=True)
 async def test_nodes_share_the_burst_of_a_second(nodes: list[RedisStore]) -> None:
     first, second = nodes
     assert await first.take_rates("jobs", [demand(1)]) == RateGrant([0.0], is_ahead=True)
@@ -63,6 +66,7 @@ async def test_takes_ahead_only_what_is_left(nodes: list[RedisStore]) -> None:
     assert await second.take_rates("jobs", [demand(10, 50, per_s=100)]) == ([0.0], False)
 
 
+@pytest.mark.parametrize("url", ["valkey", "sentinel", "cluster"], indirect=True)
 async def test_takes_from_all_rates_or_from_none(nodes: list[RedisStore]) -> None:
     first, second = nodes
     few = demand(1)

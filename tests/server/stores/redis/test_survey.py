@@ -29,8 +29,10 @@ def answer(question: str, arguments: Mapping[str, Any]) -> Mapping[str, Any] | N
 
 
 @pytest.fixture
-def url(valkey: str) -> str:
-    return f"{valkey}?prefix={secrets.token_hex(4)}"
+def url(request: pytest.FixtureRequest) -> str:
+    """On a standalone server, unless a test names another kind."""
+    server = request.getfixturevalue(getattr(request, "param", "valkey"))
+    return f"{server}?prefix={secrets.token_hex(4)}"
 
 
 @pytest.fixture
@@ -70,6 +72,7 @@ async def until_asked(store: RedisStore, count: int) -> Survey:
                 return found
 
 
+@pytest.mark.parametrize("url", ["valkey", "sentinel", "cluster"], indirect=True)
 async def test_all_other_nodes_answer(open_node: OpenNode) -> None:
     nodes = [await open_node(answer) for _ in range(3)]
     for node in nodes:
