@@ -79,7 +79,7 @@ class Traffic:
         body = {"id": f"tick-{number}", "type": "tick", "data": {"number": number}}
         headers = {"Authorization": f"Bearer {JOBS_KEY}"}
         async with (
-            asyncio.timeout(TIMEOUT_S),
+            asyncio.timeout(2 * TIMEOUT_S),  # see until_primary_is_not
             httpx.AsyncClient(base_url=self._publisher, headers=headers) as client,
         ):
             while True:
@@ -123,7 +123,8 @@ async def running_traffic(cluster: Cluster) -> AsyncIterator[Traffic]:
 
 
 async def until_primary_is_not(cluster: Cluster, pod: int) -> None:
-    async with asyncio.timeout(TIMEOUT_S):
+    """On a busy machine, the Sentinels may need a second election, 20 s after the first."""
+    async with asyncio.timeout(2 * TIMEOUT_S):
         while await asyncio.to_thread(cluster.primary) in (pod, None):  # noqa: ASYNC110
             await asyncio.sleep(0.1)
 

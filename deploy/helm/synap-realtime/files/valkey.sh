@@ -15,7 +15,7 @@
 #   DOWN_AFTER_MS    how long a primary does not answer until it is replaced; default 5000
 set -eu
 data=${DATA:-/data}
-wait_s=60  # for a failover
+wait_s=60  # for a failover, with two more tries
 umask 077
 
 log() { echo "valkey.sh: $*" >&2; }
@@ -105,7 +105,8 @@ start_sentinel() {
             echo "sentinel announce-port $(port "$SELF")"
             echo "sentinel monitor main $(host "$primary") $(port "$primary") $(($# / 2 + 1))"
             echo "sentinel down-after-milliseconds main ${DOWN_AFTER_MS:-5000}"
-            echo "sentinel failover-timeout main $((wait_s * 1000))"
+            # If the Sentinels elect no leader, they try again after twice this time.
+            echo "sentinel failover-timeout main 10000"
         } >"$file.new"
     fi
     echo "sentinel auth-pass main $VALKEY_PASSWORD" >>"$file.new"
