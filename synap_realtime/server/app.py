@@ -41,6 +41,7 @@ from .rooms.sessions import SessionRegistry
 from .stores import open_store
 from .stores.base import (
     Entry,
+    LinkedStore,
     PresenceStore,
     Retention,
     SharedRateStore,
@@ -90,6 +91,8 @@ class Node:
             store if isinstance(store, UserConnectionStore) else None,
         )
         self._presence = presence = Presence(store if isinstance(store, PresenceStore) else None)
+        if isinstance(store, LinkedStore):
+            metrics.watch_links(store.link_stats)
         self._store_needs_task = needs_task(store)
         self._store = store = InstrumentedStore(store, metrics)
         self.budgets = budgets = Budgets(settings, metrics)

@@ -20,7 +20,11 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+)
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
@@ -50,6 +54,31 @@ class _Usage(Protocol):
 
     @property
     def evicted(self) -> int: ...
+
+
+class _Links(Protocol):
+    """How the connections to a store work, such as ``stores.base.LinkStats``."""
+
+    @property
+    def unconfirmed_subscriptions(self) -> int: ...
+
+    @property
+    def deaf_s(self) -> float: ...
+
+    @property
+    def heals(self) -> int: ...
+
+    @property
+    def gaps(self) -> int: ...
+
+    @property
+    def call_reconnects(self) -> int: ...
+
+    @property
+    def message_reconnects(self) -> int: ...
+
+    @property
+    def failovers(self) -> int: ...
 
 
 class Metrics:
@@ -134,6 +163,8 @@ class Metrics:
             "store_evictions", "Notifications deleted before the end of their retention."
         )
         self._evicted = 0
+        self._links = _LinkCollector()
+        registry.register(self._links)
         self.delivery_latency = histogram(
             "delivery_latency",
             "From the arrival of a publish until it is written to the subscribers of a room.",
@@ -195,6 +226,10 @@ class Metrics:
         """Export the held bytes of a kind, as ``held`` returns them at each scrape."""
         self._held_limits.labels(kind).set(limit)
         self._held_bytes.labels(kind).set_function(held)
+
+    def watch_links(self, links: Callable[[], _Links]) -> None:
+        """Export how the connections to the store work, as ``links`` returns it at each scrape."""
+        self._links.read = links
 
     def errored(self, code: str) -> None:
         self._errors.labels(code).inc()
@@ -342,6 +377,46 @@ class HistogramVec(Collector):
         for value, histogram in self._histograms.items():
             histogram.add_to(family, [] if self._label is None else [value])
         yield family
+
+
+_LINK_COUNTERS = (
+    ("deaf_seconds", "deaf_s", "Seconds in which no notifications arrived from the store."),
+    ("heals", "heals", "Reads of a log for notifications that did not arrive."),
+    ("gaps", "gaps", "Rooms whose subscribers were informed that notifications may be lost."),
+    ("failovers", "failovers", "Connections to another server of the store than before."),
+)
+
+
+class _LinkCollector(Collector):
+    """How the connections to the store work. All is 0 for a store without connections.
+
+    Attributes:
+        read: returns it; None: the store has no connections.
+    """
+
+    def __init__(self) -> None:
+        self.read: Callable[[], _Links] | None = None
+
+    def collect(self) -> Iterator[Metric]:
+        links = None if self.read is None else self.read()
+
+        def value(name: str) -> float:
+            return 0 if links is None else getattr(links, name)
+
+        prefix = "synap_realtime_store_"
+        yield GaugeMetricFamily(
+            f"{prefix}unconfirmed_subscriptions",
+            "Rooms with subscribers whose notifications do not arrive from the store.",
+            value("unconfirmed_subscriptions"),
+        )
+        for name, attribute, text in _LINK_COUNTERS:
+            yield CounterMetricFamily(f"{prefix}{name}", text, value(attribute))
+        reconnects = CounterMetricFamily(
+            f"{prefix}reconnects", "Connections to the store that were replaced.", labels=["kind"]
+        )
+        reconnects.add_metric(["calls"], value("call_reconnects"))
+        reconnects.add_metric(["messages"], value("message_reconnects"))
+        yield reconnects
 
 
 class _LabelledRegistry(CollectorRegistry):

@@ -331,6 +331,39 @@ class ClusterStore(Store, Protocol):
         ...
 
 
+@dataclass(slots=True)
+class LinkStats:
+    """How the connections of a server to a shared store work: since its start, unless noted.
+
+    Attributes:
+        unconfirmed_subscriptions: rooms with subscribers whose entries do not arrive now.
+        deaf_s: for how many seconds entries did not arrive, added up over all connections.
+        heals: how often entries that did not arrive were read from a log.
+        gaps: how often the subscribers of a room were informed that entries may be lost.
+        call_reconnects: connections for calls that were replaced.
+        message_reconnects: connections for messages that were replaced.
+        failovers: how often a connection has reached another server than before, or another run of
+            it, so that logs get a new epoch.
+    """
+
+    unconfirmed_subscriptions: int = 0
+    deaf_s: float = 0.0
+    heals: int = 0
+    gaps: int = 0
+    call_reconnects: int = 0
+    message_reconnects: int = 0
+    failovers: int = 0
+
+
+@runtime_checkable
+class LinkedStore(Protocol):
+    """A store that is reached over connections, which may fail."""
+
+    def link_stats(self) -> LinkStats:
+        """Return how the connections work."""
+        ...
+
+
 class Survey(NamedTuple):
     """What the other servers of a store have answered to a question.
 

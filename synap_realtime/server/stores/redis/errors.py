@@ -65,6 +65,11 @@ def is_temporary(error: BaseException) -> bool:
     return isinstance(error, UNREACHABLE)
 
 
+def concerns_all_keys(error: RedisReplyError) -> bool:
+    """Return whether a call with other keys would be refused, too."""
+    return error.code in ("OOM", "MISCONF", "NOREPLICAS") or is_forbidden(error)
+
+
 def describe_problem(error: BaseException, keys: Sequence[bytes] = ()) -> str:
     """Say what is wrong and how to fix it. It contains no credential.
 

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import Any, Protocol
 
 from ...errors import StoreUnavailableError
+from ..base import LinkStats
 from .connection import RedisConnection, RedisConnectionLostError, RedisReplyError, backoff_s
 from .errors import UNREACHABLE, describe_problem
 from .keys import NODES_PARTITION, partition_of_key, slot_of
@@ -59,6 +60,7 @@ class Feed:
         self,
         connect: Connect,
         *,
+        stats: LinkStats,
         probe_channel: Callable[[int], bytes],
         send_probe: Callable[[int], object],
         on_message: Callable[[bytes, bytes], None],
@@ -81,6 +83,8 @@ class Feed:
         self.lost: set[int] = set()
         self.migrating: set[int] = set()
         self._connect = connect
+        self._stats = stats
+        self._deaf_since: float | None = None
         self._make_probe_channel = probe_channel
         self._send_probe = send_probe
         self._on_message = on_message
@@ -104,8 +108,24 @@ class Feed:
         """Whether messages arrive, and everything before was made up for."""
         return self._connection is not None and not self._behind and not self._is_catching_up
 
+    @property
+    def unconfirmed(self) -> int:
+        """How many channels are wanted whose messages do not arrive."""
+        wanted = [each for channels in self._wanted.values() for each in channels.values()]
+        if self._connection is None:
+            return len(wanted)
+        return sum(not confirmed.done() for confirmed in wanted)
+
+    @property
+    def deaf_s(self) -> float:
+        """For how many seconds messages have not arrived, until now."""
+        if self._deaf_since is None:
+            return 0.0
+        return asyncio.get_running_loop().time() - self._deaf_since
+
     def start(self) -> None:
         if self._task is None:
+            self._deaf_since = asyncio.get_running_loop().time()
             self._task = asyncio.get_running_loop().create_task(self._run(), name="synap-feed")
 
     def subscribe(self, channel: bytes) -> asyncio.Future[None]:
@@ -176,6 +196,8 @@ class Feed:
             if confirmed.done():
                 wanted[channel] = loop.create_future()
         self._behind.add(partition)
+        if self._deaf_since is None:
+            self._deaf_since = loop.time()
         self._fell_behind.set()
 
     def _change(self, channel: bytes, command: bytes) -> None:
@@ -217,7 +239,10 @@ class Feed:
                     logger.warning("messages of Redis stopped: %s; reconnecting", problem)
             finally:
                 connection, self._connection = self._connection, None
+                if self._deaf_since is None:
+                    self._deaf_since = self._received_at
                 if connection is not None:
+                    self._stats.message_reconnects += 1
                     connection.abort(RedisConnectionLostError("it is replaced"))
             self._on_failed()
             await asyncio.sleep(backoff_s(failures))
@@ -322,6 +347,9 @@ class Feed:
                 self._behind |= partitions & self.partitions
             finally:
                 self._is_catching_up = False
+            if self.is_current:
+                self._stats.deaf_s += self.deaf_s
+                self._deaf_since = None
 
     async def _confirm(self, partitions: Collection[int]) -> None:
         """Wait until all channels of some partitions are subscribed to."""

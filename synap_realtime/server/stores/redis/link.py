@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import StoreUnavailableError
+from ..base import LinkStats
 from .connection import (
     Command,
     RedisConnection,
@@ -25,7 +26,13 @@ from .connection import (
     backoff_s,
 )
 from .durability import describe_unconfirmed
-from .errors import UNREACHABLE, describe_problem, is_elsewhere, is_temporary
+from .errors import (
+    UNREACHABLE,
+    concerns_all_keys,
+    describe_problem,
+    is_elsewhere,
+    is_temporary,
+)
 from .requirements import Requirements
 from .scripts import ALL, CONFIRMED, Script
 
@@ -85,7 +92,7 @@ class Link:
 
     Attributes:
         state: changed by this class only.
-        problem: why there is no connection; None while there is one.
+        problem: why there is no connection, or why publishes are refused; None: all is well.
     """
 
     def __init__(
@@ -94,6 +101,7 @@ class Link:
         connect: Connect,
         requirements: Requirements,
         *,
+        stats: LinkStats,
         on_connected: Callable[[], None],
         on_failed: Callable[[], None],
         on_refused: Callable[[Sequence[tuple[Call, RedisReplyError]]], None],
@@ -112,6 +120,7 @@ class Link:
         self._name = name
         self._connect = connect
         self._requirements = requirements
+        self._stats = stats
         self._on_connected = on_connected
         self._on_failed = on_failed
         self._on_refused = on_refused
@@ -194,7 +203,11 @@ class Link:
         for reply in replies[len(first) :]:
             if isinstance(reply, RedisReplyError):
                 raise reply
-        self._incarnation = info["run_id"].encode()
+        incarnation = info["run_id"].encode()
+        if self._incarnation:
+            self._stats.call_reconnects += 1
+            self._stats.failovers += incarnation != self._incarnation
+        self._incarnation = incarnation
         if self.state is not LinkState.CLOSED:
             self.state = LinkState.CONNECTED
         self._report(None)
@@ -231,6 +244,7 @@ class Link:
         unconfirmed = None
         if confirm is not None:
             unconfirmed = describe_unconfirmed(replies.pop())
+        refusals: str | None = None
         in_order = iter(replies)
         again: list[Call] = []
         refused: list[tuple[Call, RedisReplyError]] = []
@@ -245,11 +259,19 @@ class Link:
                     again.append(call)
                     refusal = reply
                 else:
-                    call.fail(describe_problem(reply, call.keys))
+                    problem = describe_problem(reply, call.keys)
+                    if concerns_all_keys(reply):
+                        refusals = problem
+                    call.fail(problem)
             elif unconfirmed is not None and call.script.sha in CONFIRMED:
+                refusals = unconfirmed
                 call.fail(unconfirmed)
             elif not call.result.done():
                 call.result.set_result(reply)
+        if refusals is not None:
+            self._report(refusals)
+        elif self.problem is not None and any(call.script.sha in CONFIRMED for call in batch):
+            self._report(None)
         if refused:
             self._on_refused(refused)
         if again:  # the next connection loads the scripts, perhaps at another server

@@ -15,6 +15,7 @@ from ..base import (
     DeliveryHandler,
     Entry,
     GapHandler,
+    LinkStats,
     Page,
     Publication,
     deliver_to_nobody,
@@ -72,6 +73,7 @@ class LiveRooms:
     Attributes:
         channels: subscribes to the channels of the rooms. Set before the first join.
         on_other: called with the messages of other channels.
+        stats: shared with the connections.
         publishing: the calls of PUBLISH that are under way, by their names. Their messages may
             arrive before their replies.
     """
@@ -105,6 +107,7 @@ class LiveRooms:
         self._live: dict[Room, _LiveRoom] = {}
         self._by_channel: dict[bytes, _LiveRoom] = {}
         self._replaced = 0  # logs, since the last line of the log
+        self.stats = LinkStats()
         self._left: set[Room] = set()  # rooms without subscribers, which Redis does not know yet
 
     def subscribe(self, handler: DeliveryHandler, on_gap: GapHandler) -> None:
@@ -308,12 +311,14 @@ class LiveRooms:
         logger.warning("logs were replaced, and a gap was reported to subscribers; rooms=%d", count)
 
     def _report_gap(self, live: _LiveRoom) -> None:
+        self.stats.gaps += 1
         self._on_gap(live.room, Cursor(live.epoch, live.last or 0))
 
     def _heal(self, live: _LiveRoom) -> None:
         """Start to deliver from the log what did not arrive; once the room has joined."""
         live.must_heal = True
         if live.healing is None and live.last is not None:
+            self.stats.heals += 1
             live.healing = self._tasks.spawn(self._read_missing(live))
 
     async def _read_missing(self, live: _LiveRoom) -> None:

@@ -10,10 +10,11 @@ import asyncio
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from ..base import LinkStats
 from .address import Peer, RedisAddress
 from .cluster import Owners, SlotMap, parse_redirection
 from .connection import RedisConnection, RedisReplyError, connect
@@ -78,6 +79,7 @@ class Shards:
         self,
         address: RedisAddress,
         *,
+        stats: LinkStats,
         channels: Iterable[bytes],
         probe_channel: Callable[[int], bytes],
         send_probe: Callable[[int], object],
@@ -86,12 +88,15 @@ class Shards:
     ) -> None:
         """
         Args:
+            stats: counts how the connections work.
             channels: those that are always subscribed to.
             probe_channel, send_probe, on_message, catch_up: see :class:`~.feed.Feed`.
         """
         self._address = address
+        self._stats = stats
         self._make_feed = partial(
             Feed,
+            stats=stats,
             probe_channel=probe_channel,
             send_probe=send_probe,
             on_message=on_message,
@@ -125,6 +130,15 @@ class Shards:
         """A partition of each primary."""
         found = [min(each.partitions) for each in self._shards.values() if each.partitions]
         return found or [NODES_PARTITION]
+
+    def stats(self) -> LinkStats:
+        """Return how the connections work."""
+        feeds = [each.feed for each in self._shards.values()]
+        return replace(
+            self._stats,
+            unconfirmed_subscriptions=sum(feed.unconfirmed for feed in feeds),
+            deaf_s=self._stats.deaf_s + sum(feed.deaf_s for feed in feeds),
+        )
 
     def start(self) -> None:
         """Start to receive messages."""
@@ -218,6 +232,7 @@ class Shards:
             "Redis" if peer is None else f"Redis {peer}",
             open_connection,
             self._requirements,
+            stats=self._stats,
             on_connected=on_connected,
             on_failed=lambda: self._on_failed(shard),
             on_refused=lambda refused: self._on_refused(shard, refused),

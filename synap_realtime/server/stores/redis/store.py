@@ -19,6 +19,7 @@ from ..base import (
     MAX_DEVICES,
     DeliveryHandler,
     GapHandler,
+    LinkStats,
     Page,
     Publication,
     PublishResult,
@@ -95,6 +96,7 @@ class RedisStore:
         self._rooms.on_other = self._on_other_message
         self._shards = self._rooms.channels = self._presence.channels = Shards(
             address,
+            stats=self._rooms.stats,
             channels=self._surveys.channels,
             probe_channel=lambda partition: self._keys.probe(partition, self._node),
             send_probe=self._membership.send_probe,
@@ -249,6 +251,9 @@ class RedisStore:
                 )
         if not self._shards.is_current:
             raise StoreUnavailableError("messages of Redis do not arrive; reconnecting")
+
+    def link_stats(self) -> LinkStats:
+        return self._shards.stats()
 
     async def usage(self) -> StoreStats:
         return StoreStats(sum(map(int, await self._call_each(USAGE))), None)

@@ -18,7 +18,7 @@ from synap_realtime.protocol.cursor import Cursor
 from synap_realtime.protocol.rooms import Room
 from synap_realtime.server.errors import StoreUnavailableError
 from synap_realtime.server.stores import open_store
-from synap_realtime.server.stores.base import Entry, Retention, Store
+from synap_realtime.server.stores.base import Entry, LinkedStore, Retention, Store
 from tests.support.scripted_redis import info, scripted_redis
 from tests.support.stores import publication
 from tests.support.timeouts import TIMEOUT_S
@@ -293,3 +293,63 @@ def test_password_that_the_server_has_not(server: Valkey) -> None:
 def test_host_that_does_not_exist(caplog: pytest.LogCaptureFixture) -> None:
     open_store("redis://host.invalid", Retention())
     assert "the host of Redis is unknown" in caplog.text
+
+
+# What the metrics and the log say
+
+
+async def test_counts_reconnects_heals_and_the_time_without_messages(server: Valkey) -> None:
+    async with node(server) as running:
+        assert isinstance(running.store, LinkedStore)
+        before = running.store.link_stats()
+        assert before.unconfirmed_subscriptions == before.failovers == before.gaps == 0
+        server.command("CLIENT", "KILL", "TYPE", "pubsub")
+        server.command("CLIENT", "KILL", "TYPE", "normal")
+        assert await running.publish("n1")
+        await running.until_received("n1")
+        await running.until_ready()
+        after = running.store.link_stats()
+        assert after.message_reconnects > before.message_reconnects
+        assert after.call_reconnects > before.call_reconnects
+        assert after.heals > before.heals
+        assert before.deaf_s < after.deaf_s < TIMEOUT_S
+        assert after.unconfirmed_subscriptions == after.failovers == after.gaps == 0
+
+
+async def test_counts_failovers_gaps_and_subscriptions_that_nobody_confirms(
+    server: Valkey,
+) -> None:
+    async with node(server) as running:
+        assert isinstance(running.store, LinkedStore)
+        assert await running.publish("n1")
+        server.kill()
+        await asyncio.sleep(0.1)
+        stopped = running.store.link_stats()
+        assert stopped.unconfirmed_subscriptions > 0
+        await asyncio.sleep(0.1)
+        assert running.store.link_stats().deaf_s > stopped.deaf_s + 0.05
+        server.start()
+        await running.until_ready()
+        assert await running.publish("n2")
+        async with asyncio.timeout(TIMEOUT_S):
+            while not running.gaps:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        after = running.store.link_stats()
+        assert (after.unconfirmed_subscriptions, after.failovers, after.gaps) == (0, 1, 1)
+
+
+async def test_a_refusal_is_logged_once_and_its_end_too(
+    server: Valkey, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    async with node(server) as running:
+        server.command("CONFIG", "SET", "min-replicas-to-write", 1)
+        for _ in range(3):
+            await is_refused(running, "n1", "min-replicas-to-write")
+        server.command("CONFIG", "SET", "min-replicas-to-write", 0)
+        for number in range(3):
+            await running.publish(f"n{number}")
+    assert [record.message.partition(":")[0] for record in caplog.records] == [
+        "Redis is unavailable",
+        "Redis is available again",
+    ]
