@@ -31,6 +31,14 @@ SCHEMA_VERSION = 1
 prefix; :meth:`RedisStore.check` compares it."""
 
 
+def describe_other_version(prefix: str, version: int) -> str:
+    """Say that nodes of another version use a prefix."""
+    return (
+        f"the keys under the prefix {prefix} have version {version}, and this server uses "
+        f"{SCHEMA_VERSION}: run one version, or choose another prefix (?prefix=…)"
+    )
+
+
 class RoomKeys(NamedTuple):
     """The keys of one room.
 

@@ -21,6 +21,7 @@ from .connection import (
     UnsuitableServerError,
 )
 from .errors import UNREACHABLE, describe_problem, is_forbidden, is_temporary
+from .keys import SCHEMA_VERSION, KeySpace, describe_other_version
 from .permissions import access_arguments, check_access, forbidden
 from .requirements import Requirements
 from .scripts import ACCESS
@@ -96,8 +97,9 @@ async def checked_connection(
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 replies = await connection.execute(requirements.commands)
                 info = requirements.check(replies)
-                *_, refused = await connection.execute(
+                version, *_, refused = await connection.execute(
                     [
+                        ("GET", KeySpace(address.prefix).schema(0)),
                         ("SCRIPT", "LOAD", ACCESS.source),
                         ("EVALSHA", ACCESS.sha, 0, *access_arguments(address)),
                     ]
@@ -106,6 +108,8 @@ async def checked_connection(
                 if isinstance(reply, RedisReplyError):
                     raise reply
             check_access(address, refused)
+            if isinstance(version, bytes) and int(version) != SCHEMA_VERSION:
+                raise UnsuitableServerError(describe_other_version(address.prefix, int(version)))
             yield connection, info
         finally:
             connection.abort(RedisConnectionLostError("the check has ended"))

@@ -34,7 +34,7 @@ from ..base import (
 )
 from .address import RedisAddress
 from .durability import PROMISES
-from .keys import SCHEMA_VERSION, KeySpace
+from .keys import SCHEMA_VERSION, KeySpace, describe_other_version
 from .live_rooms import LiveRooms
 from .membership import Membership
 from .presence import SharedPresence
@@ -245,10 +245,7 @@ class RedisStore:
         found = await self._call_each(CHECK, SCHEMA_VERSION)
         for version in map(int, found):
             if version != SCHEMA_VERSION:
-                raise StoreUnavailableError(
-                    f"the keys under the prefix {self._address.prefix} have version {version}, and "
-                    f"this server uses {SCHEMA_VERSION}: run one version, or choose another prefix"
-                )
+                raise StoreUnavailableError(describe_other_version(self._address.prefix, version))
         if not self._shards.is_current:
             raise StoreUnavailableError("messages of Redis do not arrive; reconnecting")
 

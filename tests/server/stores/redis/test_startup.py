@@ -118,9 +118,15 @@ async def test_key_of_another_type_is_a_clear_error(tmp_path: Path) -> None:
 
 
 async def test_keys_of_another_version_are_not_used(tmp_path: Path) -> None:
+    """A node of another version does not start, and one that runs is not ready."""
     with running_valkey(tmp_path / "valkey") as server:
-        server.command("SET", "synap:{0}:schema", "2")
         store = open_store(server.url, Retention())
-        with pytest.raises(StoreUnavailableError, match="have version 2, and this server uses 1"):
+        await store.publish([publication("n1")])
+        server.command("SET", "synap:{0}:schema", "2")
+        said = "prefix synap have version 2, and this server uses 1: run one version"
+        with pytest.raises(StoreUnavailableError, match=said):
             await store.check()
+        with pytest.raises(ConfigurationError, match=said):
+            open_store(server.url, Retention())
+        await open_store(f"{server.url}?prefix=synap2", Retention()).close()
         await store.close()
