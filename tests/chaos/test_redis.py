@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -26,7 +27,7 @@ from tests.support.store_traffic import (
     until_ready,
 )
 from tests.support.timeouts import TIMEOUT_S, scaled
-from tests.support.valkey import Valkey, running_sentinel, running_valkey
+from tests.support.valkey import PROGRAMS, VALKEY, Valkey, running_sentinel, running_valkey
 from tests.support.waits import SetWaits
 
 
@@ -200,15 +201,20 @@ async def test_node_that_was_silent_reports_its_subscribers_again(valkey: Valkey
 class Replicated:
     """A primary and a replica under three Sentinels."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, program: Path = VALKEY) -> None:
         self.stack = contextlib.ExitStack()
         enter = self.stack.enter_context
-        self.primary = enter(running_valkey(folder / "primary"))
+        self.primary = enter(running_valkey(folder / "primary", program=program))
         self.replica = enter(
-            running_valkey(folder / "replica", "--replicaof", "127.0.0.1", str(self.primary.port))
+            running_valkey(
+                folder / "replica",
+                *("--replicaof", "127.0.0.1", str(self.primary.port)),
+                program=program,
+            )
         )
         self.sentinels = [
-            enter(running_sentinel(folder / f"sentinel-{n}", self.primary.port)) for n in range(3)
+            enter(running_sentinel(folder / f"sentinel-{n}", self.primary.port, program))
+            for n in range(3)
         ]
         hosts = ",".join(f"127.0.0.1:{each.port}" for each in self.sentinels)
         self.url = f"redis+sentinel://{hosts}/main"
@@ -246,6 +252,33 @@ async def test_killed_primary_loses_nothing_silently(replicated: Replicated) -> 
     assert replicated.replica.command("ROLE")[0] == b"master"
     for subscriber in traffic.subscribers:
         assert set(subscriber.gaps) == set(ROOMS)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+async def test_failover_with_durability_replica_loses_nothing_that_was_answered(
+    tmp_path: Path, program: Path
+) -> None:
+    servers = Replicated(tmp_path, program)
+    with servers.stack:
+
+        async def fault() -> None:
+            servers.primary.kill()
+            # Now the only replica is the primary, and another one is needed for the rest.
+            await asyncio.sleep(scaled(4))
+            servers.primary.start()
+            servers.primary.command("REPLICAOF", "127.0.0.1", servers.replica.port)
+            await asyncio.sleep(scaled(1))
+
+        traffic = await run_traffic(f"{servers.url}?durability=replica", fault)
+        assert servers.replica.command("ROLE")[0] == b"master"
+        assert_nothing_lost_silently(traffic)
+        ids = {
+            json.loads(fields[b"t"])["id"]
+            for key in servers.replica.command("KEYS", "*:log:*")
+            for _, fields in servers.replica.command("XRANGE", key, "-", "+")
+        }
+        for acknowledged in traffic.acknowledged.values():
+            assert set(acknowledged) <= ids
 
 
 async def test_primary_that_hangs_for_longer_than_the_failover(replicated: Replicated) -> None:

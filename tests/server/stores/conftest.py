@@ -15,7 +15,13 @@ from synap_realtime.server.stores.memory import MemoryStore
 from synap_realtime.server.stores.redis.address import parse_address
 from synap_realtime.server.stores.redis.store import RedisStore
 from synap_realtime.server.stores.sqlite.store import SqliteStore
-from tests.support.valkey import running_cluster, running_sentinel, running_valkey
+from tests.support.valkey import (
+    REDIS,
+    needs_redis,
+    running_cluster,
+    running_sentinel,
+    running_valkey,
+)
 
 OpenStore = Callable[..., Store]
 
@@ -43,6 +49,13 @@ def valkey() -> Iterator[str]:
 
 
 @pytest.fixture(scope="package")
+def redis_7(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a server of the oldest version that is supported."""
+    with running_valkey(tmp_path_factory.mktemp("redis"), program=REDIS) as server:
+        yield server.url
+
+
+@pytest.fixture(scope="package")
 def sentinel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a Valkey server that Sentinels name."""
     folder = tmp_path_factory.mktemp("sentinel")
@@ -63,7 +76,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield servers.url
 
 
-@pytest.fixture(params=["memory", "sqlite", "valkey", "sentinel", "cluster"])
+@pytest.fixture(
+    params=[
+        *("memory", "sqlite", "valkey", "sentinel", "cluster"),
+        pytest.param("redis_7", marks=needs_redis),
+    ]
+)
 async def open_store(
     request: pytest.FixtureRequest, tmp_path: Path, clock: Clock
 ) -> AsyncIterator[OpenStore]:
