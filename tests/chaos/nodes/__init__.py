@@ -1,0 +1,1 @@
+"""Real nodes on Valkey with Sentinel, while something fails; see ``scripts/chaos --help``."""
