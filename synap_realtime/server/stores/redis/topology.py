@@ -56,11 +56,22 @@ class Topology:
             return await connect(address, address.peers[0], on_message)
         if self._watching is None:
             self._watching = asyncio.get_running_loop().create_task(self._watch())
-        primary = self._primary = await self._ask_all()
+        primary = await self._ask_all()
+        self._set_primary(primary)
         connection = await connect(address, primary, on_message)
         if on_message is None:
             await self._check_role(connection, primary)
+        if self._primary != primary:  # while this was connecting, so that no restart reached it
+            lost = RedisConnectionLostError(f"{primary} is not the primary any more")
+            connection.abort(lost)
+            raise lost
         return connection
+
+    def _set_primary(self, primary: Peer) -> None:
+        former, self._primary = self._primary, primary
+        if former is not None and former != primary:
+            logger.warning("Redis: the primary is now %s", primary)
+            self._on_switch()
 
     async def _connect_any(self, on_message: Callable[[Any], None] | None) -> RedisConnection:
         """Open a connection to the first node of a cluster that can be reached."""
@@ -158,10 +169,6 @@ class Topology:
                     async with asyncio.timeout(POLL_INTERVAL_S):
                         await changed.wait()
                 changed.clear()
-                primary = await self._ask_all()
-                if self._primary is not None and primary != self._primary:
-                    logger.warning("Redis: the primary is now %s", primary)
-                    self._primary = primary
-                    self._on_switch()
+                self._set_primary(await self._ask_all())
         finally:
             connection.abort(RedisConnectionLostError("it is not followed any more"))
