@@ -79,7 +79,7 @@ class KeySpace:
         partition = self.partition(number)
         return RoomKeys(
             number,
-            b"%b:state" % partition,
+            self.state(number),
             b"%b:log:%b" % (partition, name),
             b"%b:room:%b" % (partition, name),
             b"%b:acks:%b" % (partition, name),
@@ -91,6 +91,10 @@ class KeySpace:
     def partition(self, number: int) -> bytes:
         """Return what the keys of a partition begin with. The braces are the hash tag."""
         return b"%b:{%d}" % (self._prefix, number)
+
+    def state(self, partition: int) -> bytes:
+        """Return the key of epoch and incarnation of a partition (string)."""
+        return b"%b:state" % self.partition(partition)
 
     def node_rooms(self, room: Room, node: str) -> bytes:
         """Return the key of a node's rooms in the partition of a room (hash)."""

@@ -169,6 +169,13 @@ return {current, text(head)}
 """)
 """Return the head of a room."""
 
+CLAIM = _script("""
+-- KEYS: state.
+return epoch(KEYS[1], ARGV[1], ARGV[2])
+""")
+"""Note in a partition which server is the primary. Otherwise a partition that is not used until its
+former primary takes over again would seem never to have had another one."""
+
 JOIN = _script("""
 -- KEYS: state, meta, rooms of the node. ARGV[4..]: lifetime of meta (us),
 -- room, the node's subscribers of it.
@@ -429,7 +436,7 @@ return reply
 """Take from several rates of a caller (GCRA with a burst of a second's amount)."""
 
 ALL = (
-    *(PUBLISH, READ, HEAD, JOIN, ACK, GET_ACK, CHECK, USAGE),
+    *(PUBLISH, READ, HEAD, CLAIM, JOIN, ACK, GET_ACK, CHECK, USAGE),
     *(PROBE, PROBE_AS_NODE, ROOMS_OF_NODE, REMOVE_NODE),
     *(LIVE_NODES, SEND, TAKE_RATES),
     *(SET_PRESENCE, READ_PRESENCE, COUNT_CONNECTIONS, MEMBERS),

@@ -39,7 +39,7 @@ from .live_rooms import LiveRooms
 from .membership import Membership
 from .presence import SharedPresence
 from .rates import take_rates
-from .scripts import ACK, CHECK, GET_ACK, HEAD, PUBLISH, READ, USAGE, Script, us
+from .scripts import ACK, CHECK, CLAIM, GET_ACK, HEAD, PUBLISH, READ, USAGE, Script, us
 from .shards import Shards
 from .survey import RedisSurveys
 from .tasks import Tasks
@@ -279,7 +279,8 @@ class RedisStore:
     async def _catch_up(self, partitions: Collection[int]) -> None:
         """Make up for the time in which no messages of some partitions arrived."""
         healing = self._rooms.catch_up(partitions)
-        await self._membership.report(partitions)
+        claims = [self._call(CLAIM, (self._keys.state(number),)) for number in partitions]
+        await asyncio.gather(self._membership.report(partitions), *claims)
         await asyncio.gather(*healing, return_exceptions=True)  # cancelled, if a room was left
 
     def _call(self, script: Script, keys: Sequence[bytes], *arguments: Any) -> asyncio.Future[Any]:

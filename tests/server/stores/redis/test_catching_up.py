@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 
 from synap_realtime.protocol.cursor import Cursor
 from synap_realtime.protocol.rooms import Room
-from synap_realtime.server.errors import StoreUnavailableError
 from synap_realtime.server.stores.base import Page
 from synap_realtime.server.stores.redis.address import parse_address
 from synap_realtime.server.stores.redis.store import RedisStore
+from tests.support.polling import until_ready
 from tests.support.timeouts import TIMEOUT_S
 from tests.support.valkey import Valkey
 
@@ -31,15 +30,6 @@ class SlowReadingStore(RedisStore):
         self.is_reading.set()
         await self.pages.wait()
         return page
-
-
-async def until_ready(store: RedisStore) -> None:
-    async with asyncio.timeout(TIMEOUT_S):
-        while True:
-            with contextlib.suppress(StoreUnavailableError):
-                await store.check()
-                return
-            await asyncio.sleep(0.02)
 
 
 async def test_room_that_is_left_while_it_catches_up(empty_valkey: Valkey) -> None:
