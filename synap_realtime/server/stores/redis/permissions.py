@@ -78,7 +78,10 @@ def access_arguments(address: RedisAddress) -> list[str]:
     """
     key = f"{address.prefix}:{{0}}:x"
     arguments = {"": "", "key": " ".join([key] * 4), "channel": key}
-    return [f"{each.command} {arguments[each.on]}" for each in _to_ask(needed_permissions(address))]
+    return [
+        f"{each.command.replace('|', ' ')} {arguments[each.on]}"
+        for each in _to_ask(needed_permissions(address))
+    ]
 
 
 def _to_ask(needed: Sequence[Permission]) -> list[Permission]:

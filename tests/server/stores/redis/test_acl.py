@@ -16,7 +16,7 @@ from synap_realtime.server.stores.base import Retention
 from synap_realtime.server.stores.redis.address import parse_address
 from synap_realtime.server.stores.redis.permissions import acl_rule, needed_permissions
 from tests.support.stores import publication
-from tests.support.valkey import PROGRAMS, Valkey, running_valkey
+from tests.support.valkey import PROGRAMS, Valkey, running_cluster, running_valkey
 
 Servers = Iterator[Valkey]
 OPTIONS = "?prefix=app&durability=disk"
@@ -102,6 +102,23 @@ async def test_a_permission_that_is_taken_away_later_is_named(server: Valkey) ->
     server.command("ACL", "SETUSER", "app", "+xadd")
     assert not (await store.publish([publication("n2")]))[0].duplicate
     await store.close()
+
+
+async def test_the_rules_are_enough_for_a_cluster(tmp_path: Path) -> None:
+    with running_cluster(tmp_path, replicas=False) as cluster:
+        address = parse_address(cluster.url)
+        for server in cluster.nodes:
+            rule = acl_rule(address).split()
+            server.command("ACL", "SETUSER", "app", "reset", "on", ">hunter22", *rule)
+        url = cluster.url.replace("://", "://app:hunter22@")
+        store = open_store(url, Retention())
+        await store.join(publication("n1").room)
+        await store.publish([publication("n1")])
+        await store.close()
+        for server in cluster.nodes:
+            server.command("ACL", "SETUSER", "app", "-cluster|slots")
+        with pytest.raises(ConfigurationError, match=r"may not use CLUSTER.SLOTS"):
+            open_store(url, Retention())
 
 
 def test_a_renamed_command_is_named(tmp_path: Path) -> None:
