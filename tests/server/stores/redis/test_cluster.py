@@ -181,6 +181,16 @@ async def test_a_node_that_is_not_named_is_found(servers: ValkeyCluster) -> None
     await store.close()
 
 
+async def test_a_primary_marks_all_partitions_that_it_serves(servers: ValkeyCluster) -> None:
+    store = open_store(f"{servers.url}?prefix=marked", Retention())
+    async with asyncio.timeout(TIMEOUT_S):
+        while sum(len(each.command("KEYS", "marked:*:state")) for each in servers.primaries) < 128:
+            with contextlib.suppress(StoreUnavailableError):
+                await store.check()
+            await asyncio.sleep(0.02)
+    await store.close()
+
+
 # What a wrong URL says
 
 
