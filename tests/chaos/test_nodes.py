@@ -65,8 +65,11 @@ async def survive(deployment: Deployment, fault: Fault) -> Result:
 
 @pytest.mark.parametrize("name", SENTINEL_FAULTS)
 async def test_nodes_with_sentinels(sentinels: Deployment, name: str) -> None:
+    primary = sentinels.primary
     result = await survive(sentinels, SENTINEL_FAULTS[name])
-    assert result.is_exact or name not in EXACT, result
+    # On a busy machine, the Sentinels may replace a primary that is only slow.
+    if name in EXACT and sentinels.primary is primary:
+        assert result.is_exact, result
 
 
 @pytest.mark.parametrize("name", LINK_FAULTS)

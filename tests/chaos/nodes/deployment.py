@@ -26,12 +26,15 @@ from tests.support.program import free_port
 from tests.support.timeouts import TIMEOUT_S
 from tests.support.valkey import VALKEY, Sentinel, Valkey, running_sentinel
 
+RECOVERY_S = 3 * TIMEOUT_S
+"""The longest time until everything works again. Sentinel may need several attempts."""
+
 _PASSWORD = "replicas"
 
 
 def wait_until(condition: Callable[[], bool], goal: str) -> None:
     """Wait for something that nothing announces. A server that does not answer is waited for."""
-    end = time.monotonic() + TIMEOUT_S
+    end = time.monotonic() + RECOVERY_S
     while True:
         with contextlib.suppress(RedisError, httpx.HTTPError):
             if condition():
@@ -121,8 +124,10 @@ class Node:
         return httpx.get(f"{self.url}/ready", timeout=2).status_code == 200
 
     def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process, and to the workers."""
         assert self._process is not None
-        self._process.send_signal(number)
+        for each in (self._process.pid, *self.workers()):
+            os.kill(each, number)
 
     def kill(self) -> None:
         """``kill -9``, also of the workers."""
