@@ -299,8 +299,8 @@ async def test_connections_that_begin_at_both_nodes_together(valkey: Valkey) -> 
             await until(is_over)
 
 
-async def test_without_redis(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("synap_realtime.server.stores.redis.shards.CALL_TIMEOUT_S", 0.3)
+async def test_without_redis(valkey: Valkey, set_waits: SetWaits) -> None:
+    set_waits(redis_call_timeout_s=0.3)
     async with (
         node(valkey) as url,
         watching(url) as watcher,

@@ -53,6 +53,12 @@ WAITS: dict[str, tuple[str, ...]] = {
     "sqlite_maintenance_interval_s": ("server.stores.sqlite.write_queue.MAINTENANCE_INTERVAL_S",),
     "sqlite_rest_s": ("server.stores.sqlite.write_queue._REST_S",),
     "redis_node_lifetime_s": ("server.stores.redis.membership.NODE_LIFETIME_S",),
+    "redis_call_timeout_s": ("server.stores.redis.shards.CALL_TIMEOUT_S",),
+    "redis_presence_retry_s": (
+        "server.stores.redis.presence.RETRY_S",
+        "server.stores.redis.user_connections.RETRY_S",
+    ),
+    "redis_presence_settle_s": ("server.stores.redis.presence.SETTLE_S",),
     # Jobs and the doctor
     "relay_timeout_s": ("jobs.relay.TIMEOUT_S",),
     "doctor_limit_s": ("doctor.runner.LIMIT_S",),

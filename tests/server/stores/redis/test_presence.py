@@ -13,7 +13,6 @@ import pytest
 from synap_realtime.protocol.rooms import Room
 from synap_realtime.server.errors import StoreUnavailableError
 from synap_realtime.server.stores.base import PresenceStore, RoomPresence, UserPresence
-from synap_realtime.server.stores.redis import presence
 from synap_realtime.server.stores.redis.address import parse_address
 from synap_realtime.server.stores.redis.store import RedisStore
 from tests.support.polling import until
@@ -51,8 +50,8 @@ class Watch:
 
 
 @pytest.fixture(autouse=True)
-def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(presence, "SETTLE_S", scaled(2.0))
+def _short_waits(set_waits: SetWaits) -> None:
+    set_waits(redis_presence_settle_s=scaled(2.0))
 
 
 async def until_read(store: PresenceStore, expected: dict[str, UserPresence]) -> None:
@@ -342,10 +341,9 @@ async def test_users_that_a_new_primary_lacks_or_should_not_have(
 
 
 async def test_without_redis_nothing_raises_and_reading_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, set_waits: SetWaits
 ) -> None:
-    monkeypatch.setattr("synap_realtime.server.stores.redis.shards.CALL_TIMEOUT_S", 0.2)
-    monkeypatch.setattr(presence, "RETRY_S", 0.1)
+    set_waits(redis_call_timeout_s=0.2, redis_presence_retry_s=0.1)
     with running_valkey(tmp_path) as valkey:
         valkey.kill()
         a, b = (RedisStore(parse_address(valkey.url)) for _ in range(2))
@@ -363,9 +361,9 @@ async def test_without_redis_nothing_raises_and_reading_is_refused(
 
 
 async def test_a_write_that_was_refused_is_repeated(
-    empty_valkey: Valkey, nodes: tuple[RedisStore, RedisStore], monkeypatch: pytest.MonkeyPatch
+    empty_valkey: Valkey, nodes: tuple[RedisStore, RedisStore], set_waits: SetWaits
 ) -> None:
-    monkeypatch.setattr(presence, "RETRY_S", 0.1)
+    set_waits(redis_presence_retry_s=0.1)
     a, b = nodes
     key = a._keys.of_room(ROOM).presence.decode()
     empty_valkey.command("SET", key, "x")

@@ -25,6 +25,7 @@ from synap_realtime.server.stores.redis.scripts import (
 )
 from synap_realtime.server.stores.redis.tasks import Tasks
 from synap_realtime.server.stores.redis.user_connections import UserConnections
+from tests.support.waits import SetWaits
 
 ROOM = Room("workspace_7")
 KEYS = KeySpace("synap")
@@ -150,10 +151,10 @@ async def test_a_gap_is_read_again(shared: SharedPresence, redis: Redis) -> None
 
 
 async def test_users_who_are_missing_after_a_reconnect_are_kept_for_a_while(
-    shared: SharedPresence, redis: Redis, monkeypatch: pytest.MonkeyPatch
+    shared: SharedPresence, redis: Redis, set_waits: SetWaits
 ) -> None:
     """As when Redis has lost its data, and their nodes have not reported them again yet."""
-    monkeypatch.setattr(presence, "SETTLE_S", 0.1)
+    set_waits(redis_presence_settle_s=0.1)
     seen = await watch(shared, redis, read(5, (A, "ann"), (B, "ann"), (A, "bob"), (A, "eve")))
     await shared.report_again(ALL_PARTITIONS)
     _, reply = await redis.next(READ_PRESENCE)
@@ -175,9 +176,9 @@ async def test_users_who_are_missing_after_a_reconnect_are_kept_for_a_while(
 
 
 async def test_another_reconnect_keeps_missing_users_for_longer(
-    shared: SharedPresence, redis: Redis, monkeypatch: pytest.MonkeyPatch
+    shared: SharedPresence, redis: Redis, set_waits: SetWaits
 ) -> None:
-    monkeypatch.setattr(presence, "SETTLE_S", 0.2)
+    set_waits(redis_presence_settle_s=0.2)
     seen = await watch(shared, redis, read(5, (A, "ann")))
     for _ in range(3):
         await shared.report_again(ALL_PARTITIONS)
@@ -191,9 +192,9 @@ async def test_another_reconnect_keeps_missing_users_for_longer(
 
 
 async def test_a_reconnect_during_an_exact_read_keeps_missing_users(
-    shared: SharedPresence, redis: Redis, monkeypatch: pytest.MonkeyPatch
+    shared: SharedPresence, redis: Redis, set_waits: SetWaits
 ) -> None:
-    monkeypatch.setattr(presence, "SETTLE_S", 0.05)
+    set_waits(redis_presence_settle_s=0.05)
     seen = await watch(shared, redis, read(5, (A, "ann")))
     await shared.report_again(ALL_PARTITIONS)
     _, reply = await redis.next(READ_PRESENCE)

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from synap_realtime.server.errors import StoreUnavailableError
-from synap_realtime.server.stores.redis import user_connections
 from synap_realtime.server.stores.redis.address import parse_address
 from synap_realtime.server.stores.redis.keys import partition_of
 from synap_realtime.server.stores.redis.scripts import COUNT_CONNECTIONS, Script
@@ -176,10 +175,9 @@ async def test_connections_that_a_new_primary_should_not_have(
 
 
 async def test_without_redis_nobody_is_admitted_and_counts_heal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, set_waits: SetWaits
 ) -> None:
-    monkeypatch.setattr("synap_realtime.server.stores.redis.shards.CALL_TIMEOUT_S", 0.2)
-    monkeypatch.setattr(user_connections, "RETRY_S", 0.1)
+    set_waits(redis_call_timeout_s=0.2, redis_presence_retry_s=0.1)
     with running_valkey(tmp_path) as valkey:
         store = RedisStore(parse_address(valkey.url))
         assert await store.acquire_connection("ann", 3)
