@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from synap_realtime.protocol.cursor import Cursor
 from synap_realtime.protocol.rooms import Room
 from synap_realtime.server.errors import StoreUnavailableError
-from synap_realtime.server.stores.base import Entry, Publication
+from synap_realtime.server.stores.base import Entry, Publication, Retention
 from synap_realtime.server.stores.redis.address import parse_address
 from synap_realtime.server.stores.redis.store import RedisStore
 
@@ -77,7 +77,8 @@ async def run_traffic(
     Args:
         direct: the URL of the second node; default: the same.
     """
-    stores = [RedisStore(parse_address(each)) for each in (url, direct or url)]
+    retention = Retention(count=100_000)  # a fast machine publishes more than the default
+    stores = [RedisStore(parse_address(each), retention) for each in (url, direct or url)]
     subscribers = [Subscriber(store) for store in stores]
     acknowledged: dict[Room, list[str]] = {room: [] for room in ROOMS}
     traffic = Traffic(acknowledged, subscribers, 0, 0.0)
