@@ -224,8 +224,9 @@ class Shards:
                         shard.feed.subscribe(channel)
             if shard.partitions:
                 shard.feed.start()
-            if shard.was_connected and shard.feed.is_current:
-                shard.feed.restart()  # it may still be connected to a server that was replaced
+            if shard.was_connected:
+                # It may still be connected to a server that was replaced, or catch up with one.
+                shard.feed.restart()
             shard.was_connected = True
 
         link = Link(

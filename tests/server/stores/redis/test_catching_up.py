@@ -9,7 +9,7 @@ from synap_realtime.protocol.rooms import Room
 from synap_realtime.server.stores.base import Page
 from synap_realtime.server.stores.redis.address import parse_address
 from synap_realtime.server.stores.redis.store import RedisStore
-from tests.support.polling import until_ready
+from tests.support.polling import until, until_ready
 from tests.support.timeouts import TIMEOUT_S
 from tests.support.valkey import Valkey
 
@@ -43,5 +43,32 @@ async def test_room_that_is_left_while_it_catches_up(empty_valkey: Valkey) -> No
     async with asyncio.timeout(TIMEOUT_S):
         await store.is_reading.wait()
     store.leave(ROOM)
+    await until_ready(store)
+    await store.close()
+
+
+def subscriber_ids(valkey: Valkey) -> set[bytes]:
+    """Return ``id=…`` of each connection that receives messages."""
+    clients = valkey.command("CLIENT", "LIST", "TYPE", "pubsub")
+    return {line.split(b" ")[0] for line in clients.splitlines()}
+
+
+async def test_calls_that_move_to_another_connection_while_it_catches_up(
+    empty_valkey: Valkey,
+) -> None:
+    """They may reach another primary than its messages come from, so it connects again."""
+    store = SlowReadingStore(empty_valkey.url)
+    await store.join(ROOM)
+    await until_ready(store)
+    store.is_reading.clear()
+    store.pages.clear()
+    empty_valkey.command("CLIENT", "KILL", "TYPE", "pubsub")
+    async with asyncio.timeout(TIMEOUT_S):
+        await store.is_reading.wait()
+        before = subscriber_ids(empty_valkey)
+        empty_valkey.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        await store.head(ROOM)
+        await until(lambda: subscriber_ids(empty_valkey).isdisjoint(before))
+    store.pages.set()
     await until_ready(store)
     await store.close()
