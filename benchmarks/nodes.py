@@ -159,7 +159,12 @@ class Centrifugo(SharedServer):
         configuration = {
             "http_server": {"address": "127.0.0.1", "port": at.port},
             "http_api": {"key": self._key},
-            "client": {"token": {"hmac_secret_key": self._secret}},
+            "client": {
+                "token": {"hmac_secret_key": self._secret},
+                # The load generator answers no ping while the other cluster is measured.
+                "ping_interval": "60s",
+                "pong_timeout": "50s",
+            },
             "channel": {"without_namespace": options},
             "engine": {"type": "redis", "redis": {"address": [self._store]}},
         }

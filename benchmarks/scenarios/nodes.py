@@ -50,7 +50,7 @@ class _Part:
 
     Attributes:
         compared: how many of the columns are also shown as ratios.
-        rounds: the most that are needed.
+        rounds: the most that are needed. Fewer than the usual number also go without a warm-up.
     """
 
     scenario: str
@@ -95,7 +95,7 @@ def _measure(
     *,
     with_relay: bool = False,
 ) -> None:
-    """Add the rows for this number of nodes. The first round of each part is not counted."""
+    """Add the rows for this number of nodes."""
     nodes = f"{count} node{'s' if count > 1 else ''}"
     kinds: tuple[type[SharedServer], ...] = (Centrifugo, OurNodes)
     rows = [[Row(f"{kind.title}, {nodes}") for kind in kinds] for _ in parts]
@@ -113,7 +113,7 @@ def _measure(
             for each in filter(None, (base, mine)):
                 prepare(each)
             for part, added in zip(parts, rows, strict=True):
-                _compare(part, added, base, mine, min(part.rounds, options.rounds))
+                _compare(part, added, base, mine, options.rounds)
                 print_progress(f"{part.scenario}, {nodes}: {time.monotonic() - begun:.0f} s")
     except (LoadError, MissingError) as error:
         _note([row for added in rows for row in added if not row.stats], error)
@@ -122,12 +122,22 @@ def _measure(
 def _compare(
     part: _Part, rows: Sequence[Row], base: Cluster | None, mine: Cluster, rounds: int
 ) -> None:
+    def measure(each: Cluster) -> Mapping[str, float]:
+        try:
+            return part.measure(each)
+        except LoadError as error:
+            raise LoadError(f"{each.kind.title}: {error}") from error
+
+    is_short = part.rounds < rounds
+    rounds = min(part.rounds, rounds)
     if base is None:
-        part.measure(mine)
-        _add(rows[1], [part.measure(mine) for _ in range(rounds)])
+        if not is_short:
+            measure(mine)
+        _add(rows[1], [measure(mine) for _ in range(rounds)])
         return
-    pair(base, mine, part.measure, 0)
-    pairs = [pair(base, mine, part.measure, number) for number in range(rounds)]
+    if not is_short:
+        pair(base, mine, measure, 0)
+    pairs = [pair(base, mine, measure, number) for number in range(rounds)]
     for at, row in enumerate(rows):
         _add(row, [each[at] for each in pairs])
     rows[1].ratios = {name: stat.over(rows[0].stats[name]) for name, stat in rows[1].stats.items()}
@@ -295,7 +305,7 @@ class _Returning:
             columns,
             self._measure,
             compared=3,
-            rounds=3,
+            rounds=2,
             remark=remark if self._removal_s else "",
         )
 
