@@ -246,7 +246,7 @@ def _latency(options: Options) -> _Part:
 
 
 def _idle(options: Options) -> _Part:
-    duration_s = max(1.0, IDLE_S * options.scale)
+    duration_s = max(2.5, IDLE_S * options.scale)  # more than the time between two probes
 
     def measure(mine: Cluster) -> Mapping[str, float]:
         with mine.used() as used_us:
