@@ -304,10 +304,11 @@ async def test_without_redis(valkey: Valkey, set_waits: SetWaits) -> None:
     async with (
         node(valkey) as url,
         watching(url) as watcher,
-        present(url, "ann", "phone"),
         httpx.AsyncClient(timeout=TIMEOUT_S) as client,
+        contextlib.AsyncExitStack() as stack,
     ):
         assert await state(watcher) == []
+        await stack.enter_async_context(present(url, "ann", "phone"))
         valkey.kill()
         response = await ask(url, "GET", f"/rooms/{ROOM}/presence", of(None))
         assert response.status_code == 503

@@ -17,6 +17,7 @@ from synap_realtime.server.stores.base import (
     PublishResult,
     Store,
 )
+from tests.support.polling import until_ready
 from tests.support.stores import ids, publication, publish
 from tests.support.timeouts import TIMEOUT_S
 
@@ -235,7 +236,7 @@ async def test_an_empty_room_is_no_error(open_store: OpenStore) -> None:
     assert (list(page.entries), page.recovered) == ([], True)
     assert await store.get_ack(USER) is None
     store.ack(USER, await store.head(USER))
-    await store.check()
+    await until_ready(store)
 
 
 async def test_empty_rooms_are_dropped(open_store: OpenStore, clock: Clock) -> None:

@@ -15,6 +15,7 @@ from synap_realtime.server.stores import open_store
 from synap_realtime.server.stores.base import Retention
 from synap_realtime.server.stores.redis.address import parse_address
 from synap_realtime.server.stores.redis.permissions import acl_rule, needed_permissions
+from tests.support.polling import until_ready
 from tests.support.stores import publication
 from tests.support.valkey import PROGRAMS, Valkey, running_cluster, running_valkey
 
@@ -52,7 +53,7 @@ async def test_the_rules_are_enough(server: Valkey, caplog: pytest.LogCaptureFix
     assert await store.get_ack(room, "device69")
     await store.usage()
     store.leave(room)
-    await store.check()
+    await until_ready(store)
     await store.close()
     assert caplog.text == ""
 

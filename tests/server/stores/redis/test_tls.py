@@ -12,6 +12,7 @@ from synap_realtime import ConfigurationError
 from synap_realtime.server.stores import open_store
 from synap_realtime.server.stores.base import Retention
 from tests.support.certificates import Certified, certify
+from tests.support.polling import until_ready
 from tests.support.program import free_port
 from tests.support.stores import publication
 from tests.support.timeouts import TIMEOUT_S
@@ -59,7 +60,7 @@ async def test_a_file_names_the_authority_to_trust(tls: TlsServer) -> None:
     await store.join(room)
     async with asyncio.timeout(TIMEOUT_S):
         assert (await store.publish([publication("n1")]))[0].broadcast_count == 1
-    await store.check()
+    await until_ready(store)
     await store.close()
 
 
