@@ -187,7 +187,11 @@ class Deployment:
         self._stack = contextlib.ExitStack()
         self._folder = folder
         self._node_count = nodes
-        self._node_options = ("--drain-timeout-s", "2", *options)
+        # All notifications are retained, so that a subscriber that comes back late misses none.
+        self._node_options = (
+            *("--drain-timeout-s", "2", "--retention-count", "100000"),
+            *options,
+        )
         self._sentinel_count = sentinels
         self._data = data or folder / "data-1"
         self.servers: list[DataServer] = []
