@@ -17,14 +17,13 @@ from synap_realtime.server.stores.base import Publication
 from synap_realtime.server.stores.redis.address import parse_address
 from synap_realtime.server.stores.redis.store import RedisStore
 from tests.support.link import Link
+from tests.support.polling import until, until_ready
 from tests.support.store_traffic import (
     ROOMS,
     Subscriber,
     assert_exact,
     assert_nothing_lost_silently,
     run_traffic,
-    until,
-    until_ready,
 )
 from tests.support.timeouts import TIMEOUT_S, scaled
 from tests.support.valkey import PROGRAMS, VALKEY, Valkey, running_sentinel, running_valkey

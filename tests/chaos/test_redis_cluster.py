@@ -11,13 +11,13 @@ import pytest
 
 from synap_realtime.protocol.rooms import Room
 from synap_realtime.server.stores.redis.keys import partition_of, slot_of
+from tests.support.polling import until
 from tests.support.store_traffic import (
     ROOMS,
     Traffic,
     assert_exact,
     assert_nothing_lost_silently,
     run_traffic,
-    until,
 )
 from tests.support.timeouts import TIMEOUT_S, scaled
 from tests.support.valkey import PROGRAMS, VALKEY, ClusterNode, ValkeyCluster, running_cluster
@@ -36,7 +36,7 @@ def rooms_at(cluster: ValkeyCluster, node: ClusterNode) -> set[Room]:
 
 
 def assert_only_these_resume(traffic: Traffic, rooms: set[Room]) -> None:
-    """Rooms at other primaries notice nothing; these are told that something may be lost."""
+    """Rooms at other primaries notice nothing; to these, a gap is reported."""
     assert_nothing_lost_silently(traffic)
     for subscriber in traffic.subscribers:
         assert set(subscriber.gaps) == rooms

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -16,6 +15,7 @@ from synap_realtime.server.stores.base import Entry, Publication, Retention
 from synap_realtime.server.stores.redis.address import parse_address
 from synap_realtime.server.stores.redis.store import RedisStore
 
+from .polling import until, until_ready
 from .timeouts import TIMEOUT_S
 
 ROOMS = [Room(f"user_{n}") for n in range(8)]
@@ -128,19 +128,6 @@ def is_settled(subscriber: Subscriber, acknowledged: dict[Room, list[str]]) -> b
         set(ids) <= set(subscriber.ids.get(room, ())) or subscriber.gaps[room]
         for room, ids in acknowledged.items()
     )
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110 - nothing announces it
-        await asyncio.sleep(0.05)
-
-
-async def until_ready(store: RedisStore) -> None:
-    while True:
-        with contextlib.suppress(StoreUnavailableError):
-            await store.check()
-            return
-        await asyncio.sleep(0.05)
 
 
 def assert_exact(traffic: Traffic) -> None:

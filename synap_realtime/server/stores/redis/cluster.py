@@ -24,10 +24,10 @@ from .keys import ALL_PARTITIONS, slot_of
 logger = logging.getLogger(__name__)
 
 REFRESH_INTERVAL_S = 5.0
-"""How often the slot map is read although nothing has told that it changed, in the mean."""
+"""The mean interval at which the slot map is read although no reply says that it changed."""
 
 _URGENT_INTERVAL_S = 0.1
-_URGENT_S = 1.0  # for how long it is read more often after something has told that it changed
+_URGENT_S = 1.0  # for how long it is read more often after a reply said that it changed
 _CONCURRENT = 2  # how many nodes are asked at the same time
 
 Owners = Sequence[Peer | None]

@@ -51,7 +51,7 @@ class Feed:
 
     Attributes:
         partitions: those that the primary serves. Changed by :meth:`adopt` and :meth:`drop`.
-        lost: those that it does not serve any more, by its own words.
+        lost: those that it says it does not serve any more.
         migrating: those of which it sends some calls to another server. They are not used to prove
             that messages arrive.
     """

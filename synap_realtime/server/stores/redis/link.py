@@ -1,7 +1,7 @@
 """The connection over which a node sends commands to one primary.
 
 Calls that are made while the previous ones are under way are sent together: one round trip for all.
-A call that the server refuses, because another one serves its keys, is handed back.
+A call that the server refuses, because another one serves its keys, goes back to the caller.
 """
 
 from __future__ import annotations

@@ -32,16 +32,22 @@ class SlowReadingStore(RedisStore):
         return page
 
 
-async def test_room_that_is_left_while_it_catches_up(empty_valkey: Valkey) -> None:
-    """Such as that of a slow consumer: its heal is cancelled, and nothing else."""
-    store = SlowReadingStore(empty_valkey.url)
+async def catching_up(valkey: Valkey) -> SlowReadingStore:
+    """Return a store that has joined a room, and catches up until ``pages`` is set."""
+    store = SlowReadingStore(valkey.url)
     await store.join(ROOM)
     await until_ready(store)
     store.is_reading.clear()
     store.pages.clear()
-    empty_valkey.command("CLIENT", "KILL", "TYPE", "pubsub")
+    valkey.command("CLIENT", "KILL", "TYPE", "pubsub")
     async with asyncio.timeout(TIMEOUT_S):
         await store.is_reading.wait()
+    return store
+
+
+async def test_room_that_is_left_while_it_catches_up(empty_valkey: Valkey) -> None:
+    """Such as that of a slow consumer: its heal is cancelled, and nothing else."""
+    store = await catching_up(empty_valkey)
     store.leave(ROOM)
     await until_ready(store)
     await store.close()
@@ -57,14 +63,8 @@ async def test_calls_that_move_to_another_connection_while_it_catches_up(
     empty_valkey: Valkey,
 ) -> None:
     """They may reach another primary than its messages come from, so it connects again."""
-    store = SlowReadingStore(empty_valkey.url)
-    await store.join(ROOM)
-    await until_ready(store)
-    store.is_reading.clear()
-    store.pages.clear()
-    empty_valkey.command("CLIENT", "KILL", "TYPE", "pubsub")
+    store = await catching_up(empty_valkey)
     async with asyncio.timeout(TIMEOUT_S):
-        await store.is_reading.wait()
         before = subscriber_ids(empty_valkey)
         empty_valkey.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
         await store.head(ROOM)

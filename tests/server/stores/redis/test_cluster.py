@@ -21,6 +21,7 @@ from synap_realtime.server.stores.redis.connection import RedisReplyError
 from synap_realtime.server.stores.redis.keys import ALL_PARTITIONS, partition_of, slot_of
 from synap_realtime.server.stores.redis.scripts import ROOMS_OF_NODE
 from synap_realtime.server.stores.redis.store import RedisStore
+from tests.support.polling import until_ready
 from tests.support.stores import ids, publication
 from tests.support.timeouts import TIMEOUT_S
 from tests.support.valkey import (
@@ -53,15 +54,6 @@ def source(servers: ValkeyCluster) -> ClusterNode:
 @pytest.fixture
 def target(servers: ValkeyCluster, source: ClusterNode) -> ClusterNode:
     return next(each for each in servers.primaries if each is not source)
-
-
-async def until_ready(store: RedisStore) -> None:
-    async with asyncio.timeout(TIMEOUT_S):
-        while True:
-            with contextlib.suppress(StoreUnavailableError):
-                await store.check()
-                return
-            await asyncio.sleep(0.02)
 
 
 def open_on(servers: ValkeyCluster, prefix: str) -> RedisStore:

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import redis.asyncio
 
-from synap_realtime.server.errors import StoreUnavailableError
 from synap_realtime.server.stores.base import Survey, SurveyHandler
 from synap_realtime.server.stores.redis import survey
 from synap_realtime.server.stores.redis.address import parse_address
 from synap_realtime.server.stores.redis.keys import KeySpace
 from synap_realtime.server.stores.redis.store import RedisStore
+from tests.support.polling import until_ready
 from tests.support.program import free_port
 from tests.support.timeouts import TIMEOUT_S, scaled
 
@@ -44,23 +44,12 @@ async def open_node(url: str) -> AsyncIterator[OpenNode]:
         store = RedisStore(parse_address(url))
         store.answer_surveys(handler)
         opened.append(store)
-        await is_ready(store)
+        await until_ready(store)
         return store
 
     yield opener
     for store in opened:
         await store.close()
-
-
-async def is_ready(store: RedisStore) -> None:
-    async with asyncio.timeout(TIMEOUT_S):
-        while True:
-            try:
-                await store.check()
-            except StoreUnavailableError:
-                await asyncio.sleep(0.01)
-            else:
-                return
 
 
 async def until_asked(store: RedisStore, count: int) -> Survey:
