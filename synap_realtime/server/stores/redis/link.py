@@ -7,7 +7,6 @@ A call that the server refuses, because another one serves its keys, goes back t
 from __future__ import annotations
 
 import asyncio
-import enum
 import itertools
 import logging
 import secrets
@@ -50,17 +49,6 @@ Connect = Callable[[], Awaitable[RedisConnection]]
 """Opens an authenticated connection to the primary."""
 
 
-class LinkState(enum.Enum):
-    """The states of a link."""
-
-    IDLE = enum.auto()
-    """Nothing was called yet."""
-
-    CONNECTING = enum.auto()
-    CONNECTED = enum.auto()
-    CLOSED = enum.auto()
-
-
 @dataclass(slots=True, eq=False)
 class Call:
     """A call of a script that is under way.
@@ -91,7 +79,7 @@ class Link:
     """Calls scripts at one primary.
 
     Attributes:
-        state: changed by this class only.
+        is_closed: whether it takes no more calls.
         problem: why there is no connection, or why publishes are refused; None: all is well.
     """
 
@@ -115,7 +103,7 @@ class Link:
             on_refused: called with the calls that the server has refused, with their replies, such
                 as ``MOVED``.
         """
-        self.state = LinkState.IDLE
+        self.is_closed = False
         self.problem: str | None = None
         self._name = name
         self._connect = connect
@@ -135,7 +123,7 @@ class Link:
 
     def add(self, call: Call) -> None:
         """Send a call. It may run more than once: each script here can be repeated."""
-        if self.state is LinkState.CLOSED:
+        if self.is_closed:
             call.fail("the store is closed")
         elif self._pending_bytes > MAX_PENDING_BYTES:
             call.fail("too much waits to be sent to Redis")
@@ -144,7 +132,6 @@ class Link:
             self._pending_bytes += call.size
             self._changed.set()
             if self._task is None:
-                self.state = LinkState.CONNECTING
                 self._task = asyncio.get_running_loop().create_task(self._run(), name="synap-redis")
 
     def take(self, wanted: Callable[[Call], bool]) -> list[Call]:
@@ -162,7 +149,7 @@ class Link:
 
     async def close(self) -> None:
         """Finish the pending calls, then disconnect."""
-        self.state = LinkState.CLOSED
+        self.is_closed = True
         self._changed.set()
         if self._task is not None:
             await self._task
@@ -170,7 +157,7 @@ class Link:
 
     async def _run(self) -> None:
         failures = 0
-        while self.state is not LinkState.CLOSED or self._pending:
+        while not self.is_closed or self._pending:
             if not self._pending:
                 self._changed.clear()
                 await self._changed.wait()
@@ -191,8 +178,6 @@ class Link:
                 failures += 1
 
     async def _open(self) -> None:
-        if self.state is not LinkState.CLOSED:
-            self.state = LinkState.CONNECTING
         connection = self._connection = await self._connect()
         async with asyncio.timeout(REPLY_TIMEOUT_S):
             first = self._requirements.commands
@@ -208,8 +193,6 @@ class Link:
             self._stats.call_reconnects += 1
             self._stats.failovers += incarnation != self._incarnation
         self._incarnation = incarnation
-        if self.state is not LinkState.CLOSED:
-            self.state = LinkState.CONNECTED
         self._report(None)
         self._on_connected()
 
@@ -294,7 +277,7 @@ class Link:
         now = asyncio.get_running_loop().time()
         kept: deque[Call] = deque()
         for call in self._pending:
-            if call.deadline > now and self.state is not LinkState.CLOSED:
+            if call.deadline > now and not self.is_closed:
                 kept.append(call)
                 continue
             self._pending_bytes -= call.size
@@ -305,8 +288,6 @@ class Link:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.abort(error)
-        if self.state is LinkState.CONNECTED:
-            self.state = LinkState.CONNECTING
 
     def _report(self, problem: str | None) -> None:
         """Log once when Redis becomes unavailable and once when it is available again."""
