@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 
 import httpx
 
 from .errors import ConfigurationError
+from .lexical import OWS, parse_date, parse_digits
 from .network import names_this_machine
 from .redaction import redacted
 
@@ -98,15 +98,13 @@ def authorization_header(source: str, key: object) -> str:
 
 
 def retry_after_s(value: str | None) -> float | None:
-    """Parse either form of ``Retry-After`` into seconds (RFC 9110, section 10.2.3)."""
-    if not value:
-        return None
-    if value.isascii() and value.strip().isdigit():
-        return float(value[:12])
-    try:
-        moment = parsedate_to_datetime(value)
-        if moment.tzinfo is None:
-            moment = moment.replace(tzinfo=UTC)
+    """Parse either form of ``Retry-After`` into seconds (RFC 9110, section 10.2.3).
+
+    Return None if there is none. One in any other form counts as none.
+    """
+    text = (value or "").strip(OWS)
+    if (seconds := parse_digits(text)) is not None:
+        return float(seconds)
+    if (moment := parse_date(text)) is not None:
         return max(0.0, (moment - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError, OverflowError):
-        return None
+    return None
