@@ -75,6 +75,7 @@ def test_broadcasting_imports_little_else() -> None:
         "errors",
         "event_loops",
         "forks",
+        "lexical",
         "network",
         "protocol",
         "redaction",
