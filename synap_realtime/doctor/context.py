@@ -112,7 +112,7 @@ def _load_server_config(context: CheckContext, given: dict[str, Any]) -> None:
     except ConfigurationError as error:
         context.settings_problem = str(error)
         context.settings = settings = _without_wrong(given)
-    context.secrets.update(_password_of(settings.store))
+    context.secrets.update(_passwords_of(settings.store))
     from ..server.auth.keys import KeyRing
 
     # As in the server: see server/asgi/adapter.py.
@@ -148,13 +148,19 @@ def _without_wrong(given: dict[str, Any]) -> ServerSettings:
     return ServerSettings(**{**given, **defaults})
 
 
-def _password_of(store: str) -> set[str]:
-    """Return the password in the URL of a store, as it is written there and as it is sent."""
+def _passwords_of(store: str) -> set[str]:
+    """Return the passwords in the URL of a store, as written there and as sent."""
     try:
-        password = urlsplit(store).password
+        parts = urlsplit(store)
+        written = {parts.password} if parts.password is not None else set()
     except ValueError:
         return set()
-    return set() if password is None else {password, unquote(password)}
+    written |= {
+        value
+        for name, _, value in (each.partition("=") for each in parts.query.split("&"))
+        if name == "sentinel_password"
+    }
+    return written | {unquote(each) for each in written}
 
 
 def _secrets_of_environment(url: str | None) -> list[str]:

@@ -7,7 +7,6 @@ import contextlib
 import itertools
 import json
 import signal
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from synap_realtime.server.stores.redis.address import parse_address
 from synap_realtime.server.stores.redis.store import RedisStore
 from tests.support.link import Link
 from tests.support.polling import until, until_ready
+from tests.support.replicated import Replicated
 from tests.support.store_traffic import (
     ROOMS,
     Subscriber,
@@ -26,7 +26,7 @@ from tests.support.store_traffic import (
     run_traffic,
 )
 from tests.support.timeouts import TIMEOUT_S, scaled
-from tests.support.valkey import PROGRAMS, VALKEY, Valkey, running_sentinel, running_valkey
+from tests.support.valkey import PROGRAMS, Valkey, running_valkey
 from tests.support.waits import SetWaits
 
 
@@ -195,43 +195,6 @@ async def test_node_that_was_silent_reports_its_subscribers_again(valkey: Valkey
 
 
 # Sentinel: a primary, a replica, and three that watch them
-
-
-class Replicated:
-    """A primary and a replica under three Sentinels."""
-
-    def __init__(self, folder: Path, program: Path = VALKEY) -> None:
-        self.stack = contextlib.ExitStack()
-        enter = self.stack.enter_context
-        self.primary = enter(running_valkey(folder / "primary", program=program))
-        self.replica = enter(
-            running_valkey(
-                folder / "replica",
-                *("--replicaof", "127.0.0.1", str(self.primary.port)),
-                program=program,
-            )
-        )
-        self.sentinels = [
-            enter(running_sentinel(folder / f"sentinel-{n}", self.primary.port, program))
-            for n in range(3)
-        ]
-        hosts = ",".join(f"127.0.0.1:{each.port}" for each in self.sentinels)
-        self.url = f"redis+sentinel://{hosts}/main"
-        end = time.monotonic() + TIMEOUT_S
-        while not self.is_complete():
-            assert time.monotonic() < end, "the Sentinels do not know each other"
-            time.sleep(0.05)
-
-    def is_complete(self) -> bool:
-        """Whether each Sentinel knows the replica and the other Sentinels."""
-        if self.replica.command("INFO", "replication")["master_link_status"] != "up":
-            return False
-        for each in self.sentinels:
-            with each.client(decode_responses=True) as client:
-                state = client.sentinel_master("main")
-            if (state["num-slaves"], state["num-other-sentinels"]) != (1, 2):
-                return False
-        return True
 
 
 @pytest.fixture

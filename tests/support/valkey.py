@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,9 +130,23 @@ def running_valkey(
 class Sentinel(Valkey):
     """A Sentinel that watches a primary by the name ``main``, and fails over after a second."""
 
-    def __init__(self, folder: Path, primary_port: int, program: Path = VALKEY) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        primary_port: int,
+        program: Path = VALKEY,
+        *,
+        lines: Sequence[str] = (),
+        password: str | None = None,
+    ) -> None:
+        """
+        Args:
+            lines: more lines of its configuration.
+            password: that of its default user.
+        """
         self._primary_port = primary_port
-        super().__init__(folder, program=program)
+        self._lines = lines
+        super().__init__(folder, program=program, password=password)
 
     def _command(self) -> list[str]:
         file = self._folder / "sentinel.conf"
@@ -144,14 +158,22 @@ class Sentinel(Valkey):
                 f"sentinel monitor main 127.0.0.1 {self._primary_port} 2",
                 "sentinel down-after-milliseconds main 1000",
                 "sentinel failover-timeout main 3000",
+                *self._lines,
             ]
             file.write_text("\n".join(lines) + "\n")
         return [str(self._program), str(file), "--sentinel"]
 
 
 @contextlib.contextmanager
-def running_sentinel(folder: Path, primary_port: int, program: Path = VALKEY) -> Iterator[Sentinel]:
-    server = Sentinel(folder, primary_port, program)
+def running_sentinel(
+    folder: Path,
+    primary_port: int,
+    program: Path = VALKEY,
+    *,
+    lines: Sequence[str] = (),
+    password: str | None = None,
+) -> Iterator[Sentinel]:
+    server = Sentinel(folder, primary_port, program, lines=lines, password=password)
     try:
         yield server
     finally:

@@ -28,8 +28,14 @@ _HOST = re.compile(
     r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+))(?::(?P<port>\d{1,5}))?"
 )
 _PORTS = {"": 6379, "sentinel": 26379, "cluster": 6379}
-_OPTIONS = ("prefix", "durability", "ca", "cert", "key")
-_ESCAPES = "in a user or password, write %23 for '#', %2F for '/', %3F for '?' and %40 for '@'"
+_OPTIONS = (
+    *("prefix", "durability", "ca", "cert", "key"),
+    *("sentinel_username", "sentinel_password"),
+)
+_ESCAPES = (
+    "in a user or password, write %23 for '#', %26 for '&', %2F for '/', %3F for '?' and %40 for "
+    "'@'"
+)
 
 SCHEMES = tuple(
     f"{engine}{tls}{kind}"
@@ -50,6 +56,20 @@ class Peer(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+class Login(NamedTuple):
+    """A user and its password.
+
+    Attributes:
+        user: None: the default user.
+    """
+
+    user: str | None
+    password: str
+
+    def __repr__(self) -> str:
+        return "Login(…)"
+
+
 class RedisAddress(NamedTuple):
     """Where the store is, and how to log in.
 
@@ -62,6 +82,7 @@ class RedisAddress(NamedTuple):
         cert, key: PEM files of the client's certificate and its private key, which may be in the
             first, too; None: without one.
         is_cluster: whether it is a Redis Cluster.
+        sentinel_login: how to log in at the Sentinels; None: they have no password.
     """
 
     peers: tuple[Peer, ...]
@@ -76,13 +97,19 @@ class RedisAddress(NamedTuple):
     cert: str | None = None
     key: str | None = None
     is_cluster: bool = False
+    sentinel_login: Login | None = None
 
     def __repr__(self) -> str:
         return f"RedisAddress({self.shown})"
 
     @property
+    def login(self) -> Login | None:
+        """How to log in at the server; None: it has no password."""
+        return None if self.password is None else Login(self.user, self.password)
+
+    @property
     def shown(self) -> str:
-        """The address for logs, without user and password."""
+        """The address for logs, without users and passwords."""
         service = "" if self.service is None else f"/{self.service}"
         database = "" if self.is_cluster else f"/{self.database}"
         return f"{','.join(map(str, self.peers))}{service}{database}"
@@ -136,6 +163,7 @@ def parse_address(url: str) -> RedisAddress:
         options.get("cert"),
         options.get("key"),
         kind == "cluster",
+        _parse_sentinel_login(options, kind, expected),
     )
     if not address.tls and (address.ca or address.cert or address.key):
         raise ConfigurationError(f"{expected}; ca=, cert= and key= need TLS: write {engine}s://")
@@ -158,7 +186,7 @@ def _parse_peers(hosts: str, kind: str, expected: str) -> list[Peer]:
 
 
 def _parse_options(query: str, expected: str) -> dict[str, str]:
-    pairs = parse_qsl(query, keep_blank_values=True)
+    pairs = parse_qsl(query.replace("+", "%2B"), keep_blank_values=True)  # a plus is no space
     options = dict(pairs)
     if not options.keys() <= set(_OPTIONS):
         known = ", ".join(f"{name}=" for name in _OPTIONS)
@@ -178,6 +206,21 @@ def _parse_prefix(options: dict[str, str], expected: str) -> str:
             f"{expected}; prefix: expected 1 to 64 characters of A-Z a-z 0-9 _ . : -"
         )
     return prefix
+
+
+def _parse_sentinel_login(options: dict[str, str], kind: str, expected: str) -> Login | None:
+    user, password = options.get("sentinel_username"), options.get("sentinel_password")
+    if password is None:
+        if user is not None:
+            raise ConfigurationError(
+                f"{expected}; sentinel_username= needs sentinel_password=, its password"
+            )
+        return None
+    if kind != "sentinel":
+        raise ConfigurationError(
+            f"{expected}; sentinel_password= needs Sentinels: write redis+sentinel://"
+        )
+    return Login(user, password)
 
 
 def _parse_durability(options: dict[str, str], expected: str) -> Durability:

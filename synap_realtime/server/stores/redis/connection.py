@@ -12,7 +12,7 @@ from typing import Any, TypeAlias, cast
 
 import hiredis
 
-from .address import Peer, RedisAddress
+from .address import Login, Peer, RedisAddress
 from .tls import tls_context
 
 CONNECT_TIMEOUT_S = 2.0
@@ -134,14 +134,14 @@ class RedisConnection(asyncio.Protocol):
                 result.set_exception(error)
 
 
-def login(address: RedisAddress) -> list[Command]:
+def _first_commands(login: Login | None, database: int) -> list[Command]:
     """Return the commands that log in and select the database."""
     commands: list[Command] = []
-    if address.password is not None:
-        user = () if address.user is None else (address.user,)
-        commands.append(("AUTH", *user, address.password))
-    if address.database:
-        commands.append(("SELECT", address.database))
+    if login is not None:
+        user = () if login.user is None else (login.user,)
+        commands.append(("AUTH", *user, login.password))
+    if database:
+        commands.append(("SELECT", database))
     return commands
 
 
@@ -150,12 +150,12 @@ async def connect(
     peer: Peer,
     on_message: Callable[[Any], None] | None = None,
     *,
-    logs_in: bool = True,
+    is_sentinel: bool = False,
 ) -> RedisConnection:
     """Open a connection, log in and select the database.
 
     Args:
-        logs_in: False for a Sentinel, which has neither the users nor the databases.
+        is_sentinel: whether it is a Sentinel, which has users of its own and no databases.
 
     Raises:
         OSError, TimeoutError, RedisConnectionLostError: the server cannot be reached.
@@ -169,7 +169,11 @@ async def connect(
             peer.port,
             ssl=tls_context(address),
         )
-        commands = login(address) if logs_in else []
+        commands = (
+            _first_commands(address.sentinel_login, 0)
+            if is_sentinel
+            else _first_commands(address.login, address.database)
+        )
         if commands:
             try:
                 for reply in await connection.execute(commands):

@@ -143,6 +143,31 @@ def is_forbidden(error: RedisReplyError) -> bool:
     return error.code == "NOPERM" or "user executing the script" in text or "ACL failure" in text
 
 
+SENTINEL_RULE = (
+    "resetchannels &+switch-master -@all "
+    "+sentinel|get-master-addr-by-name +sentinel|master +subscribe"
+)
+"""The rules of a user of the Sentinels, in their ACL."""
+
+
+def describe_refusal_of_sentinel(error: RedisReplyError) -> str | None:
+    """Say why a Sentinel rejects the login of this node; None: that is not the reason."""
+    if error.code == "NOAUTH":
+        return (
+            "the Sentinels ask for a password: "
+            "redis+sentinel://host/name?sentinel_password=…, with &sentinel_username=… for a user"
+        )
+    if error.code == "WRONGPASS":
+        return "the Sentinels reject sentinel_username or sentinel_password of --store"
+    if "without any password configured" in str(error):
+        return "the Sentinels have no password: remove sentinel_password from --store"
+    if is_forbidden(error):
+        return (
+            f"the user of the Sentinels lacks a permission: {error}; its ACL needs: {SENTINEL_RULE}"
+        )
+    return None
+
+
 def _describe_tls(error: ssl.SSLError) -> str:
     reason = (error.reason or "").replace("_", " ")
     if reason in ("WRONG VERSION NUMBER", "RECORD LAYER FAILURE", "PACKET LENGTH TOO LONG"):

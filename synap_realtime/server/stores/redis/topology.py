@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from .address import Peer, RedisAddress
@@ -18,9 +18,10 @@ from .connection import (
     RedisConnection,
     RedisConnectionLostError,
     RedisReplyError,
+    UnsuitableServerError,
     connect,
 )
-from .errors import UNREACHABLE
+from .errors import UNREACHABLE, describe_refusal_of_sentinel
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ class Topology:
         self._on_switch = on_switch
         self._primary: Peer | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._refusing: dict[Peer, str] = {}  # Sentinels, and why
 
     async def connect(self, on_message: Callable[[Any], None] | None = None) -> RedisConnection:
         """Open a connection to the primary.
@@ -107,18 +109,27 @@ class Topology:
         """Return the primary of the latest configuration that a Sentinel knows.
 
         Raises:
-            RedisConnectionLostError: no Sentinel names one.
+            UnsuitableServerError: none names one, and some reject the login of this node.
+            RedisConnectionLostError: none names one.
         """
-        answers = await asyncio.gather(
-            *(self._ask(peer) for peer in self._address.peers), return_exceptions=True
-        )
+        peers = self._address.peers
+        answers = await asyncio.gather(*map(self._ask, peers), return_exceptions=True)
+        refusals = {
+            peer: reason
+            for peer, each in zip(peers, answers, strict=True)
+            if isinstance(each, RedisReplyError)
+            and (reason := describe_refusal_of_sentinel(each)) is not None
+        }
         known = [each for each in answers if isinstance(each, tuple)]
         if known:
+            self._warn_of(refusals)
             return max(known, key=lambda each: each[0])[1]
         expected = (*UNREACHABLE, RedisReplyError)
         for each in answers:
             if isinstance(each, BaseException) and not isinstance(each, expected):
                 raise each
+        for refusal in refusals.values():
+            raise UnsuitableServerError(refusal)
         reason = next((str(each) for each in answers if isinstance(each, RedisReplyError)), "")
         service = self._address.service
         raise RedisConnectionLostError(
@@ -128,7 +139,7 @@ class Topology:
     async def _ask(self, sentinel: Peer) -> tuple[int, Peer]:
         """Return the epoch of a Sentinel's configuration, and the primary."""
         async with asyncio.timeout(CONNECT_TIMEOUT_S / 2):
-            connection = await connect(self._address, sentinel, None, logs_in=False)
+            connection = await connect(self._address, sentinel, None, is_sentinel=True)
             try:
                 state, found = await connection.execute(
                     [
@@ -145,6 +156,13 @@ class Topology:
         host, port = found
         return int(members.get(b"config-epoch", 0)), Peer(host.decode(), int(port))
 
+    def _warn_of(self, refusals: Mapping[Peer, str]) -> None:
+        """Log once that a Sentinel is of no use, although others are."""
+        for peer, reason in refusals.items():
+            if self._refusing.get(peer) != reason:
+                self._refusing[peer] = reason
+                logger.warning("Sentinel %s is not used: %s; the others are asked", peer, reason)
+
     async def _watch(self) -> None:
         """Follow the announcements of one Sentinel after another."""
         for sentinel in itertools.cycle(self._address.peers):
@@ -156,12 +174,15 @@ class Topology:
         changed = asyncio.Event()
 
         def on_message(message: Any) -> None:
-            if not isinstance(message, RedisReplyError) and message[0] == b"message":
+            if isinstance(message, RedisReplyError):
+                reason = describe_refusal_of_sentinel(message) or str(message)
+                self._warn_of({sentinel: reason})
+            elif message[0] == b"message":
                 name, _, _ = message[2].partition(b" ")
                 if name.decode() == self._address.service:
                     changed.set()
 
-        connection = await connect(self._address, sentinel, on_message, logs_in=False)
+        connection = await connect(self._address, sentinel, on_message, is_sentinel=True)
         connection.send([("SUBSCRIBE", _SWITCH)])
         try:
             while not connection.closed.done():

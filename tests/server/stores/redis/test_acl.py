@@ -14,6 +14,7 @@ from synap_realtime.server.errors import StoreUnavailableError
 from synap_realtime.server.stores import open_store
 from synap_realtime.server.stores.base import Retention
 from synap_realtime.server.stores.redis.address import parse_address
+from synap_realtime.server.stores.redis.errors import SENTINEL_RULE
 from synap_realtime.server.stores.redis.permissions import acl_rule, needed_permissions
 from tests.support.polling import until_ready
 from tests.support.stores import publication
@@ -63,6 +64,7 @@ def test_the_documentation_has_the_rules() -> None:
     documented = text.partition("ACL SETUSER rooms on >password")[2].partition("```")[0].split()
     every = parse_address("redis+sentinel://host/main/1?durability=replica")
     assert documented == acl_rule(every).split()
+    assert f"ACL SETUSER rooms on >password {SENTINEL_RULE}\n" in text
 
 
 @pytest.mark.parametrize("command", NEEDED)

@@ -1,0 +1,97 @@
+"""A primary, a replica, and three Sentinels that watch them."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from synap_realtime.server.stores.redis.errors import SENTINEL_RULE
+
+from .timeouts import TIMEOUT_S
+from .valkey import VALKEY, running_sentinel, running_valkey
+
+PASSWORD = "of-the-servers-77"
+SENTINEL_PASSWORD = "of-the-sentinels-77"
+USER_PASSWORD = "of/the+user-77"
+SENTINEL_USER_PASSWORD = "of&the+watcher-77"
+WRITTEN = "of%2Fthe+user-77", "of%26the+watcher-77"
+"""The last two as a URL has them."""
+
+
+class Replicated:
+    """A primary and a replica under three Sentinels."""
+
+    def __init__(
+        self,
+        folder: Path,
+        program: Path = VALKEY,
+        *,
+        options: Sequence[str] = (),
+        rule: str | None = None,
+    ) -> None:
+        """
+        Args:
+            options: of the servers.
+            rule: the ACL rules of the nodes' user at servers and Sentinels that ask for passwords;
+                None: there are neither users nor passwords.
+        """
+        self.stack = contextlib.ExitStack()
+        enter = self.stack.enter_context
+        password = sentinel_password = None
+        lines: list[str] = []
+        if rule is not None:
+            password, sentinel_password = PASSWORD, SENTINEL_PASSWORD
+            user = ["app", "on", f">{USER_PASSWORD}", *rule.split()]
+            options = [*options, "--requirepass", password, "--masterauth", password]
+            options += ["--user", *user]
+            lines += [
+                f"sentinel auth-pass main {password}",
+                f"requirepass {sentinel_password}",
+                f"user watcher on >{SENTINEL_USER_PASSWORD} {SENTINEL_RULE}",
+            ]
+        self.primary = enter(
+            running_valkey(folder / "primary", *options, password=password, program=program)
+        )
+        self.replica = enter(
+            running_valkey(
+                folder / "replica",
+                *("--replicaof", "127.0.0.1", str(self.primary.port), *options),
+                password=password,
+                program=program,
+            )
+        )
+        self.sentinels = [
+            enter(
+                running_sentinel(
+                    *(folder / f"sentinel-{n}", self.primary.port, program),
+                    lines=lines,
+                    password=sentinel_password,
+                )
+            )
+            for n in range(3)
+        ]
+        hosts = ",".join(f"127.0.0.1:{each.port}" for each in self.sentinels)
+        self.url = f"redis+sentinel://{hosts}/main"
+        if rule is not None:
+            user_password, sentinel_user_password = WRITTEN
+            self.url = (
+                f"redis+sentinel://app:{user_password}@{hosts}/main"
+                f"?sentinel_username=watcher&sentinel_password={sentinel_user_password}"
+            )
+        end = time.monotonic() + TIMEOUT_S
+        while not self.is_complete():
+            assert time.monotonic() < end, "the Sentinels do not know each other"
+            time.sleep(0.05)
+
+    def is_complete(self) -> bool:
+        """Whether each Sentinel knows the replica and the other Sentinels."""
+        if self.replica.command("INFO", "replication")["master_link_status"] != "up":
+            return False
+        for each in self.sentinels:
+            with each.client(decode_responses=True) as client:
+                state = client.sentinel_master("main")
+            if (state["num-slaves"], state["num-other-sentinels"]) != (1, 2):
+                return False
+        return True
