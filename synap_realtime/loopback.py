@@ -23,6 +23,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 from typing import Any
 from urllib.parse import urlsplit
 
+from .lexical import OWS
 from .redaction import redacted, redacted_origin
 
 logger = logging.getLogger(__name__)
@@ -139,7 +140,7 @@ def require_local(
     Raises:
         NotLocalError: the peer, an address it is forwarded for, or the host is another machine's.
     """
-    given = (part.strip() for part in (forwarded_for or "").split(","))
+    given = (part.strip(OWS) for part in (forwarded_for or "").split(","))
     for peer in (address, *map(strip_port, given)):
         if peer and not is_loopback(peer):
             raise NotLocalError("only loopback clients are accepted")

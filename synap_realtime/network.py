@@ -24,6 +24,7 @@ from typing import NamedTuple, TypeVar
 import httpx
 
 from .errors import ConfigurationError
+from .lexical import OWS
 
 T = TypeVar("T")
 
@@ -236,7 +237,7 @@ class BoundedBody:
     def __init__(self, response: httpx.Response, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._content = bytearray()
-        encoding = response.headers.get("Content-Encoding", "").strip()
+        encoding = response.headers.get("Content-Encoding", "").strip(OWS)
         self.encoding = "" if encoding.lower() == "identity" else encoding[:40]
         """The ``Content-Encoding``. If there is one, do not read the body."""
 

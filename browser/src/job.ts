@@ -31,7 +31,9 @@ export interface JobState<Result = Record<string, unknown>> {
 export const IDLE: JobState<never> = { status: "idle", attempt: 1, text: "", isTextComplete: true };
 
 const text = (value: unknown) => (typeof value === "string" ? value : undefined);
-const number = (value: unknown) => (typeof value === "number" && value >= 0 ? value : undefined);
+/** A count or a duration. JSON can also hold 1e999, which is parsed as Infinity. */
+const number = (value: unknown) =>
+  typeof value === "number" && value >= 0 && value <= Number.MAX_SAFE_INTEGER ? value : undefined;
 
 /** Reduces the notifications of one job to its state. It has no clock: the caller detects stalls. */
 export class JobTracker<Result = Record<string, unknown>> {

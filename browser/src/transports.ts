@@ -223,7 +223,7 @@ async function readStream(target: Target, callbacks: TransportCallbacks, signal:
     }
     // A stream cannot renew its token, so it ends when the token expires.
     if (control === "synap.token_expiring") ending = { reason: REASONS[TOKEN_EXPIRED]!, code: TOKEN_EXPIRED };
-    if (retry && (!isOpen || control === "synap.closing")) retryAfterMs = Number(retry);
+    if (/^\d+$/.test(retry ?? "") && (!isOpen || control === "synap.closing")) retryAfterMs = Number(retry);
     if (message && !signal.aborted) callbacks.onMessage(message);
   }
 }

@@ -170,7 +170,7 @@ test("a job without notifications is not stalled", () => {
   expect(tracker.state.status).toBe("idle");
 });
 
-test.each(["x", -1, true, null, [], {}])("invalid values are ignored: %j", (junk) => {
+test.each(["x", -1, true, null, [], {}, Infinity, 1e300])("invalid values are ignored: %j", (junk) => {
   const names = ["attempt", "maxAttempts", "progress", "label", "error", "stallAfterS", "index", "delta"];
   const data = Object.fromEntries(names.map((name) => [name, junk]));
   for (const event of ["started", "progress", "delta", "retrying"]) {

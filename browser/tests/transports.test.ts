@@ -225,6 +225,13 @@ describe("a stream", () => {
     expect(subscription.state.delayMs).toBe(1234);
   });
 
+  test.each(["soon", "-5", "1e9", "0x10", " ", "1.5"])("ignores a `retry` of %j, which is no number", async (retry) => {
+    const { stream, subscription } = await streaming();
+    stream.write(`event: synap.closing\nretry: ${retry}\ndata: {"code":4012}\n\n`).end();
+    await settle();
+    expect(subscription.state.delayMs).toBe(1000);
+  });
+
   test("ignores the `retry` of any other event", async () => {
     const { stream, subscription } = await streaming();
     stream.write("retry: 9999\n\n").end();

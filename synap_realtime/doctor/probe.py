@@ -7,12 +7,12 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 
 import httpx
 
 from ..endpoint import ServerUrl
 from ..errors import ConfigurationError
+from ..lexical import OWS, parse_date, parse_digits
 from ..network import BoundedBody, async_client
 from .context import CheckContext, ClockOffset
 from .timeouts import TIMEOUT_S
@@ -77,11 +77,10 @@ def _json(content: bytes) -> object:
 
 def _ahead_s(headers: Mapping[str, str], begun: float, came: float) -> float | None:
     """Return the offset minus the response time and the precision of the header."""
-    try:
-        theirs = parsedate_to_datetime(headers.get("date", "")).timestamp()
-        theirs += max(0, int(headers.get("age", "0")))
-    except (ValueError, TypeError, OverflowError):
+    moment = parse_date(headers.get("date", "").strip(OWS))
+    if moment is None:
         return None
+    theirs = moment.timestamp() + (parse_digits(headers.get("age", "").strip(OWS)) or 0)
     if came < theirs:
         return came - theirs
     return max(0.0, begun - (theirs + 1))

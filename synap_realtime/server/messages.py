@@ -16,6 +16,7 @@ from urllib.parse import parse_qs, unquote
 import pydantic_core
 
 from ..errors import InvalidArgumentError
+from ..lexical import OWS
 from ..protocol.control import BEARER_SUBPROTOCOL, SUBPROTOCOL
 from ..protocol.cursor import Cursor, parse_cursor
 from ..protocol.notification import MAX_BATCH_BYTES
@@ -175,7 +176,7 @@ class Request:
 
     def _find_credential(self) -> str | None:
         given = self.headers.get("authorization", "")
-        if given[:7].lower() == "bearer " and (value := given[7:].strip()):
+        if given[:7].lower() == "bearer " and (value := given[7:].strip(OWS)):
             return value
         for name in self.subprotocols:
             if name.startswith(BEARER_SUBPROTOCOL):
@@ -267,7 +268,7 @@ def head_error(
     elif not _HOST.fullmatch(host):
         return bad_request("Invalid Host", "expected one Host field with host or host:port")
     coding = headers.get("transfer-encoding")
-    if coding is not None and coding.strip().lower() != "chunked":
+    if coding is not None and coding.strip(OWS).lower() != "chunked":
         # RFC 9112, section 6.1: with another coding, or a list with empty members, a proxy and
         # this server may disagree about the end of the body (request smuggling).
         return bad_request("Invalid Transfer-Encoding", "expected chunked alone")
@@ -380,7 +381,7 @@ async def read_json_body(request: Request) -> bytes:
     """
     kind = request.headers.get("content-type")
     if kind is not None and kind != "application/json":
-        media = kind.partition(";")[0].strip().lower()
+        media = kind.partition(";")[0].strip(OWS).lower()
         if media != "application/json" and not media.endswith("+json"):
             raise RequestError(
                 415,
@@ -388,7 +389,7 @@ async def read_json_body(request: Request) -> bytes:
                 "Unsupported media type",
                 "send Content-Type: application/json",
             )
-    coding = request.headers.get("content-encoding", "").strip().lower()
+    coding = request.headers.get("content-encoding", "").strip(OWS).lower()
     if coding not in ("", "identity"):
         raise RequestError(
             415,

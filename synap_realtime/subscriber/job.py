@@ -153,7 +153,8 @@ def _text(value: object) -> str | None:
 
 
 def _number(value: object, default: float | None = None) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+    """Return a count or a duration. What cannot be one, such as NaN or 1e999, is the default."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 2**53:
         return default
     return value
 

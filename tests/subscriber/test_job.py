@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import aclosing
 from typing import Any
 
@@ -55,6 +56,17 @@ def test_failed_and_cancelled_are_errors(end: str) -> None:
     view = JobTracker()
     assert statuses(view, run.started(), terminal) == ["pending", "error"]
     assert view.state.error == "No paper."
+
+
+@pytest.mark.parametrize("value", ["1e999", "-1", "NaN", "1" + "0" * 400, "true", '"2"', "null"])
+def test_what_is_no_count_is_ignored(value: str) -> None:
+    names = ["attempt", "maxAttempts", "stallAfterS", "progress", "index"]
+    data: Any = json.loads("{" + ",".join(f'"{name}":{value}' for name in names) + ',"delta":""}')
+    view = JobTracker()
+    for kind in ("progress", "retrying", "delta"):
+        state = view.apply(Notification(type=f"report.creation.{kind}", data=data))
+        assert (state.attempt, state.max_attempts, state.progress) == (1, None, None)
+    assert view.stall_after_s is None
 
 
 def test_text_grows_and_restarts() -> None:

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any
 
 from ...errors import SynapRealtimeError
+from ...lexical import parse_digits
 from ...protocol.control import PING, CloseCode, ControlFrame
 from ..app import CLOSE_TIMEOUT_S
 from ..errors import RateLimitedError, StoreUnavailableError, UnavailableError
@@ -186,8 +187,8 @@ async def read_body(request: AsgiRequest, receive: Receive) -> bytes:
 
 async def _read_chunks(request: AsgiRequest, receive: Receive) -> bytes:
     # A chunked body, or one over HTTP/2, declares no length.
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > MAX_BODY_BYTES:
+    declared = parse_digits(request.headers.get("content-length", ""))
+    if declared is not None and declared > MAX_BODY_BYTES:
         raise body_too_large()
     body = bytearray()  # a list of many small parts would take more memory
     while True:
@@ -201,7 +202,7 @@ async def _read_chunks(request: AsgiRequest, receive: Receive) -> bytes:
         if size > _SMALL_BYTES:
             request.hold_request(size)
         if not message.get("more_body"):
-            if declared.isdigit() and int(declared) != size:
+            if declared is not None and declared != size:
                 raise bad_request("Incomplete body", _INCOMPLETE.format(size, declared))
             return bytes(body)
 

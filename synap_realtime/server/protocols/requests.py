@@ -19,6 +19,7 @@ from http import HTTPStatus
 
 import httptools
 
+from ...lexical import OWS, parse_digits
 from ...loopback import strip_port
 from ..messages import (
     MAX_BODY_BYTES,
@@ -269,8 +270,7 @@ class HttpRequest(Request):
     @property
     def declared_bytes(self) -> int:
         """The value of ``Content-Length``, or 0."""
-        declared = self.headers.get("content-length", "0")
-        return int(declared) if declared.isdigit() else 0
+        return parse_digits(self.headers.get("content-length", "")) or 0
 
     @property
     def expects_continue(self) -> bool:
@@ -313,14 +313,14 @@ def validate_upgrade(request: HttpRequest) -> bool:
     if request.method == "CONNECT":
         request.error = bad_request("Invalid method", "this server is not a proxy")
         return True
-    offered = [name.strip().lower() for name in headers.get("upgrade", "").split(",")]
+    offered = [name.strip(OWS).lower() for name in headers.get("upgrade", "").split(",")]
     if request.method != "GET" or "websocket" not in offered:
         return False
     if headers.get("content-length", "").strip(" 0") or "transfer-encoding" in headers:
         request.error = bad_request("Invalid WebSocket handshake", "the request has a body")
         return True
     protocols = headers.get("sec-websocket-protocol", "").split(",")
-    request.subprotocols = [name for part in protocols if (name := part.strip())]
+    request.subprotocols = [name for part in protocols if (name := part.strip(OWS))]
     if headers.get("sec-websocket-version") != "13":
         request.error = RequestError(
             426, "upgrade_required", "Unsupported WebSocket version", "expected 13",
@@ -337,7 +337,7 @@ def validate_upgrade(request: HttpRequest) -> bool:
 
 def _is_key(text: str) -> bool:
     try:
-        return len(base64.b64decode(text.strip(), validate=True)) == 16
+        return len(base64.b64decode(text.strip(OWS), validate=True)) == 16
     except (binascii.Error, ValueError):
         return False
 
@@ -365,7 +365,7 @@ class TrustedProxies:
         if not self._trusts(peer):
             return peer
         given = headers.get("x-forwarded-for", "")
-        hosts = [strip_port(host) for part in given.split(",") if (host := part.strip())]
+        hosts = [strip_port(host) for part in given.split(",") if (host := part.strip(OWS))]
         for host in reversed(hosts):
             if not self._trusts(host):
                 return host

@@ -161,6 +161,45 @@ async def test_request_head_is_checked_for_any_asgi_server(sent: bytes, status: 
     assert int(line.split()[1]) == status
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "status"),
+    [
+        (b"content-length", b"2", 200),
+        (b"content-length", b"0" * 5000 + b"2", 200),
+        (b"content-length", b"\xb2", 200),  # no ASCII digit, although str.isdigit() is true
+        (b"content-length", b"3", 400),
+        (b"content-length", b"9" * 5000, 413),
+        (b"transfer-encoding", b"\xa0chunked", 400),
+        (b"transfer-encoding", b"\x1cchunked", 400),
+        (b"transfer-encoding", b"\tchunked ", 200),
+        (b"content-type", b"application/json\x1f", 415),
+        (b"content-encoding", b"\x85", 415),
+    ],
+)
+async def test_header_values_are_parsed_strictly(name: bytes, value: bytes, status: int) -> None:
+    """An ASGI server may pass on what no HTTP parser of ours has seen."""
+    sent: list[Any] = []
+    body = b'{"type":"a","data":{}}'
+    if status != 413:
+        value = value.replace(b"2", b"%d" % len(body))
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http", "method": "POST", "path": "/rooms/user_1/broadcast", "query_string": b"",
+        "headers": [(b"host", b"localhost"), (name, value)], "client": ("127.0.0.1", 1),
+    }  # fmt: skip
+    app = create_app()
+    async with asyncio.timeout(TIMEOUT_S):
+        await app(scope, receive, send)
+    assert sent[0]["status"] == status
+    await app.close()
+
+
 async def test_reports_a_body_that_the_asgi_server_dropped() -> None:
     """uvicorn treats a request with Upgrade as one without a body, as httptools reports it."""
     body = b'{"type":"a","data":{}}'

@@ -105,6 +105,19 @@ def test_answers_as_many_pipelined_requests_as_allowed(run: Run) -> None:
     run(test())
 
 
+def test_content_length_may_have_any_number_of_leading_zeros(run: Run) -> None:
+    async def test() -> None:
+        async with running_server(open_app()) as url, peer(url) as client:
+            length = b"Content-Length: " + b"0" * 5000 + b"%d" % len(BODY)
+            head = http(b"POST " + ROOM + b"/broadcast", b"Expect: 100-continue", length)
+            await client.say(head)
+            assert await client.status() == 100
+            await client.say(BODY)
+            assert await client.status() == 200
+
+    run(test())
+
+
 def test_sends_100_continue_only_when_the_body_is_needed(run: Run) -> None:
     async def test() -> None:
         async with running_server(keyed_app()) as url, peer(url) as client:

@@ -17,6 +17,8 @@ PROXY, CLIENT = "10.0.0.1", "203.0.113.7"
         (PROXY, f"127.0.0.1, {CLIENT}, 10.0.0.2", CLIENT),
         (PROXY, f" ,, {CLIENT} , ", CLIENT),
         (PROXY, "10.0.0.3, 10.0.0.2", "10.0.0.3"),
+        (PROXY, f"\t{CLIENT} ", CLIENT),
+        (PROXY, f"\xa0{CLIENT}", f"\xa0{CLIENT}"),  # no whitespace in a header field
         (PROXY, "", PROXY),
         (PROXY, " , ", PROXY),
         (PROXY, f"{CLIENT}:4711", CLIENT),

@@ -11,6 +11,7 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
+from ....lexical import parse_digits
 from .address import Peer, RedisAddress
 from .connection import (
     CONNECT_TIMEOUT_S,
@@ -160,7 +161,11 @@ class SlotMap:
             if self.problem is not None:
                 self.problem = "the cluster is down: cluster_state is fail"
             return None
-        return parse_slots(slots, peer, int(info.get(b"cluster_current_epoch", 0)))
+        return parse_slots(
+            slots,
+            peer,
+            int(info.get(b"cluster_current_epoch", 0)),
+        )
 
 
 def parse_slots(slots: Sequence[Any], asked: Peer, epoch: int = 0) -> _View:
@@ -202,9 +207,10 @@ def parse_redirection(error: RedisReplyError, asked: Peer | None) -> Peer | None
     """
     words = str(error).split()
     host, _, port = words[-1].rpartition(":")
-    if not port.isdigit() or (not host and asked is None) or host == "?":
+    number = parse_digits(port)
+    if number is None or number > 65535 or (not host and asked is None) or host == "?":
         return None
-    return Peer(host.strip("[]") or (asked.host if asked else ""), int(port))
+    return Peer(host.strip("[]") or (asked.host if asked else ""), number)
 
 
 async def _wait(condition: Awaitable[object], timeout_s: float) -> None:

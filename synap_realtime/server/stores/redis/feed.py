@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import Any, Protocol
 
+from ....lexical import parse_digits
 from ...errors import StoreUnavailableError
 from ..base import LinkStats
 from .connection import RedisConnection, RedisConnectionLostError, RedisReplyError, backoff_s
@@ -318,8 +319,7 @@ class Feed:
                 self._on_moved(None)
 
     def _on_error(self, error: RedisReplyError) -> None:
-        if error.code == "MOVED":
-            slot = int(str(error).split()[1])
+        if (slot := _moved_slot(error)) is not None:
             self._probe_channel = b""  # perhaps that of this slot
             for partition in self.partitions:
                 if slot_of(partition) == slot:
@@ -363,3 +363,9 @@ class Feed:
 def _settle(confirmed: asyncio.Future[None]) -> None:
     if not confirmed.done():
         confirmed.set_result(None)
+
+
+def _moved_slot(error: RedisReplyError) -> int | None:
+    """Return the slot of ``MOVED 3999 127.0.0.1:6381``; None for any other error."""
+    code, slot, *_ = *str(error).split(), "", ""
+    return parse_digits(slot) if code == "MOVED" else None

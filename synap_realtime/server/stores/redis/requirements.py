@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ....lexical import parse_digits
 from .address import RedisAddress
 from .connection import Command, RedisReplyError, UnsuitableServerError
 from .durability import CONFIRM_MS, Durability
@@ -72,7 +73,7 @@ def _check_info(info: Mapping[str, str]) -> None:
     if "run_id" not in info:
         raise UnsuitableServerError("the server is no Redis: INFO has no run_id")
     version = info.get("redis_version", "0")
-    if tuple(int(each) for each in version.split(".")[:2] if each.isdigit()) < MIN_VERSION:
+    if tuple(parse_digits(each) or 0 for each in version.split(".")[:2]) < MIN_VERSION:
         raise UnsuitableServerError(f"Redis {version} is too old: use 7.0 or later, or Valkey")
     if info.get("loading") == "1":
         raise RedisReplyError("LOADING Redis is loading the dataset in memory")

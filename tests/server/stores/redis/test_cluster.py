@@ -241,6 +241,9 @@ def test_partition_whose_slot_is_not_served_has_no_owner() -> None:
         ("MOVED 3999 ::1:6381", Peer("::1", 6381)),
         ("MOVED 3999 :6381", Peer("asked", 6381)),
         ("MOVED 3999 ?:6381", None),
+        ("MOVED 3999 127.0.0.1:²", None),
+        ("MOVED 3999 127.0.0.1:65536", None),
+        ("MOVED", None),
         ("TRYAGAIN Multiple keys request during rehashing of slot", None),
     ],
 )
