@@ -9,8 +9,10 @@ from pathlib import Path
 
 from synap_realtime.server.stores.redis.errors import SENTINEL_RULE
 
+from .certificates import Certified
+from .program import free_port
 from .timeouts import TIMEOUT_S
-from .valkey import VALKEY, running_sentinel, running_valkey
+from .valkey import VALKEY, running_sentinel, running_valkey, tls_options
 
 PASSWORD = "of-the-servers-77"
 SENTINEL_PASSWORD = "of-the-sentinels-77"
@@ -30,12 +32,14 @@ class Replicated:
         *,
         options: Sequence[str] = (),
         rule: str | None = None,
+        certified: Certified | None = None,
     ) -> None:
         """
         Args:
             options: of the servers.
             rule: the ACL rules of the nodes' user at servers and Sentinels that ask for passwords;
                 None: there are neither users nor passwords.
+            certified: what servers and Sentinels need for TLS; None: without TLS.
         """
         self.stack = contextlib.ExitStack()
         enter = self.stack.enter_context
@@ -51,13 +55,18 @@ class Replicated:
                 f"requirepass {sentinel_password}",
                 f"user watcher on >{SENTINEL_USER_PASSWORD} {SENTINEL_RULE}",
             ]
+        ports = [free_port() for _ in range(5)]  # with TLS; the plain ones are for the test then
+        tls = [tls_options(certified, port) if certified else [] for port in ports]
         self.primary = enter(
-            running_valkey(folder / "primary", *options, password=password, program=program)
+            running_valkey(
+                folder / "primary", *options, *tls[3], password=password, program=program
+            )
         )
+        primary_port = ports[3] if certified else self.primary.port
         self.replica = enter(
             running_valkey(
                 folder / "replica",
-                *("--replicaof", "127.0.0.1", str(self.primary.port), *options),
+                *("--replicaof", "127.0.0.1", str(primary_port), *options, *tls[4]),
                 password=password,
                 program=program,
             )
@@ -65,14 +74,16 @@ class Replicated:
         self.sentinels = [
             enter(
                 running_sentinel(
-                    *(folder / f"sentinel-{n}", self.primary.port, program),
-                    lines=lines,
+                    *(folder / f"sentinel-{n}", primary_port, program),
+                    lines=[*lines, *_as_lines(tls[n])],
                     password=sentinel_password,
                 )
             )
             for n in range(3)
         ]
-        hosts = ",".join(f"127.0.0.1:{each.port}" for each in self.sentinels)
+        if not certified:
+            ports = [each.port for each in self.sentinels]
+        hosts = ",".join(f"127.0.0.1:{port}" for port in ports[:3])
         self.url = f"redis+sentinel://{hosts}/main"
         if rule is not None:
             user_password, sentinel_user_password = WRITTEN
@@ -80,6 +91,9 @@ class Replicated:
                 f"redis+sentinel://app:{user_password}@{hosts}/main"
                 f"?sentinel_username=watcher&sentinel_password={sentinel_user_password}"
             )
+        if certified:
+            files = f"ca={certified.root}&cert={certified.chain}&key={certified.key}"
+            self.url = self.url.replace("redis+", "rediss+") + ("&" if rule else "?") + files
         end = time.monotonic() + TIMEOUT_S
         while not self.is_complete():
             assert time.monotonic() < end, "the Sentinels do not know each other"
@@ -95,3 +109,9 @@ class Replicated:
             if (state["num-slaves"], state["num-other-sentinels"]) != (1, 2):
                 return False
         return True
+
+
+def _as_lines(options: Sequence[str]) -> list[str]:
+    """Return options of a command line as lines of a configuration file."""
+    pairs = zip(options[::2], options[1::2], strict=True)
+    return [f"{name.removeprefix('--')} {value}" for name, value in pairs]

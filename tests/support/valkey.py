@@ -17,6 +17,7 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
+from .certificates import Certified
 from .program import free_port
 from .timeouts import TIMEOUT_S
 
@@ -185,9 +186,23 @@ NODE_TIMEOUT_MS = 1500
 
 
 class ClusterNode(Valkey):
-    """A node of a cluster."""
+    """A node of a cluster.
 
-    def __init__(self, folder: Path, *options: str, program: Path = VALKEY) -> None:
+    Attributes:
+        public_port: the one that other nodes and clients are told.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *options: str,
+        program: Path = VALKEY,
+        certified: Certified | None = None,
+    ) -> None:
+        tls_port = 0
+        if certified is not None:
+            tls_port = free_port()
+            options = (*options, *tls_options(certified, tls_port), "--tls-cluster", "yes")
         super().__init__(
             folder,
             *("--cluster-enabled", "yes", "--cluster-config-file", str(folder / "nodes.conf")),
@@ -196,6 +211,7 @@ class ClusterNode(Valkey):
             *options,
             program=program,
         )
+        self.public_port = tls_port or self.port
 
     @property
     def id(self) -> str:
@@ -210,8 +226,22 @@ class ClusterNode(Valkey):
         return dict(line.split(":", 1) for line in lines)
 
 
+def tls_options(certified: Certified, port: int) -> list[str]:
+    """Return the options for a TLS port beside the plain one, also for the other servers."""
+    return [
+        *("--tls-port", str(port), "--tls-replication", "yes"),
+        *("--tls-cert-file", str(certified.chain), "--tls-key-file", str(certified.key)),
+        *("--tls-ca-cert-file", str(certified.root)),
+    ]
+
+
 class ValkeyCluster:
-    """Primaries that share the slots, with a replica each."""
+    """Primaries that share the slots, with a replica each.
+
+    Args:
+        options: of each node.
+        certified: what the nodes need for TLS; None: without TLS.
+    """
 
     def __init__(
         self,
@@ -220,9 +250,11 @@ class ValkeyCluster:
         *,
         replicas: bool = True,
         program: Path = VALKEY,
+        options: Sequence[str] = (),
+        certified: Certified | None = None,
     ) -> None:
         def start(name: str) -> ClusterNode:
-            node = ClusterNode(folder / name, program=program)
+            node = ClusterNode(folder / name, *options, program=program, certified=certified)
             stack.callback(node.kill)
             return node
 
@@ -236,7 +268,8 @@ class ValkeyCluster:
         ):
             node.command("CLUSTER", "ADDSLOTSRANGE", first, last)
         for node in self.nodes[1:]:
-            node.command("CLUSTER", "MEET", "127.0.0.1", self.nodes[0].port, self.nodes[0].bus_port)
+            first = self.nodes[0]
+            node.command("CLUSTER", "MEET", "127.0.0.1", first.public_port, first.bus_port)
         _until(
             lambda: all(
                 each.info()["cluster_known_nodes"] == str(len(self.nodes)) for each in self.nodes
@@ -252,7 +285,7 @@ class ValkeyCluster:
 
     @property
     def url(self) -> str:
-        hosts = ",".join(f"127.0.0.1:{each.port}" for each in self.primaries[:2])
+        hosts = ",".join(f"127.0.0.1:{each.public_port}" for each in self.primaries[:2])
         return f"redis+cluster://{hosts}"
 
     def primary_of(self, slot: int) -> ClusterNode:
@@ -298,7 +331,18 @@ def _until(condition: Callable[[], bool]) -> None:
 
 @contextlib.contextmanager
 def running_cluster(
-    folder: Path, *, replicas: bool = True, program: Path = VALKEY
+    folder: Path,
+    *,
+    replicas: bool = True,
+    program: Path = VALKEY,
+    options: Sequence[str] = (),
+    certified: Certified | None = None,
 ) -> Iterator[ValkeyCluster]:
     with contextlib.ExitStack() as stack:
-        yield ValkeyCluster(stack, folder, replicas=replicas, program=program)
+        yield ValkeyCluster(
+            *(stack, folder),
+            replicas=replicas,
+            program=program,
+            options=options,
+            certified=certified,
+        )
