@@ -209,7 +209,7 @@ class AccessControl:
     async def _authenticate_token(self, token: str, address: str | None) -> Claims:
         self._limits.check_attempt(address)
         try:
-            claims = await self._authenticator.authenticate(token)
+            claims = await self._authenticator.authenticate_token(token)
         except InvalidTokenError as error:
             self._limits.count_failed_attempt(address)
             raise _rejected(str(error), error.user) from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import json
 import math
@@ -12,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple, TypeGuard
 
 from ...errors import ConfigurationError, InvalidArgumentError
 from ...extras import lacks
@@ -54,6 +53,29 @@ class MalformedTokenError(Exception):
     """The text is not a complete JWT. The message shows nothing of it."""
 
 
+class VerificationKey(NamedTuple):
+    """A key that may have signed a token, prepared for its one algorithm.
+
+    Attributes:
+        algorithm: an ``Algorithm`` of PyJWT.
+        key: as its ``prepare_key`` returned it.
+        anchor: see :attr:`Claims.anchor`.
+    """
+
+    algorithm: Any
+    key: Any
+    anchor: bytes
+
+
+class SignedToken(NamedTuple):
+    """The parts of a JWT (RFC 7515, section 7.1). The signature is not verified yet."""
+
+    header: Mapping[str, Any]
+    payload: bytes
+    signing_input: bytes
+    signature: bytes
+
+
 class Authenticator:
     """Verify API keys and tokens with the keys of this server and of identity providers."""
 
@@ -89,6 +111,8 @@ class Authenticator:
         self._max_lifetime_s = max_lifetime_s
         self._clock = clock
         self._keep_raw_claims = keep_raw_claims
+        self._prepared_for: Keys | None = None
+        self._prepared: Sequence[VerificationKey] = ()
         self._jwks: dict[str, Jwks] = {}
         self._changes = 0
         current = keys.current()
@@ -114,10 +138,28 @@ class Authenticator:
         keys = self._ring.current()
         if (claims := keys.claims_for_key(credential)) is not None:
             return claims
-        if credential.count(".") != 2:
+        return await self.authenticate_token(credential)
+
+    async def authenticate_token(self, token: str) -> Claims:
+        """Return the claims of a token, which is no API key.
+
+        Raises:
+            InvalidTokenError, KeysUnavailableError: as :meth:`authenticate`.
+        """
+        if len(token) > MAX_TOKEN_BYTES:
+            raise InvalidTokenError(f"token too long: more than {MAX_TOKEN_BYTES} bytes")
+        if token.count(".") != 2:
             raise InvalidTokenError("unknown key: not a key of this server, and not a JWT")
-        members, anchor = await self._verify(credential, keys)
-        return self._parse_claims(members, credential, anchor)
+        signed = _parse_token(token)
+        if "crit" in signed.header:  # RFC 7515, section 4.1.11
+            raise InvalidTokenError("unsupported header parameter 'crit'")
+        anchor = _find_signer(signed, await self._candidates(self._ring.current(), signed.header))
+        if anchor is None:
+            raise InvalidTokenError("invalid signature: not signed by a key of this server")
+        members = _parse_payload(signed.payload)
+        if members is None:
+            raise InvalidTokenError("malformed token: not a JWT")
+        return self._parse_claims(members, token, anchor)
 
     async def id_of(self, token: str) -> str | None:
         """Return the id that revokes a token: its ``jti``, else a hash of the signed part.
@@ -134,30 +176,21 @@ class Authenticator:
         keys = self._ring.current()
         if not (keys.token_secrets or keys.jwks_urls):
             return None
-        import jwt
-
         try:
-            parts = [*map(_decoded, token.split("."))]
-            members = json.loads(parts[1]) if len(parts) == 3 and all(parts) else None
-            header = _decode_header(token.partition(".")[0])
-        except (ValueError, RecursionError, InvalidTokenError):
-            members = None
-        if not isinstance(members, dict):
+            signed = _parse_token(token)
+        except InvalidTokenError:
+            signed = None
+        members = None if signed is None else _parse_payload(signed.payload)
+        if signed is None or members is None or not signed.signature:
             raise MalformedTokenError("expected a whole JWT: header, payload and signature")
-        algorithm = header.get("alg")
         try:
-            candidates = await self._candidates(keys, algorithm, header)
+            if _find_signer(signed, await self._candidates(keys, signed.header)) is None:
+                return None
         except InvalidTokenError:
             return None
-        except (
-            KeysUnavailableError
-        ):  # an identity provider that is down must not prevent a revocation
-            return _token_id(members, token)
-        for key, _ in candidates:
-            with contextlib.suppress(jwt.PyJWTError, ValueError, TypeError):
-                jwt.api_jws.decode(token, key, algorithms=[str(algorithm)])
-                return _token_id(members, token)
-        return None
+        except KeysUnavailableError:
+            pass  # an identity provider that is down must not prevent a revocation
+        return _token_id(members, token)
 
     def refresh(self) -> bool:
         """Reload a changed key file, and start to fetch old JWK sets.
@@ -194,76 +227,51 @@ class Authenticator:
         for jwks in self._jwks.values():
             jwks.cancel()
 
-    async def _verify(self, token: str, keys: Keys) -> tuple[Mapping[str, Any], bytes]:
-        """Return the claims of a token, and the digest of the key that has signed it."""
-        import jwt
-
-        header = _decode_header(token.partition(".")[0])
-        if "crit" in header:  # RFC 7515, section 4.1.11
-            raise InvalidTokenError("unsupported header parameter 'crit'")
+    async def _candidates(self, keys: Keys, header: Mapping[str, Any]) -> Sequence[VerificationKey]:
+        """Return the keys that may have signed a token with this header."""
         algorithm = header.get("alg")
-        for key, anchor in await self._candidates(keys, algorithm, header):
-            try:
-                decoded: Mapping[str, Any] = jwt.decode(
-                    token,
-                    key,
-                    algorithms=[str(algorithm)],
-                    issuer=self._issuer,
-                    audience=self._audience,
-                    leeway=self._leeway_s,
-                    options={"require": ["exp"], "verify_sub": False, "verify_jti": False},
-                )
-            except jwt.InvalidSignatureError:
-                continue
-            except jwt.PyJWTError as error:
-                raise self._explain(error, token) from None
-            except (ValueError, TypeError, OverflowError, RecursionError):
-                raise InvalidTokenError("malformed token: a claim of a wrong type") from None
-            return decoded, anchor
-        raise InvalidTokenError("invalid signature: not signed by a key of this server")
-
-    def _explain(self, error: Exception, token: str) -> InvalidTokenError:
-        """Translate an error of PyJWT."""
-        name = type(error).__name__
-        if name == "MissingRequiredClaimError":
-            reason = f"missing claim {getattr(error, 'claim', 'exp')!r}"
-        elif name == "InvalidAudienceError" and self._audience is None:
-            reason = "audience mismatch: the token has an 'aud', and this server expects none"
-        elif name in _CLAIM_REASONS:
-            reason = _CLAIM_REASONS[name]
-        else:
-            return InvalidTokenError(_REASONS.get(name, "malformed token: not a JWT"))
-        # PyJWT checks claims after the signature, so the signature is valid.
-        is_expired = name == "ExpiredSignatureError"
-        return InvalidTokenError(reason, expired=is_expired, user=_unverified_subject(token))
-
-    async def _candidates(
-        self, keys: Keys, algorithm: object, header: Mapping[str, Any]
-    ) -> Sequence[tuple[Any, bytes]]:
-        """Return the keys that may have signed a token with this header, and their digests."""
         if not isinstance(algorithm, str):
             raise InvalidTokenError("malformed token: 'alg' is not a string")
         # The algorithm selects the type of key, and no key is used with another algorithm. This
         # prevents algorithm confusion: a token that is signed by HS256 with a public key as the
         # secret (RFC 8725, section 3.1).
         if algorithm == "HS256":
-            return [*keys.token_secrets.items()]
+            return self._shared_keys(keys)
         if algorithm in ALGORITHMS:
             return await self._public_keys(keys, algorithm, header.get("kid"))
         raise InvalidTokenError(f"unsupported algorithm: expected HS256, {', '.join(ALGORITHMS)}")
 
+    def _shared_keys(self, keys: Keys) -> Sequence[VerificationKey]:
+        """Return the token secrets, which are prepared once and not for each token."""
+        if keys is not self._prepared_for:
+            import jwt
+
+            hs256 = jwt.get_algorithm_by_name("HS256")
+            try:
+                self._prepared = [
+                    VerificationKey(hs256, hs256.prepare_key(secret), digest)
+                    for secret, digest in keys.token_secrets.items()
+                ]
+            except jwt.InvalidKeyError:  # a secret is a public key: algorithm confusion
+                raise InvalidTokenError("unsupported algorithm for the key") from None
+            self._prepared_for = keys
+        return self._prepared
+
     async def _public_keys(
         self, keys: Keys, algorithm: str, kid: object
-    ) -> list[tuple[Any, bytes]]:
+    ) -> Sequence[VerificationKey]:
         if kid is not None and not isinstance(kid, str):
             raise InvalidTokenError("malformed token: 'kid' is not a string")
-        found: list[tuple[Any, bytes]] = []
+        found: list[VerificationKey] = []
         unavailable: KeysUnavailableError | None = None
         for url in keys.jwks_urls:
             if (jwks := self._jwks.get(url)) is None:
                 jwks = self._jwks[url] = Jwks(url)
             try:
-                found += [(key.jwk, key.digest) for key in await jwks.find(algorithm, kid)]
+                found += [
+                    VerificationKey(key.jwk.Algorithm, key.jwk.key, key.digest)
+                    for key in await jwks.find(algorithm, kid)
+                ]
             except KeysUnavailableError as error:
                 unavailable = error
         if not found and unavailable is not None:
@@ -271,11 +279,18 @@ class Authenticator:
         return found
 
     def _parse_claims(self, members: Mapping[str, Any], token: str, anchor: bytes) -> Claims:
+        """Return the claims of a token whose signature was verified."""
         try:
+            user = _optional_text(members, "sub")
+            if members.get("exp") is None:
+                raise InvalidTokenError("missing claim 'exp'", user=user)
             issued_at, expires_at = _numeric_date(members, "iat"), _numeric_date(members, "exp")
+            self._check_times(issued_at, _numeric_date(members, "nbf"), expires_at, user)
+            self._check_issuer(members, user)
+            self._check_audience(members, user)
             self._check_lifetime(issued_at, expires_at)
             return Claims(
-                user=_optional_text(members, "sub"),
+                user=user,
                 rooms=_patterns(members.get("rooms")),
                 scopes=_scopes(members.get("scope")),
                 device=None if members.get("device") is None else parse_device(members["device"]),
@@ -288,6 +303,51 @@ class Authenticator:
         except InvalidArgumentError as error:
             reason = f"invalid claim {error.field!r}: {_problem(error)}"
             raise InvalidTokenError(reason) from None
+
+    def _check_times(
+        self,
+        issued_at: float | None,
+        begins_at: float | None,
+        expires_at: float | None,
+        user: str | None,
+    ) -> None:
+        """Check that a token is valid now (RFC 7519, sections 4.1.4 to 4.1.6)."""
+        now = self._clock()
+        latest = now + self._leeway_s
+        if (issued_at or 0.0) > latest or (begins_at or 0.0) > latest:
+            raise InvalidTokenError(
+                "token not valid yet: 'nbf' or 'iat' is in the future", user=user
+            )
+        if expires_at is not None and expires_at <= now - self._leeway_s:
+            raise InvalidTokenError("token expired", expired=True, user=user)
+
+    def _check_issuer(self, members: Mapping[str, Any], user: str | None) -> None:
+        if self._issuer is None:
+            return
+        if "iss" not in members:
+            raise InvalidTokenError("missing claim 'iss'", user=user)
+        if members["iss"] != self._issuer:
+            raise InvalidTokenError(
+                "issuer mismatch: not the 'iss' that this server expects", user=user
+            )
+
+    def _check_audience(self, members: Mapping[str, Any], user: str | None) -> None:
+        """Check ``aud``: a string or a list of strings (RFC 7519, section 4.1.3)."""
+        audience = members.get("aud")
+        if self._audience is None:
+            if audience:
+                raise InvalidTokenError(
+                    "audience mismatch: the token has an 'aud', and this server expects none",
+                    user=user,
+                )
+            return
+        if not audience:
+            raise InvalidTokenError("missing claim 'aud'", user=user)
+        names = [audience] if isinstance(audience, str) else audience
+        if not _is_texts(names) or self._audience not in names:
+            raise InvalidTokenError(
+                "audience mismatch: not the 'aud' that this server expects", user=user
+            )
 
     def _check_lifetime(self, issued_at: float | None, expires_at: float | None) -> None:
         """Reject a token that would outlive its revocation.
@@ -312,18 +372,55 @@ def _decode_header(segment: str) -> Mapping[str, Any]:
         raise InvalidTokenError("malformed token: not a JWT") from None
 
 
-def _decoded(segment: str) -> bytes:
-    """Decode a segment of a JWT (RFC 7515, section 2: base64url without padding).
+def _parse_token(token: str) -> SignedToken:
+    """Split a JWT (RFC 7515, section 7.1) and decode its parts.
+
+    Raises:
+        InvalidTokenError: it has not three parts, or one is malformed.
+    """
+    try:
+        head, payload, signature = token.split(".")
+        return SignedToken(
+            _decode_header(head),
+            _decode_segment(payload),
+            f"{head}.{payload}".encode(),
+            _decode_segment(signature),
+        )
+    except ValueError:
+        raise InvalidTokenError("malformed token: not a JWT") from None
+
+
+def _decode_segment(segment: str) -> bytes:
+    """Decode a segment of a JWT: base64url (RFC 7515, section 2).
+
+    Some identity providers do not remove the padding. Any other spelling of the same bytes is
+    rejected, so that no token has two.
 
     Raises:
         ValueError: it is not base64url.
     """
-    if not _BASE64URL.fullmatch(segment):
+    padded = segment if segment.endswith("=") else segment + "=" * (-len(segment) % 4)
+    decoded = base64.urlsafe_b64decode(padded)
+    if base64.urlsafe_b64encode(decoded) != padded.encode():
         raise ValueError("not base64url")
-    return base64.urlsafe_b64decode(segment + "=" * (-len(segment) % 4))
+    return decoded
 
 
-_BASE64URL = re.compile(r"[A-Za-z0-9_-]*")
+def _find_signer(token: SignedToken, candidates: Sequence[VerificationKey]) -> bytes | None:
+    """Return the anchor of the key that has signed a token; None if none of them has."""
+    for algorithm, key, anchor in candidates:
+        if algorithm.verify(token.signing_input, key, token.signature):
+            return anchor
+    return None
+
+
+def _parse_payload(payload: bytes) -> Mapping[str, Any] | None:
+    """Return the claims; None if the payload is not a JSON object in UTF-8."""
+    try:
+        members = json.loads(payload.decode())
+    except (ValueError, RecursionError):
+        return None
+    return members if isinstance(members, dict) else None
 
 
 def _problem(error: InvalidArgumentError) -> str:
@@ -348,28 +445,6 @@ def _hash(token: str) -> str:
     return hashlib.sha256(token.encode(errors="surrogatepass")).hexdigest()
 
 
-_CLAIM_REASONS = {
-    "ExpiredSignatureError": "token expired",
-    "ImmatureSignatureError": "token not valid yet: 'nbf' or 'iat' is in the future",
-    "InvalidIssuedAtError": "invalid claim 'iat': expected seconds since 1970",
-    "InvalidIssuerError": "issuer mismatch: not the 'iss' that this server expects",
-    "InvalidAudienceError": "audience mismatch: not the 'aud' that this server expects",
-}
-_REASONS = {
-    "InvalidAlgorithmError": "unsupported algorithm for the key",
-    "InvalidKeyError": "unsupported algorithm for the key",
-}
-
-
-def _unverified_subject(token: str) -> str | None:
-    """Return the ``sub`` of a token whose signature was already verified."""
-    try:
-        members = json.loads(_decoded(token.split(".")[1]))
-        return _optional_text(members, "sub")
-    except (InvalidArgumentError, ValueError, RecursionError):
-        return None
-
-
 def _optional_text(members: Mapping[str, Any], name: str) -> str | None:
     value = members.get(name)
     if value is None:
@@ -386,9 +461,9 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def _numeric_date(members: Mapping[str, Any], name: str) -> float | None:
-    value = members.get(name)
-    if value is None:
+    if name not in members:
         return None
+    value = members[name]
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not -math.inf < value < math.inf:
         raise InvalidArgumentError(name, "expected seconds since 1970")
@@ -403,12 +478,16 @@ def _patterns(value: object) -> tuple[str, ...]:
     return tuple(parse_pattern(pattern) for pattern in value)
 
 
+def _is_texts(value: object) -> TypeGuard[list[str]]:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
 def _scopes(value: object) -> frozenset[str]:
     """Parse a ``scope`` claim (RFC 8693, section 4.2). Unknown scopes are ignored."""
     if value is None:
         value = "subscribe"
     words = value.split() if isinstance(value, str) else value
-    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+    if not _is_texts(words):
         raise InvalidArgumentError("scope", "expected words separated by spaces")
     scopes = frozenset(words) & _ALL_SCOPES
     return _KNOWN.setdefault(scopes, scopes)
