@@ -43,7 +43,13 @@ def main() -> int:
         + ". Exit status 1 if an input breaks a rule; the input is printed and kept.",
     )
     parser.add_argument(
-        "seconds", nargs="?", type=float, default=60.0, help="for each target (%(default)g)"
+        "seconds", nargs="?", type=float, help="for each target (60; with --fixed, at most 120)"
+    )
+    parser.add_argument(
+        "--fixed",
+        action="store_true",
+        help="the same inputs in each run: the corpus, and a number of mutations of it; inputs "
+        "that there was no time for are reported",
     )
     parser.add_argument(
         "--target", action="append", choices=NAMES, help="only this one; repeatable"
@@ -63,18 +69,23 @@ def main() -> int:
     if given.reproduce:
         name, file = given.reproduce
         return worker.reproduce(name, Path(file).read_bytes())
-    driver = given.driver or ("atheris" if worker.has_atheris() else "mutation")
-    seed = int(time.time()) if given.seed is None else given.seed
-    print(f"driver: {driver}, seed: {seed}, {given.seconds:g} s for each target", flush=True)
+    if given.fixed:
+        driver, seed, seconds = "fixed", worker.FIXED_SEED, given.seconds or 120.0
+        print(f"fixed inputs, at most {seconds:g} s for each target", flush=True)
+    else:
+        driver = given.driver or ("atheris" if worker.has_atheris() else "mutation")
+        seed = int(time.time()) if given.seed is None else given.seed
+        seconds = given.seconds or 60.0
+        print(f"driver: {driver}, seed: {seed}, {seconds:g} s for each target", flush=True)
     waiting = list(given.target or NAMES)
     passed = failed = 0
     with tempfile.TemporaryDirectory(prefix="synap-fuzz-") as folder:
         runs: list[Run] = []
         while waiting or runs:
             while waiting and len(runs) < given.jobs:
-                runs.append(_start(waiting.pop(0), driver, given.seconds, seed, Path(folder)))
+                runs.append(_start(waiting.pop(0), driver, seconds, seed, Path(folder)))
             time.sleep(0.1)
-            for run in [each for each in runs if _has_ended(each, given.seconds)]:
+            for run in [each for each in runs if _has_ended(each, seconds)]:
                 runs.remove(run)
                 if _report(run):
                     passed += 1
@@ -109,11 +120,11 @@ def _report(run: Run) -> bool:
     """Print how it ended. Returns whether all was right."""
     text = run.output.read_text(errors="replace")
     done = re.search(r"^Done (\d+) runs in (\d+) second", text, re.MULTILINE)
-    summary = re.findall(r"^memory: .*$", text, re.MULTILINE)
+    summary = re.findall(r"^(?:left out|memory|digest): .*$", text, re.MULTILINE)
     took_s = time.monotonic() - run.begun
     if run.process.returncode == 0 and done:
         count = int(done[1])
-        print(f"{run.name}: {count} inputs in {took_s:.0f} s, {' '.join(summary[-1:])}", flush=True)
+        print(f"{run.name}: {count} inputs in {took_s:.0f} s, {', '.join(summary)}", flush=True)
         return True
     data = worker.last_input(run.last_input)
     file = FOUND / "broken" / f"{run.name}-{hashlib.sha256(data).hexdigest()[:16]}"

@@ -27,10 +27,13 @@ class Target(ABC):
         name: on the command line, of the folder in ``corpus/`` and of the file in
             ``dictionaries/``.
         max_bytes: the longest input that the drivers make.
+        fixed_mutations: how many inputs ``scripts/fuzz --fixed`` makes: what some 20 s of a core
+            allow.
     """
 
     name: ClassVar[str]
     max_bytes: ClassVar[int] = 4096
+    fixed_mutations: ClassVar[int] = 50_000
 
     @abstractmethod
     def check(self, data: bytes) -> None:

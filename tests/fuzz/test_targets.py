@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 import subprocess
 import sys
 import time
@@ -26,7 +28,9 @@ from . import worker
 from .mutation import Mutator
 from .target import CORPUS, RuleBrokenError, Target, chunks_of
 from .targets import NAMES, load
-from .worker import Watch
+from .worker import Watch, fixed_inputs
+
+ROOT = Path(__file__).parents[2]
 
 INPUTS = 300
 """Mutated ones, for each target: ``scripts/fuzz`` is for more."""
@@ -51,7 +55,7 @@ def _log_levels() -> Iterator[None]:
 
 def feed(target: Target) -> None:
     """The corpus, then some mutations of it."""
-    watch = Watch(target, 0)
+    watch = Watch(target)
     mutator = Mutator(target.seeds(), target.words(), target.max_bytes, seed=1)
     try:
         for data in [*target.seeds(), *(mutator.next() for _ in range(INPUTS))]:
@@ -187,7 +191,7 @@ class _Spins(Target):
 
 
 def test_memory_that_grows_with_the_inputs_is_noticed() -> None:
-    watch = Watch(_Leaks(), 0)
+    watch = Watch(_Leaks())
 
     def feed_many() -> None:
         for _ in range(2 * worker.CHECK_EVERY):
@@ -199,7 +203,7 @@ def test_memory_that_grows_with_the_inputs_is_noticed() -> None:
 
 def test_an_input_that_takes_too_much_processor_time_is_noticed() -> None:
     with pytest.raises(RuleBrokenError, match="at most 1 s"):
-        Watch(_Spins(), 0).run(b"")
+        Watch(_Spins()).run(b"")
 
 
 def test_mutations_are_reproducible() -> None:
@@ -217,10 +221,53 @@ def test_chunks_are_the_input() -> None:
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tests.fuzz", *map(str, arguments)]
-    root = Path(__file__).parents[2]
     return subprocess.run(
-        command, cwd=root, capture_output=True, text=True, timeout=180, check=False
+        command, cwd=ROOT, capture_output=True, text=True, timeout=180, check=False
     )
+
+
+def test_fixed_inputs_are_the_same_in_each_process() -> None:
+    """Whatever the order in which a set or a folder is read there."""
+    code = (
+        "import hashlib\n"
+        "from itertools import islice\n"
+        "from tests.fuzz.targets import NAMES, load\n"
+        "from tests.fuzz.worker import fixed_inputs\n"
+        "for name in NAMES:\n"
+        "    inputs = list(islice(fixed_inputs(load(name)), 3000))\n"
+        "    print(len(set(inputs)), hashlib.sha256(repr(inputs).encode()).hexdigest())\n"
+    )
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": number},
+            capture_output=True, text=True, check=True,
+        ).stdout
+        for number in "12"
+    ]  # fmt: skip
+    assert outputs[0] == outputs[1]
+    assert all(int(line.split()[0]) > 1000 for line in outputs[0].splitlines())
+
+
+def test_fixed_run_reports_the_same_digest_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Target, "fixed_mutations", 500)
+    digests = set()
+    for _ in range(2):
+        target = load("subscriber")
+        watch = Watch(target)
+        for data in fixed_inputs(target):
+            watch.run(data)
+        assert watch.inputs == len(target.seeds()) + 500
+        digests.add(watch.digest)
+    assert len(digests) == 1
+
+
+def test_fixed_run_without_enough_time_reports_what_it_left_out() -> None:
+    done = run("--fixed", 0.1, "--target", "http")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = re.search(r"http: (\d+) inputs in .*left out: (\d+) of (\d+) inputs", done.stdout)
+    assert found is not None
+    fed, left_out, total = map(int, found.groups())
+    assert (fed + left_out, fed > 0) == (total, True)
 
 
 def test_command_reports_what_ran() -> None:

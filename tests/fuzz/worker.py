@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import gc
+import hashlib
 import importlib.util
 import mmap
 import os
@@ -12,12 +13,17 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from types import FrameType
 
 from .mutation import Mutator
 from .target import CORPUS, RuleBrokenError, Target
 from .targets import load
+
+FIXED_SEED = 1
+"""Of the mutations that are the same in each run."""
 
 MAX_CPU_S = 1.0
 """For one input. Processor time, so that a busy machine fails nothing."""
@@ -34,7 +40,7 @@ MAX_BLOCKS_PER_INPUT = 0.5
 on with each input."""
 
 MAX_GROWTH_BYTES = 128 * 1024 * 1024
-"""Of the resident memory, after a third of the time."""
+"""Of the resident memory, after a third of the inputs or of the time."""
 
 _SIZE_BYTES = 8
 
@@ -65,18 +71,34 @@ def last_input(path: Path) -> bytes:
 class Watch:
     """Runs inputs, each within its time, and all of them within flat memory."""
 
-    def __init__(self, target: Target, duration_s: float, file: InputFile | None = None) -> None:
+    def __init__(
+        self,
+        target: Target,
+        is_warm: Callable[[int], bool] = lambda _inputs: True,
+        file: InputFile | None = None,
+    ) -> None:
+        """
+        Args:
+            is_warm: whether the memory is looked at, after so many inputs: caches fill first.
+        """
         self._target = target
         self._file = file
-        self._base_at = time.monotonic() + duration_s / 3
+        self._is_warm = is_warm
         self._base: tuple[int, int, int] | None = None
+        self._digest = hashlib.sha256()
         self.inputs = 0
+
+    @property
+    def digest(self) -> str:
+        """A hash of all inputs, in their order: equal if two runs fed the same."""
+        return self._digest.hexdigest()[:16]
 
     def run(self, data: bytes) -> None:
         """
         Raises:
             Exception: a rule is broken.
         """
+        self._digest.update(len(data).to_bytes(8, "big") + data)
         if self._file is not None:
             self._file.write(data)
         faulthandler.dump_traceback_later(HANG_S, exit=True)
@@ -87,7 +109,7 @@ class Watch:
         if took_s > MAX_CPU_S:
             raise RuleBrokenError(f"an input takes at most {MAX_CPU_S:g} s, not {took_s:.1f} s")
         self.inputs += 1
-        if self.inputs % CHECK_EVERY == 0 and time.monotonic() >= self._base_at:
+        if self.inputs % CHECK_EVERY == 0 and self._is_warm(self.inputs):
             self.check_memory()
 
     def check_memory(self) -> str:
@@ -118,7 +140,7 @@ def has_atheris() -> bool:
 def reproduce(name: str, data: bytes) -> int:
     """Feed one input; what it breaks is raised."""
     target = load(name)
-    Watch(target, 0).run(data)
+    Watch(target).run(data)
     target.close()
     print(f"{name}: {len(data)} bytes break nothing")
     return 0
@@ -130,19 +152,52 @@ def without_noise(text: str) -> str:
     return "\n".join(line for line in text.splitlines() if not noise.match(line))
 
 
+def fixed_inputs(target: Target) -> Iterator[bytes]:
+    """The same ones on each machine: the seeds, and mutations of them."""
+    mutator = Mutator(target.seeds(), target.words(), target.max_bytes, FIXED_SEED)
+    return chain(target.seeds(), (mutator.next() for _ in range(target.fixed_mutations)))
+
+
+def _feed_fixed(name: str, limit_s: float, file: Path) -> None:
+    """Feed the fixed inputs; on a slow machine, as many of them as the time allows."""
+    target = load(name)
+    total = len(target.seeds()) + target.fixed_mutations
+    watch = Watch(target, lambda inputs: inputs > total / 3, InputFile(file, 1 << 20))
+    begun = time.monotonic()
+    for data in fixed_inputs(target):
+        if time.monotonic() - begun > limit_s:
+            break
+        watch.run(data)
+    if watch.inputs < total:
+        print(f"left out: {total - watch.inputs} of {total} inputs")
+    _report(watch, begun)
+    target.close()
+
+
 def _mutate(name: str, duration_s: float, seed: int, file: Path) -> None:
     target = load(name)
-    watch = Watch(target, duration_s, InputFile(file, 1 << 20))
+    begun = time.monotonic()
+    watch = Watch(target, _after(duration_s / 3), InputFile(file, 1 << 20))
     seeds = target.seeds()
     mutator = Mutator(seeds, target.words(), target.max_bytes, seed)
-    begun = time.monotonic()
     for data in seeds:
         watch.run(data)
     while time.monotonic() - begun < duration_s:
         watch.run(mutator.next())
-    print(f"memory: {watch.check_memory()}")
-    print(f"Done {watch.inputs} runs in {time.monotonic() - begun:.0f} second(s)")
+    _report(watch, begun)
     target.close()
+
+
+def _after(duration_s: float) -> Callable[[int], bool]:
+    moment = time.monotonic() + duration_s
+    return lambda _inputs: time.monotonic() >= moment
+
+
+def _report(watch: Watch, begun: float) -> None:
+    print(f"memory: {watch.check_memory()}")
+    print(f"digest: {watch.digest}")
+    took_s = time.monotonic() - begun
+    print(f"Done {watch.inputs} runs in {took_s:.0f} second(s)", flush=True)
 
 
 def _guide(name: str, duration_s: float, seed: int, file: Path, covered: Path) -> None:
@@ -151,14 +206,13 @@ def _guide(name: str, duration_s: float, seed: int, file: Path, covered: Path) -
 
     with atheris.instrument_imports(include=["synap_realtime"]):
         target = load(name)
-    watch = Watch(target, duration_s, InputFile(file, 1 << 20))
-    end = time.monotonic() + duration_s
+    watch = Watch(target, _after(duration_s / 3), InputFile(file, 1 << 20))
+    begun = time.monotonic()
 
     def test_one_input(data: bytes) -> None:
         watch.run(data)
-        if time.monotonic() > end:
-            print(f"memory: {watch.check_memory()}")
-            print(f"Done {watch.inputs} runs in {duration_s:.0f} second(s)", flush=True)
+        if time.monotonic() - begun > duration_s:
+            _report(watch, begun)
             os._exit(0)
 
     longest = max([target.max_bytes, *map(len, target.seeds())])
@@ -188,7 +242,9 @@ def _stop(_number: int, _frame: FrameType | None) -> None:
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, _stop)
     name, driver, duration, seed, file, covered = sys.argv[1:]
-    if driver == "atheris":
+    if driver == "fixed":
+        _feed_fixed(name, float(duration), Path(file))
+    elif driver == "atheris":
         _guide(name, float(duration), int(seed), Path(file), Path(covered))
     else:
         _mutate(name, float(duration), int(seed), Path(file))

@@ -55,6 +55,7 @@ class AnswerTarget(Target):
 
     name = "answer"
     max_bytes = 8 * 1024
+    fixed_mutations = 20_000
 
     def __init__(self) -> None:
         for name in ("httpx", "httpcore", "synap_realtime.broadcast"):

@@ -58,6 +58,7 @@ class HttpTarget(Target):
 
     name = "http"
     max_bytes = 8 * 1024
+    fixed_mutations = 20_000
 
     def __init__(self) -> None:
         self._log = io.StringIO()
