@@ -7,25 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import websockets
-from pydantic import SecretStr
 
 from synap_realtime.protocol.rooms import Room
-from synap_realtime.server import create_app
-from synap_realtime.server.config import load_settings
-from synap_realtime.server.serve import running_server
 from synap_realtime.server.stores.redis.address import parse_address
 from synap_realtime.server.stores.redis.keys import partition_of, slot_of
 from synap_realtime.server.stores.redis.permissions import acl_rule
 from tests.support.certificates import certify
 from tests.support.command_line import run
-from tests.support.credentials import API_KEY, ORIGIN, SECRET, token
+from tests.support.credentials import API_KEY, token
 from tests.support.http_client import ask
 from tests.support.polling import until
 from tests.support.program import free_port
@@ -37,11 +33,11 @@ from tests.support.replicated import (
     WRITTEN,
     Replicated,
 )
+from tests.support.servers import running_node, until_ready
 from tests.support.timeouts import TIMEOUT_S
 from tests.support.valkey import (
     REDIS,
     VALKEY,
-    Valkey,
     needs_redis,
     running_cluster,
     running_valkey,
@@ -72,10 +68,6 @@ def user_options(url: str) -> list[str]:
     return ["--user", *user]
 
 
-def is_primary(server: Valkey) -> bool:
-    return bool(server.command("ROLE")[0] == b"master")
-
-
 @contextlib.contextmanager
 def standalone_over_tls(folder: Path) -> Iterator[SetUp]:
     """One server that asks for a user, a password, and a certificate of the client."""
@@ -99,7 +91,7 @@ def sentinels(folder: Path, program: Path, *, tls: bool = False) -> Iterator[Set
 
     async def fail_over() -> None:
         servers.primary.kill()
-        await until(lambda: is_primary(servers.replica))
+        await until(lambda: servers.replica.is_primary)
 
     with servers.stack:
         yield SetUp(servers.url, fail_over)
@@ -119,7 +111,7 @@ def cluster(folder: Path, program: Path, *, tls: bool = False) -> Iterator[SetUp
 
         async def fail_over() -> None:
             primary.kill()
-            await until(lambda: is_primary(replica))
+            await until(lambda: replica.is_primary)
             await until(
                 lambda: all(
                     each.info()["cluster_state"] == "ok"
@@ -152,27 +144,8 @@ def set_up(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SetUp]:
         yield servers
 
 
-@contextlib.asynccontextmanager
-async def node(store: str) -> AsyncIterator[str]:
-    settings = load_settings(
-        store=store,
-        token_secrets=(SecretStr(SECRET),),
-        api_keys={"jobs": SecretStr(API_KEY)},
-        allowed_origins=(ORIGIN,),
-        max_connections_per_user=len(ROOMS),
-        admin=True,
-        drain_timeout_s=0,
-    )
-    async with running_server(create_app(settings)) as url:
-        await until_ready(url)
-        yield url
-
-
-async def until_ready(url: str) -> None:
-    async def is_ready() -> bool:
-        return (await ask(url, "GET", "/ready")).status_code == 200
-
-    await until(is_ready)
+def node(store: str) -> contextlib.AbstractAsyncContextManager[str]:
+    return running_node(store, admin=True, max_connections_per_user=len(ROOMS))
 
 
 def of(user: str | None, scope: str = "subscribe presence") -> str:

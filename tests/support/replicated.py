@@ -12,7 +12,14 @@ from synap_realtime.server.stores.redis.errors import SENTINEL_RULE
 from .certificates import Certified
 from .program import free_port
 from .timeouts import TIMEOUT_S
-from .valkey import VALKEY, running_sentinel, running_valkey, tls_options
+from .valkey import (
+    REPLICAS_USER,
+    VALKEY,
+    as_lines,
+    running_sentinel,
+    running_valkey,
+    tls_options,
+)
 
 PASSWORD = "of-the-servers-77"
 SENTINEL_PASSWORD = "of-the-sentinels-77"
@@ -42,14 +49,14 @@ class Replicated:
             certified: what servers and Sentinels need for TLS; None: without TLS.
         """
         self.stack = contextlib.ExitStack()
+        options = [*options, *REPLICAS_USER]
         enter = self.stack.enter_context
         password = sentinel_password = None
         lines: list[str] = []
         if rule is not None:
             password, sentinel_password = PASSWORD, SENTINEL_PASSWORD
             user = ["app", "on", f">{USER_PASSWORD}", *rule.split()]
-            options = [*options, "--requirepass", password, "--masterauth", password]
-            options += ["--user", *user]
+            options = [*options, "--requirepass", password, "--user", *user]
             lines += [
                 f"sentinel auth-pass main {password}",
                 f"requirepass {sentinel_password}",
@@ -75,7 +82,7 @@ class Replicated:
             enter(
                 running_sentinel(
                     *(folder / f"sentinel-{n}", primary_port, program),
-                    lines=[*lines, *_as_lines(tls[n])],
+                    lines=[*lines, *as_lines(tls[n])],
                     password=sentinel_password,
                 )
             )
@@ -109,9 +116,3 @@ class Replicated:
             if (state["num-slaves"], state["num-other-sentinels"]) != (1, 2):
                 return False
         return True
-
-
-def _as_lines(options: Sequence[str]) -> list[str]:
-    """Return options of a command line as lines of a configuration file."""
-    pairs = zip(options[::2], options[1::2], strict=True)
-    return [f"{name.removeprefix('--')} {value}" for name, value in pairs]

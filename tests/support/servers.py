@@ -18,6 +18,8 @@ from synap_realtime.server.config import load_settings
 from synap_realtime.server.protocols.writes import bound_buffers
 from synap_realtime.server.serve import running_server
 from tests.support.credentials import API_KEY, ORIGIN, SECRET
+from tests.support.http_client import ask
+from tests.support.polling import until
 
 Front = Callable[[RoomServer], AbstractAsyncContextManager[str]]
 """Serves an app within ``async with``, which brings its address."""
@@ -80,6 +82,23 @@ async def serving(
     )
     async with front(create_app(settings, authorize=may)) as url:
         yield url
+
+
+@asynccontextmanager
+async def running_node(store: str, **options: Any) -> AsyncIterator[str]:
+    """Serve a node that is ready and requires the tests' credentials. Yields its address."""
+    async with running_server(keyed_app(store=store, allowed_origins=(ORIGIN,), **options)) as url:
+        await until_ready(url)
+        yield url
+
+
+async def until_ready(url: str) -> None:
+    """Wait until a node is ready."""
+
+    async def is_ready() -> bool:
+        return (await ask(url, "GET", "/ready")).status_code == 200
+
+    await until(is_ready)
 
 
 def open_app(**settings: Any) -> RoomServer:

@@ -37,6 +37,15 @@ PROGRAMS = [
 """The parameters of a test that runs on both."""
 
 
+_REPLICAS_PASSWORD = "of-the-replicas"
+REPLICAS_USER = (
+    *("--user", "replica", "on", f">{_REPLICAS_PASSWORD}", "+psync", "+replconf", "+ping"),
+    *("--masteruser", "replica", "--masterauth", _REPLICAS_PASSWORD),
+)
+"""The options for a user of the replicas, so that :meth:`Valkey.cut_replication` disturbs nobody
+else."""
+
+
 class Valkey:
     """A server on loopback that keeps what it acknowledges (``appendfsync always``)."""
 
@@ -96,6 +105,18 @@ class Valkey:
     def command(self, *words: str | int) -> Any:
         with self.client() as client:
             return client.execute_command(*words)
+
+    @property
+    def is_primary(self) -> bool:
+        return bool(self.command("ROLE")[0] == b"master")
+
+    def cut_replication(self) -> None:
+        """Send nothing to replicas until :meth:`restore_replication`. Needs REPLICAS_USER."""
+        self.command("ACL", "SETUSER", "replica", "off")
+        self.command("CLIENT", "KILL", "TYPE", "replica")
+
+    def restore_replication(self) -> None:
+        self.command("ACL", "SETUSER", "replica", "on")
 
     @property
     def is_running(self) -> bool:
@@ -208,6 +229,7 @@ class ClusterNode(Valkey):
             *("--cluster-enabled", "yes", "--cluster-config-file", str(folder / "nodes.conf")),
             *("--cluster-port", str(free_port()), "--cluster-node-timeout", str(NODE_TIMEOUT_MS)),
             *("--cluster-replica-validity-factor", "0"),
+            *REPLICAS_USER,
             *options,
             program=program,
         )
@@ -224,6 +246,12 @@ class ClusterNode(Valkey):
     def info(self) -> dict[str, str]:
         lines = self.command("CLUSTER", "INFO").decode().splitlines()
         return dict(line.split(":", 1) for line in lines)
+
+
+def as_lines(options: Sequence[str]) -> list[str]:
+    """Return options of a command line as lines of a configuration file."""
+    words = " ".join(options).split("--")[1:]
+    return [line.strip() for line in words]
 
 
 def tls_options(certified: Certified, port: int) -> list[str]:
@@ -268,8 +296,8 @@ class ValkeyCluster:
         ):
             node.command("CLUSTER", "ADDSLOTSRANGE", first, last)
         for node in self.nodes[1:]:
-            first = self.nodes[0]
-            node.command("CLUSTER", "MEET", "127.0.0.1", first.public_port, first.bus_port)
+            known = self.nodes[0]
+            node.command("CLUSTER", "MEET", "127.0.0.1", known.public_port, known.bus_port)
         _until(
             lambda: all(
                 each.info()["cluster_known_nodes"] == str(len(self.nodes)) for each in self.nodes

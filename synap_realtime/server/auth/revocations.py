@@ -10,9 +10,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any, Literal
-
-import uuid_utils
 
 from ...protocol.rooms import Room
 from ..errors import StoreUnavailableError
@@ -99,6 +98,7 @@ class Revocations:
         delivered while it is read, counts once."""
         self._closed: OrderedDict[Revocation, int] = OrderedDict()
         """Recent revocations -> how many connections each closed on this node."""
+        self._to_find: set[Revocation] = set()  # in the log, once it was replaced
         self.loaded = False
         self._has_joined = self._was_loaded = False
         self._loading = asyncio.Lock()
@@ -126,16 +126,32 @@ class Revocations:
                     else:
                         self._remember(entry)
                     self._position = entry.cursor
-                self.loaded = len(page.entries) < _PAGE
+                if len(page.entries) < _PAGE:
+                    await self._store_again()
+                    self.loaded = True
             self._was_loaded = True
+
+    async def _store_again(self) -> None:
+        """Publish what the log has lost. Otherwise a server that starts later would not know it."""
+        self._forget_old()
+        lost = list(self._to_find.intersection(self._known.values()))
+        for start in range(0, len(lost), _PAGE):
+            await self._store.publish([_publication(each) for each in lost[start : start + _PAGE]])
+        if lost:
+            logger.warning(
+                "revocations were lost by the store, and stored again; count=%d", len(lost)
+            )
+        self._to_find.clear()
 
     async def reload(self) -> None:
         """Read all revocations again, because some may not have arrived. Put them in force.
 
-        If they cannot be read now, the next request that is authenticated reads them.
+        The log may have lost some, too: these are stored again. If the store is not available now,
+        the next request that is authenticated does all this.
         """
         self.loaded = False
         self._position = self._store.earliest()
+        self._to_find = set(self._known.values())
         with contextlib.suppress(StoreUnavailableError):
             await self.load()
 
@@ -159,8 +175,7 @@ class Revocations:
         # Without the monotonic clock, setting the wall clock back would spare recent tokens.
         now = max(self._clock(), self._began + self._running())
         revocation = Revocation(of, name, now + self._leeway_s)
-        text = json.dumps(revocation.to_json())
-        await self._store.publish([Publication(ROOM, str(uuid_utils.uuid7()), text)])
+        await self._store.publish([_publication(revocation)])
         self.enforce(revocation)  # even if it is delivered later, it is in force now
         return revocation
 
@@ -183,6 +198,7 @@ class Revocations:
 
     def _remember(self, entry: Entry) -> Revocation:
         found = Revocation.from_json(json.loads(entry.text))
+        self._to_find.discard(found)
         self._remember_newest(found)
         self._arrived.setdefault(found, self._running())
         return found
@@ -201,3 +217,9 @@ class Revocations:
             del self._arrived[found]
             if self._known.get((found.kind, found.subject)) == found:
                 del self._known[found.kind, found.subject]
+
+
+def _publication(revocation: Revocation) -> Publication:
+    """Return what the log keeps. Nodes that store the same revocation again store it once."""
+    text = json.dumps(revocation.to_json())
+    return Publication(ROOM, sha256(text.encode()).hexdigest(), text)

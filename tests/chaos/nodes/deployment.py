@@ -24,12 +24,17 @@ from tests.support.link import Link
 from tests.support.loop_thread import LoopThread
 from tests.support.program import free_port
 from tests.support.timeouts import TIMEOUT_S
-from tests.support.valkey import VALKEY, Sentinel, Valkey, running_sentinel
+from tests.support.valkey import (
+    REPLICAS_USER,
+    VALKEY,
+    Sentinel,
+    Valkey,
+    as_lines,
+    running_sentinel,
+)
 
 RECOVERY_S = 3 * TIMEOUT_S
 """The longest time until everything works again. Sentinel may need several attempts."""
-
-_PASSWORD = "replicas"
 
 
 def wait_until(condition: Callable[[], bool], goal: str) -> None:
@@ -44,10 +49,7 @@ def wait_until(condition: Callable[[], bool], goal: str) -> None:
 
 
 class DataServer(Valkey):
-    """A Valkey whose configuration file Sentinel rewrites, so that it keeps its role.
-
-    Replicas log in as the user ``replica``, so that :meth:`cut_replication` disturbs nobody else.
-    """
+    """A Valkey whose configuration file Sentinel rewrites, so that it keeps its role."""
 
     def __init__(self, folder: Path, *options: str, primary: Valkey | None = None) -> None:
         self._primary = primary
@@ -64,9 +66,7 @@ class DataServer(Valkey):
                 "appendonly yes",
                 "appendfsync everysec",
                 "repl-diskless-sync-delay 0",
-                f"user replica on >{_PASSWORD} +psync +replconf +ping",
-                "masteruser replica",
-                f"masterauth {_PASSWORD}",
+                *as_lines(REPLICAS_USER),
                 *self._options,
             ]
             if self._primary is not None:
@@ -75,20 +75,8 @@ class DataServer(Valkey):
         return [str(VALKEY), str(file)]
 
     @property
-    def is_primary(self) -> bool:
-        return bool(self.command("ROLE")[0] == b"master")
-
-    @property
     def is_replicating(self) -> bool:
         return bool(self.command("ROLE")[0] == b"slave" and self.command("ROLE")[3] == b"connected")
-
-    def cut_replication(self) -> None:
-        """Send nothing to replicas until :meth:`restore_replication`."""
-        self.command("ACL", "SETUSER", "replica", "off")
-        self.command("CLIENT", "KILL", "TYPE", "replica")
-
-    def restore_replication(self) -> None:
-        self.command("ACL", "SETUSER", "replica", "on")
 
     def stop(self) -> None:
         """Stop the process as an operator does."""

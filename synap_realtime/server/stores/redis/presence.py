@@ -33,7 +33,8 @@ RETRY_S = 1.0
 
 SETTLE_S = 5.0
 """How long users who are missing after a reconnect are kept. A Redis that lost its data, or a new
-primary, gets them again when their nodes have noticed it: meanwhile they have not left."""
+primary, gets them again when their nodes have noticed it: meanwhile they have not left. Users whom
+only a new primary knows are hidden for as long: they may have left before."""
 
 _RETRIED = 1000  # rooms that are tried again at a time
 _MAX_EARLY = 1000  # announcements that are kept while the hash is being read
@@ -58,11 +59,13 @@ class _Mirror:
 
     Attributes:
         users: the states of each user, by node.
+        epoch: of the partition of the hash. Another one means that another server may have it.
         version: of the hash; None until it was read.
         loading: reads the hash.
         is_outdated: whether the hash has to be read again after that.
         is_exact: whether users who are missing in it have left.
         settling: set while users are kept who are missing in the hash.
+        is_replaced: whether users who are new in the hash may have left; until it has settled.
         early: announcements that arrived meanwhile.
     """
 
@@ -70,11 +73,13 @@ class _Mirror:
         self.room = room
         self.handler = handler
         self.users: dict[str, dict[str, UserPresence]] = {}
+        self.epoch = b""
         self.version: int | None = None
         self.loading: asyncio.Task[None] | None = None
         self.is_outdated = False
         self.is_exact = False
         self.settling: asyncio.TimerHandle | None = None
+        self.is_replaced = False
         self.early: list[_Announcement] = []
 
     def merged(self, user: str) -> UserPresence | None:
@@ -98,6 +103,18 @@ class _Mirror:
                     self.set(node, user, presence)
                     has_missing = True
         return has_missing
+
+    def hide(self, before: Mapping[str, Mapping[str, UserPresence]]) -> bool:
+        """Remove the states that are new. Return whether there are any."""
+        new = [
+            (node, user)
+            for user, nodes in self.users.items()
+            for node in nodes
+            if node not in before.get(user, ())
+        ]
+        for node, user in new:
+            self.set(node, user, None)
+        return bool(new)
 
     def close(self) -> None:
         if self.loading is not None:
@@ -334,11 +351,16 @@ class SharedPresence:
                 continue
             is_current = not mirror.is_outdated
         before, is_first = mirror.users, mirror.version is None
-        if not mirror.is_exact and fresh.keep(before) and mirror.settling is None:
-            loop = asyncio.get_running_loop()
-            mirror.settling = loop.call_later(SETTLE_S, self._settle, mirror)
+        if not mirror.is_exact:
+            mirror.is_replaced |= not is_first and fresh.epoch != mirror.epoch
+            has_missing = fresh.keep(before)
+            has_new = mirror.is_replaced and fresh.hide(before)
+            if (has_missing or has_new) and mirror.settling is None:
+                loop = asyncio.get_running_loop()
+                mirror.settling = loop.call_later(SETTLE_S, self._settle, mirror)
         known = {user: mirror.merged(user) for user in before}
         mirror.users, mirror.version, mirror.loading = fresh.users, fresh.version, None
+        mirror.epoch = fresh.epoch
         early, mirror.early = mirror.early, []
         changed = [
             user for user in {**before, **fresh.users} if known.get(user) != mirror.merged(user)
@@ -350,15 +372,15 @@ class SharedPresence:
                 self._apply(mirror, announcement)
 
     def _settle(self, mirror: _Mirror) -> None:
-        mirror.settling = None
+        mirror.settling, mirror.is_replaced = None, False
         self._load(mirror, is_exact=True)
 
     async def _read_into(self, mirror: _Mirror) -> int:
         """Read the users at other nodes. Return how many connections these have in the room."""
         room, keys = mirror.room, self._keys.of_room(mirror.room)
-        version, connections, *fields = await self._call(
+        mirror.epoch, version, connections, *fields = await self._call(
             READ_PRESENCE,
-            (keys.presence, keys.meta, self._keys.node_rooms(room, self._node)),
+            (keys.presence, keys.meta, self._keys.node_rooms(room, self._node), keys.state),
             room,
         )
         mirror.version = int(version)

@@ -341,12 +341,14 @@ return redis.call('SPUBLISH', ARGV[6], announced)
 """Store and announce users of a room at a node."""
 
 READ_PRESENCE = _script("""
--- KEYS: presence, meta, rooms of the node. ARGV[4..]: room.
--- Returns: version, connections at other nodes, then field and state of each user at each node.
+-- KEYS: presence, meta, rooms of the node, state. ARGV[4..]: room.
+-- Returns: epoch, version, connections at other nodes, then field and state of each user at each
+--          node.
 local found = redis.call('HGETALL', KEYS[1])
 local version
-local reply = {'', (tonumber(redis.call('HGET', KEYS[2], 'subscribers')) or 0)
-  - (tonumber(redis.call('HGET', KEYS[3], ARGV[4])) or 0)}
+local subscribers = tonumber(redis.call('HGET', KEYS[2], 'subscribers')) or 0
+local own = tonumber(redis.call('HGET', KEYS[3], ARGV[4])) or 0
+local reply = {epoch(KEYS[4], ARGV[1], ARGV[2]), '', subscribers - own}
 for n = 1, #found, 2 do
   if found[n] == 'version' then
     version = found[n + 1]
@@ -355,7 +357,7 @@ for n = 1, #found, 2 do
     reply[#reply + 1] = found[n + 1]
   end
 end
-reply[1] = version or text(clock(ARGV[3]))  -- later than all changes before
+reply[2] = version or text(clock(ARGV[3]))  -- later than all changes before
 return reply
 """)
 """Read the users of a room."""

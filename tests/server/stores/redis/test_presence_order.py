@@ -91,10 +91,10 @@ def shared(redis: Redis) -> SharedPresence:
     return shared
 
 
-def read(version: int, *users: tuple[str, str]) -> list[Any]:
+def read(version: int, *users: tuple[str, str], epoch: bytes = b"e1") -> list[Any]:
     """A reply of READ_PRESENCE: node and user, each with one connection."""
     fields = [(f"{node}:{user}".encode(), b"[1,[]]") for node, user in users]
-    return [b"%d" % version, 0, *itertools.chain.from_iterable(fields)]
+    return [epoch, b"%d" % version, 0, *itertools.chain.from_iterable(fields)]
 
 
 def announcement(previous: int, version: int, node: str, *changes: tuple[str, str] | None) -> bytes:
@@ -173,6 +173,34 @@ async def test_users_who_are_missing_after_a_reconnect_are_kept_for_a_while(
     assert seen.calls[3:] == [{"ann": ONE, "eve": None}]
     await asyncio.sleep(0.12)
     assert redis.calls == []
+
+
+async def test_users_whom_only_a_new_primary_knows_are_hidden_for_a_while(
+    shared: SharedPresence, redis: Redis, set_waits: SetWaits
+) -> None:
+    """As when they left just before the failover, and their node has not reported it again yet."""
+    set_waits(redis_presence_settle_s=0.1)
+    seen = await watch(shared, redis, read(5, (A, "ann")))
+    for _ in range(2):
+        await shared.report_again(ALL_PARTITIONS)
+        _, reply = await redis.next(READ_PRESENCE)
+        users = ((A, "ann"), (A, "bob"), (B, "ann"), (B, "eve"))
+        reply.set_result(read(4, *users, epoch=b"e2"))
+        await settle()
+        assert seen.calls[1:] == []
+    shared.on_message(CHANNEL, announcement(4, 6, A, ("bob", LEAVE), ("jon", JOIN)))
+    assert seen.calls[1:] == [{"bob": None, "jon": ONE}]
+    await asyncio.sleep(0.12)
+    _, reply = await redis.next(READ_PRESENCE)
+    reply.set_result(read(6, (A, "ann"), (A, "jon"), (B, "eve"), epoch=b"e2"))
+    await settle()
+    assert seen.calls[2:] == [{"eve": ONE}]
+    await asyncio.sleep(0.12)
+    await shared.report_again(ALL_PARTITIONS)
+    _, reply = await redis.next(READ_PRESENCE)
+    reply.set_result(read(7, (A, "ann"), (A, "jon"), (A, "new"), (B, "eve"), epoch=b"e2"))
+    await settle()
+    assert seen.calls[3:] == [{"new": ONE}], "the same primary knows who has come"
 
 
 async def test_another_reconnect_keeps_missing_users_for_longer(
