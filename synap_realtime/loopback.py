@@ -20,6 +20,7 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, MutableMapping
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -59,6 +60,7 @@ class ForeignPageError(AdmissionError):
     """The request comes from a page of an origin that is not allowed."""
 
 
+@lru_cache(1024)  # several limits ask for the address of each request
 def is_loopback(host: str) -> bool:
     """Return whether an address reaches this machine only.
 

@@ -12,6 +12,8 @@ from enum import IntEnum
 from functools import cached_property
 from typing import Any
 
+import pydantic_core
+
 SUBPROTOCOL = "synap.v1"
 """The WebSocket subprotocol of clients that want control frames."""
 
@@ -88,7 +90,7 @@ class ControlFrame:
     @cached_property
     def _text(self) -> str:
         """The JSON, encoded once for all connections that receive the frame."""
-        return json.dumps({"type": self.type, "data": self.data}, separators=(",", ":"))
+        return pydantic_core.to_json({"type": self.type, "data": self.data}).decode()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Map
 from functools import lru_cache
 from types import MappingProxyType
 from typing import NamedTuple
-from urllib.parse import parse_qs, unquote
+from urllib.parse import unquote, unquote_plus
 
 import pydantic_core
 
@@ -124,12 +124,7 @@ class Request:
         """
         self.path_segments = self._split() if self.root_path else split_path(self.path)
         if self.query_string:
-            try:
-                parameters = parse_qs(self.query_string, max_num_fields=MAX_QUERY_FIELDS)
-            except ValueError:
-                details = f"a query has at most {MAX_QUERY_FIELDS} parameters"
-                raise bad_request("Invalid query", details) from None
-            self.query = {name: values[-1] for name, values in parameters.items()}
+            self.query = _parse_query(self.query_string)
         self.credential = self._find_credential()
 
     def hold_response(self, response: Response) -> None:
@@ -303,6 +298,24 @@ def method_not_allowed(right: str) -> RequestError:
         405, "method_not_allowed", "Method not allowed", f"this route takes {right}",
         {"Allow": right},
     )  # fmt: skip
+
+
+def _parse_query(query: str) -> dict[str, str]:
+    """Return the parameters of a query (URL standard, section 5.1).
+
+    Raises:
+        RequestError: 400.
+    """
+    fields = query.split("&", MAX_QUERY_FIELDS)
+    if len(fields) > MAX_QUERY_FIELDS:
+        details = f"a query has at most {MAX_QUERY_FIELDS} parameters"
+        raise bad_request("Invalid query", details)
+    parameters = {}
+    for field in fields:
+        name, _, value = field.partition("=")
+        if value:
+            parameters[unquote_plus(name)] = unquote_plus(value)
+    return parameters
 
 
 _parse_room = lru_cache(1024)(parse_room)  # publishes go to the same rooms again and again

@@ -147,7 +147,8 @@ class Metrics:
         self._deliveries = counter("deliveries", "Notifications written to connections.", "kind")
         self._live = self._deliveries.labels("live")
         self._written = 0  # live, since the last flush: too many to take a lock for each
-        self.replayed = self._deliveries.labels("replay")
+        self._from_log = self._deliveries.labels("replay")
+        self._replayed = 0  # since the last flush
         self._recoveries = counter(
             "recoveries",
             "Subscriptions that finished a replay; gap: a part was no longer retained.",
@@ -173,15 +174,17 @@ class Metrics:
         self._timer: asyncio.TimerHandle | None = None
         # Create each series at the start, so that 0 can be distinguished from a missing series.
         self._by_transport = {
-            transport: (self._opened.labels(transport), self._connections.labels(transport))
+            transport: _Connections(
+                self._opened.labels(transport), self._connections.labels(transport)
+            )
             for transport in ("websocket", "sse")
         }
         self._outcomes = {
             outcome: self._publishes.labels(outcome)
             for outcome in ("accepted", "duplicate", "rejected", "unavailable")
         }
-        for outcome in ("recovered", "gap"):
-            self._recoveries.labels(outcome)
+        self._recovered, self._incomplete = map(self._recoveries.labels, ("recovered", "gap"))
+        self._recoveries_since = [0, 0]  # the last flush: incomplete, recovered
 
     def totals(self) -> dict[str, float]:
         """Return the totals since the start over all labels, for the admin page."""
@@ -237,8 +240,12 @@ class Metrics:
     def disconnected_by_server(self, reason: str) -> None:
         self._server_disconnects.labels(reason).inc()
 
+    def replayed(self, count: int) -> None:
+        """Count notifications that were read from the log and written to a subscriber."""
+        self._replayed += count
+
     def replay_finished(self, *, recovered: bool) -> None:
-        self._recoveries.labels("recovered" if recovered else "gap").inc()
+        self._recoveries_since[recovered] += 1
 
     def delivered(self, after_s: float, count: int) -> None:
         """Count a live notification that was written to ``count`` subscribers of a room.
@@ -253,12 +260,12 @@ class Metrics:
         self.delivery_latency.observe(perf_counter() - published_at)
 
     def connected(self, transport: str) -> None:
-        opened, connections = self._by_transport[transport]
-        opened.inc()
-        connections.inc()
+        connections = self._by_transport[transport]
+        connections.opened += 1
+        connections.open += 1
 
     def disconnected(self, transport: str) -> None:
-        self._by_transport[transport][1].dec()
+        self._by_transport[transport].open -= 1
 
     def store_operation(self, name: str) -> Histogram:
         """Return the duration histogram of a store operation."""
@@ -288,6 +295,14 @@ class Metrics:
         self._outcomes["accepted"].inc(self._accepted)
         self._bytes.inc(self._accepted_bytes)
         self._written = self._accepted = self._accepted_bytes = 0
+        self._from_log.inc(self._replayed)
+        self._replayed = 0
+        incomplete, recovered = self._recoveries_since
+        self._incomplete.inc(incomplete)
+        self._recovered.inc(recovered)
+        self._recoveries_since = [0, 0]
+        for connections in self._by_transport.values():
+            connections.flush()
 
     def monitor_loop(self) -> None:
         """Start to measure the lag of the running event loop. Further calls do nothing."""
@@ -307,6 +322,26 @@ class Metrics:
             self._schedule_lag_probe(loop)
 
         self._timer = loop.call_at(due, measure)
+
+
+class _Connections:
+    """Counts the connections of a transport, without a lock for each.
+
+    Attributes:
+        open: how many are open.
+        opened: how many were accepted since the last flush.
+    """
+
+    __slots__ = ("_opened", "open", "opened")
+
+    def __init__(self, opened: Counter, connections: Gauge) -> None:
+        self.open = self.opened = 0
+        self._opened = opened
+        connections.set_function(lambda: self.open)
+
+    def flush(self) -> None:
+        self._opened.inc(self.opened)
+        self.opened = 0
 
 
 def merge_pages(pages: Sequence[str]) -> str:

@@ -45,6 +45,7 @@ class Echo:
     def __init__(
         self, transport: asyncio.Transport, pending_connections: PendingConnections
     ) -> None:
+        transport.set_write_buffer_limits(high=0)
         self.socket = Unhurried(
             transport,
             self,
@@ -52,6 +53,7 @@ class Echo:
             write_batch=WriteBatch(),
             pacer=Pacer(),
             max_message_bytes=MAX_MESSAGE_BYTES,
+            descriptor=transport.get_extra_info("socket").fileno(),
         )
 
     def on_activity(self) -> None: ...

@@ -8,7 +8,7 @@ recently used entry is evicted first.
 from __future__ import annotations
 
 import time
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Awaitable, Iterator, Sequence
 from typing import NamedTuple, NoReturn
 
@@ -66,9 +66,9 @@ class Limits:
         self._read = _Budget(settings.read_bytes_per_s)
         self.count_publishes = bool(settings.publishes_per_s or settings.publish_bytes_per_s)
         self._connections = 0
-        self._by_user: Counter[str] = Counter()
-        self._by_room: Counter[str] = Counter()
-        self._by_address: Counter[str] = Counter()
+        self._by_user: dict[str, int] = {}
+        self._by_room: dict[str, int] = {}
+        self._by_address: dict[str, int] = {}
 
     def check_publish(self, claims: Claims, count: int, size: int) -> Awaitable[None] | None:
         """Count notifications and their bytes, each once for each of its rooms.
@@ -229,23 +229,25 @@ class Limits:
                     "per address",
                     wait_s,
                 )
-            if _at_limit(self._by_address[source], settings.max_connections_per_address):
+            if _at_limit(self._by_address.get(source, 0), settings.max_connections_per_address):
                 most = settings.max_connections_per_address
                 raise RateLimitedError(f"connection limit ({most}) per address reached", 10)
         if _at_limit(self._connections, settings.max_connections):
             raise RateLimitedError(f"connection limit ({settings.max_connections}) reached", 10)
         if room not in self._by_room and _at_limit(len(self._by_room), settings.max_rooms):
             raise RateLimitedError(f"active room limit ({settings.max_rooms}) reached", 10)
-        if _at_limit(self._by_room[room], settings.max_connections_per_room):
+        if _at_limit(self._by_room.get(room, 0), settings.max_connections_per_room):
             most = settings.max_connections_per_room
             raise RateLimitedError(f"connection limit ({most}) of the room reached", 10)
         user = claims.user
-        if user is not None and _at_limit(self._by_user[user], settings.max_connections_per_user):
+        if user is not None and _at_limit(
+            self._by_user.get(user, 0), settings.max_connections_per_user
+        ):
             raise UserConnectionLimitError(settings.max_connections_per_user)
         slot = ConnectionSlot(user, room, source)
         self._connections += 1
         for counter, name in self._counters(slot):
-            counter[name] += 1
+            counter[name] = counter.get(name, 0) + 1
         return slot
 
     def _release(self, slot: ConnectionSlot) -> None:
@@ -255,7 +257,7 @@ class Limits:
             if not counter[name]:
                 del counter[name]
 
-    def _counters(self, slot: ConnectionSlot) -> Iterator[tuple[Counter[str], str]]:
+    def _counters(self, slot: ConnectionSlot) -> Iterator[tuple[dict[str, int], str]]:
         if slot.user is not None:
             yield self._by_user, slot.user
         yield self._by_room, slot.room

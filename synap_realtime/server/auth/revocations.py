@@ -157,6 +157,8 @@ class Revocations:
 
     def matches(self, claims: Claims) -> bool:
         """Return whether these claims are revoked by a revocation that has arrived."""
+        if not self._known:
+            return False
         keys = [("user", claims.user), ("token", claims.token_id)]
         found = [self._known[key] for key in keys if key[1] is not None and key in self._known]
         return any(revocation.matches(claims) for revocation in found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import base64
+import binascii
 import hashlib
 import json
 import math
@@ -400,10 +400,14 @@ def _decode_segment(segment: str) -> bytes:
         ValueError: it is not base64url.
     """
     padded = segment if segment.endswith("=") else segment + "=" * (-len(segment) % 4)
-    decoded = base64.urlsafe_b64decode(padded)
-    if base64.urlsafe_b64encode(decoded) != padded.encode():
+    encoded = padded.encode()
+    decoded = binascii.a2b_base64(encoded.translate(_TO_BASE64))
+    if binascii.b2a_base64(decoded, newline=False).translate(_FROM_BASE64) != encoded:
         raise ValueError("not base64url")
     return decoded
+
+
+_TO_BASE64, _FROM_BASE64 = bytes.maketrans(b"-_", b"+/"), bytes.maketrans(b"+/", b"-_")
 
 
 def _find_signer(token: SignedToken, candidates: Sequence[VerificationKey]) -> bytes | None:
@@ -417,10 +421,13 @@ def _find_signer(token: SignedToken, candidates: Sequence[VerificationKey]) -> b
 def _parse_payload(payload: bytes) -> Mapping[str, Any] | None:
     """Return the claims; None if the payload is not a JSON object in UTF-8."""
     try:
-        members = json.loads(payload.decode())
+        members = _decode_json(payload.decode())
     except (ValueError, RecursionError):
         return None
     return members if isinstance(members, dict) else None
+
+
+_decode_json = json.JSONDecoder().decode
 
 
 def _problem(error: InvalidArgumentError) -> str:

@@ -130,9 +130,8 @@ class Router:
         cors: dict[str, str] = {}
         result: Response | AcceptedSubscription
         try:
+            self._check_peer(request)
             origin = request.headers.get("origin")
-            if origin is not None or "sec-fetch-site" in request.headers or not self._access.keys():
-                self._access.check_peer(peer_info(request))
             if origin is not None:
                 cors = _cors(origin)
             request.parse_target()
@@ -154,7 +153,7 @@ class Router:
             CloseHandshakeError: accept the handshake, then close it with this code.
         """
         try:
-            self._access.check_peer(peer_info(request))
+            self._check_peer(request)
             request.parse_target()
             route = self._match(request.path_segments)
             if route is None or route.accept_websocket is None:
@@ -182,6 +181,16 @@ class Router:
                 self._limits.count_rejection(request.claims, request.address)
             self._metrics.errored(response.error["code"])
             self._log_rejected(request, response.error, user)
+
+    def _check_peer(self, request: Request) -> None:
+        """Check the origin of a page, and without keys every peer.
+
+        Raises:
+            PeerRejectedError: see :meth:`AccessControl.check_peer`.
+        """
+        headers = request.headers
+        if "origin" in headers or "sec-fetch-site" in headers or not self._access.keys():
+            self._access.check_peer(peer_info(request))
 
     def _find(self, request: Request) -> Route:
         """Return the route of a request.

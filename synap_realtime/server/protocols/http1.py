@@ -86,6 +86,7 @@ class Http1Protocol(PacedProtocol):
         "_address",
         "_charged",
         "_current",
+        "_descriptor",
         "_discarded_bytes",
         "_is_processing",
         "_is_publisher",
@@ -105,9 +106,14 @@ class Http1Protocol(PacedProtocol):
     _parser: RequestParser
     _responses: ResponseFlow
 
-    def __init__(self, server: ServerState) -> None:
+    def __init__(self, server: ServerState, descriptor: int | None = None) -> None:
+        """
+        Args:
+            descriptor: see :class:`WebSocketProtocol`.
+        """
         super().__init__(server.pacer)
         self._server = server
+        self._descriptor = descriptor
         self._loop = asyncio.get_running_loop()
         self._address: str | None = None
         self._state = IDLE
@@ -133,8 +139,7 @@ class Http1Protocol(PacedProtocol):
             transport, address, server.response_bytes, server.unread_responses
         )
         # Pause as soon as the transport buffers anything. (With 0, TLS would pause without data.)
-        is_tls = transport.get_extra_info("ssl_object") is not None
-        transport.set_write_buffer_limits(high=1 if is_tls else 0)
+        transport.set_write_buffer_limits(high=1 if self._descriptor is None else 0)
         server.connections.add(self)
         server.pending_connections.add(self, HEAD_TIMEOUT_S)
 
@@ -471,7 +476,9 @@ class Http1Protocol(PacedProtocol):
 
     async def _upgrade(self, request: HttpRequest, rest: bytes) -> None:
         try:
-            await upgrade_to_websocket(self._server, self._transport, request, rest, self._detach)
+            await upgrade_to_websocket(
+                self._server, self._transport, self._descriptor, request, rest, self._detach
+            )
         except RequestError as error:
             if not self._transport.is_closing():
                 self._parser.stop()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
+import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
+from typing import Any
 
 from ..app import Node
 from ..listeners import BACKLOG
@@ -48,7 +51,6 @@ class ConnectionServer:
         self.state = ServerState(node)
         self._trimmer = Trimmer(self._held_bytes)
         self._ring: IoUring | None = None
-        self._connecting: set[asyncio.Task[None]] = set()
         self._stop_accepting: Callable[[], None] = lambda: None
 
     def listen(
@@ -76,22 +78,23 @@ class ConnectionServer:
                 self.state.pending_connections,
                 self.state.connections,
                 certificate,
-                self._connection,
+                partial(Http1Protocol, self.state),
             ).accept
         )
         self._stop_accepting = Acceptor(listeners, on_connection).close
 
     def _accept(self, peer: socket.socket) -> None:
-        task = asyncio.get_running_loop().create_task(self._connect(peer))
-        self._connecting.add(task)
-        task.add_done_callback(self._connecting.discard)
-
-    async def _connect(self, peer: socket.socket) -> None:
+        descriptor = peer.fileno() if os.name == "posix" else None
+        create_protocol = partial(Http1Protocol, self.state, descriptor)
+        connecting = asyncio.get_running_loop().connect_accepted_socket(create_protocol, peer)
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(self._connection, peer)
+            # Without a task: the coroutine waits once, until the protocol has its transport.
+            connected = connecting.send(None)
         except OSError as error:  # the peer has closed the connection
             peer.close()
             logger.debug("accepting a connection failed: %s", error)
+        else:
+            connected.add_done_callback(partial(_finish, connecting))
 
     def _open_ring(self) -> None:
         try:
@@ -106,9 +109,6 @@ class ConnectionServer:
     def _held_bytes(self) -> int:
         """Return about how many bytes this process holds for its peers."""
         return self.node.budgets.total() + CONNECTION_BYTES * len(self.state.connections)
-
-    def _connection(self) -> Http1Protocol:
-        return Http1Protocol(self.state)
 
     async def stop(self) -> None:
         """Drain the node, finish the responses in progress, then close connections and store."""
@@ -130,6 +130,11 @@ class ConnectionServer:
         await self.node.close()
         if self._ring is not None:
             self._ring.close()
+
+
+def _finish(connecting: Coroutine[Any, Any, object], _: asyncio.Future[None]) -> None:
+    with contextlib.suppress(StopIteration):
+        connecting.send(None)
 
 
 class Acceptor:

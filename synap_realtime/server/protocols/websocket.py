@@ -20,7 +20,7 @@ from .fanout import SocketFanoutGroup
 from .flow_control import PacedProtocol
 from .requests import HttpRequest, encode_switching_protocols
 from .server_state import ServerState
-from .writes import WriteBatch, raw_fd, reset, write_direct
+from .writes import WriteBatch, reset, write_direct
 from .ws_codec import (
     Close,
     Decoder,
@@ -83,8 +83,8 @@ class WebSocketProtocol(PacedProtocol):
     followed the request.
 
     Attributes:
-        descriptor: the socket's descriptor, if it can be written to directly; see :func:`raw_fd`.
-            It is open until :meth:`connection_lost` has returned.
+        descriptor: the socket's descriptor, if it can be written to directly. It is open until
+            :meth:`connection_lost` has returned.
         group: the group whose writes it shares; None unless :attr:`is_writable`.
         index: its position in the group, which sets it.
     """
@@ -119,26 +119,27 @@ class WebSocketProtocol(PacedProtocol):
         write_batch: WriteBatch,
         pacer: Pacer,
         max_message_bytes: int,
+        descriptor: int | None = None,
         response: bytes = b"",
     ) -> None:
         """
         Args:
-            transport: the connection.
+            transport: the connection. Its write buffer limits are such that it pauses as soon as
+                it buffers anything.
             handler: receives the events.
             pending_connections: holds the connection from its close frame until the peer
                 has closed it.
             write_batch: collects the frames of this event-loop iteration, of all sockets.
             pacer: divides the event loop's time between all connections.
             max_message_bytes: a longer message closes the connection with 1009.
+            descriptor: of the socket; None if what is written has to pass the transport (TLS).
             response: the 101 response. It is written together with the first frame, because each
                 write wakes the peer.
         """
         super().__init__(pacer)
-        self.descriptor = raw_fd(transport)
+        self.descriptor = descriptor
         self.group: SocketFanoutGroup | None = None
         self.index = -1
-        # Pause as soon as the transport buffers anything. (With 0, TLS would pause without data.)
-        transport.set_write_buffer_limits(high=0 if self.descriptor is not None else 1)
         self._transport = transport
         self._handler = handler
         self._pending_connections = pending_connections
@@ -491,6 +492,7 @@ one over this limit closes with 1009."""
 async def upgrade_to_websocket(
     server: ServerState,
     transport: asyncio.Transport,
+    descriptor: int | None,
     request: HttpRequest,
     rest: bytes,
     on_accepted: Callable[[], None],
@@ -500,6 +502,7 @@ async def upgrade_to_websocket(
     Args:
         server: the state that the connections of the server share.
         transport: the connection.
+        descriptor: see :class:`WebSocketProtocol`.
         request: the handshake.
         rest: the bytes that follow it.
         on_accepted: called before HTTP ends on the connection.
@@ -513,7 +516,7 @@ async def upgrade_to_websocket(
     except CloseHandshakeError as error:
         if not transport.is_closing():
             on_accepted()
-            socket = _switch_protocols(server, transport, request, NullHandler())
+            socket = _switch_protocols(server, transport, descriptor, request, NullHandler())
             socket.close(error.code, error.reason)
         return
     if transport.is_closing():
@@ -524,7 +527,7 @@ async def upgrade_to_websocket(
         server.create_group, supports_control_frames=request.supports_control_frames,
     )  # fmt: skip
     on_accepted()
-    sink.socket = socket = _switch_protocols(server, transport, request, sink)
+    sink.socket = socket = _switch_protocols(server, transport, descriptor, request, sink)
     sink.start(opened.after)
     socket.flush_response()
     if rest:
@@ -534,6 +537,7 @@ async def upgrade_to_websocket(
 def _switch_protocols(
     server: ServerState,
     transport: asyncio.Transport,
+    descriptor: int | None,
     request: HttpRequest,
     handler: WebSocketHandler,
 ) -> WebSocketProtocol:
@@ -545,6 +549,7 @@ def _switch_protocols(
         write_batch=server.write_batch,
         pacer=server.pacer,
         max_message_bytes=MAX_MESSAGE_BYTES,
+        descriptor=descriptor,
         response=encode_switching_protocols(accept, request.chosen_subprotocol),
     )
     transport.set_protocol(socket)

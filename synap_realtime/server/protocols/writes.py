@@ -107,24 +107,12 @@ def reset(transport: asyncio.Transport) -> None:
     transport.abort()
 
 
-def raw_fd(transport: asyncio.Transport) -> int | None:
-    """Return the descriptor of the transport's socket, if the peer receives what is written to it.
-
-    Returns None for TLS, and on systems other than POSIX.
-    """
-    socket = transport.get_extra_info("socket")
-    if socket is None or os.name != "posix" or transport.get_extra_info("ssl_object") is not None:
-        return None
-    descriptor: int = socket.fileno()
-    return descriptor
-
-
 def write_direct(transport: asyncio.Transport, descriptor: int, data: bytes) -> bool:
     """Write to the socket without blocking. The transport buffers the rest.
 
     Args:
         transport: not closing, and without pending data.
-        descriptor: the socket of the transport; see :func:`raw_fd`.
+        descriptor: the socket of the transport. The peer receives what is written to it: no TLS.
         data: the bytes to write.
 
     Returns:

@@ -410,7 +410,7 @@ class Subscription:
                 if not await self._is_ready(page, number):
                     return
                 self._send(entry)
-                self._metrics.replayed.inc()
+                self._metrics.replayed(1)
             if not await self._is_ready():
                 return
             if not replay.is_at_end:

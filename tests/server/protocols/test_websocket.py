@@ -91,6 +91,8 @@ class Server:
         class Accepting(asyncio.Protocol):
             def connection_made(self, transport: asyncio.BaseTransport) -> None:
                 stream = cast(asyncio.Transport, transport)
+                is_tls = stream.get_extra_info("ssl_object") is not None
+                stream.set_write_buffer_limits(high=1 if is_tls else 0)
                 recorder = server.handler()
                 recorder.socket = server.kind(
                     stream,
@@ -99,6 +101,7 @@ class Server:
                     write_batch=WriteBatch(),
                     pacer=Pacer(),
                     max_message_bytes=65536,
+                    descriptor=None if is_tls else stream.get_extra_info("socket").fileno(),
                 )
                 stream.set_protocol(recorder.socket)
                 server.made.put_nowait(recorder)
