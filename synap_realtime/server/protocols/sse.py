@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ...protocol.control import CloseCode, ControlFrame
 from ..http.subscribe import SSE_RETRY_MS
-from ..rooms.backlog import UnbatchedSink
+from ..rooms.backlog import MAX_JOINED_BYTES, UnbatchedSink
 from ..rooms.sessions import Session, SessionRegistry
 from ..stores.base import Entry
 from .requests import LAST_CHUNK, encode_chunk
@@ -43,6 +43,8 @@ def encode_event(message: Entry | ControlFrame) -> bytes:
 
 class SseSink(UnbatchedSink):
     """Writes an event stream, the body of an HTTP response."""
+
+    max_joined_bytes = MAX_JOINED_BYTES
 
     def __init__(
         self,
@@ -86,6 +88,10 @@ class SseSink(UnbatchedSink):
         return self._is_writable()
 
     send_batched = send
+
+    def send_joined(self, entries: Sequence[Entry]) -> bool:
+        self._write(b"".join([encode_event(entry) for entry in entries]))
+        return self._is_writable()
 
     def send_control(self, frame: ControlFrame) -> None:
         self._write(encode_event(frame))

@@ -6,13 +6,14 @@ See PROTOCOL.md, "WebSocket", and RFC 6455, sections 4.2.2 and 5 to 7.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Protocol
 
 from ...protocol.control import MAX_CLIENT_TEXT_BYTES, CloseCode, ControlFrame
 from ..deadlines import Closable, IdleTimeouts, PendingConnections
 from ..http.subscribe import CloseHandshakeError
 from ..resources.pacing import Pacer
+from ..rooms.backlog import MAX_JOINED_BYTES
 from ..rooms.hub import FanoutGroup
 from ..rooms.sessions import Session, SessionRegistry
 from ..stores.base import Entry
@@ -378,6 +379,8 @@ class WebSocketSink:
         "socket",
     )  # fmt: skip
 
+    max_joined_bytes = MAX_JOINED_BYTES
+
     socket: WebSocketProtocol
 
     def __init__(
@@ -411,6 +414,9 @@ class WebSocketSink:
 
     def send(self, entry: Entry) -> bool:
         return self.socket.write(encode_entry_frame(entry))
+
+    def send_joined(self, entries: Sequence[Entry]) -> bool:
+        return self.socket.write(b"".join([encode_entry_frame(entry) for entry in entries]))
 
     def send_batched(self, entry: Entry) -> bool:
         return self.socket.write_batched(encode_entry_frame(entry))

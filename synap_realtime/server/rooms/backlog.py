@@ -23,6 +23,9 @@ small its backlog is."""
 MAX_BACKLOG_FRAMES = 1000
 """A subscriber with more unsent control frames is closed as a slow consumer."""
 
+MAX_JOINED_BYTES = 16 * 1024
+"""The notifications of a replay that are joined into one write, in bytes."""
+
 _CHARGE_BYTES = 16 * 1024
 
 
@@ -39,6 +42,16 @@ class Sink(Protocol):
 
     def send(self, entry: Entry) -> bool:
         """Write a notification. Return :attr:`is_writable` afterwards."""
+        ...
+
+    max_joined_bytes: int
+    """How many bytes of notifications :meth:`send_joined` accepts; 0: only one notification.
+
+    A peer that does not read pins a copy of them, which no budget counts.
+    """
+
+    def send_joined(self, entries: Sequence[Entry]) -> bool:
+        """Write several notifications by one write. Return :attr:`is_writable` afterwards."""
         ...
 
     def send_batched(self, entry: Entry) -> bool:
@@ -77,7 +90,12 @@ class Sink(Protocol):
 
 
 class UnbatchedSink:
-    """Base of sinks that never join a fan-out group."""
+    """Base of sinks that write each notification alone, and never join a fan-out group."""
+
+    max_joined_bytes = 0
+
+    def send_joined(self, entries: Sequence[Entry]) -> bool:
+        raise NotImplementedError
 
     def join_group(self, group: FanoutGroup | None) -> FanoutGroup | None:  # noqa: ARG002 - see above
         return None

@@ -11,7 +11,7 @@ from ..stores.base import Entry, LogStore
 _ENTRY_BYTES = 1024  # counted per notification beside its size: the cost of a write
 
 # Entries read in one page. A stalled peer keeps a page in memory, so a page is bounded in bytes.
-_PAGE, _FIRST_PAGE, _PAGE_BYTES = 16, 4, 128 * 1024
+_PAGE, _FIRST_PAGE, _PAGE_BYTES = 64, 4, 128 * 1024
 
 
 class Replay:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum, auto
 
 from ...protocol.control import CLOSING, SUBSCRIBED, CloseCode, ControlFrame
@@ -406,11 +406,10 @@ class Subscription:
             page = await replay.read_page()
             if page:
                 self._epoch = page[0].cursor.epoch
-            for number, entry in enumerate(page):
-                if not await self._is_ready(page, number):
+            for first, end in _slices(page, self._sink.max_joined_bytes):
+                if not await self._is_ready(page, first):
                     return
-                self._send(entry)
-                self._metrics.replayed(1)
+                self._send_replayed(page[first:end])
             if not await self._is_ready():
                 return
             if not replay.is_at_end:
@@ -499,12 +498,25 @@ class Subscription:
             span.end()
         else:
             is_writable = self._sink.send(entry)
+        self._on_sent(entry, is_writable=is_writable)
+        return is_writable
+
+    def _send_replayed(self, entries: Sequence[Entry]) -> None:
+        """Write entries of the log by one write; with tracing, each alone in a span of its own."""
+        if is_enabled() or len(entries) == 1:
+            for entry in entries:
+                self._send(entry)
+        else:
+            self._on_sent(entries[-1], is_writable=self._sink.send_joined(entries))
+        self._metrics.replayed(len(entries))
+
+    def _on_sent(self, entry: Entry, *, is_writable: bool) -> None:
+        """Note that everything up to an entry was written."""
         self._sent_offset = entry.cursor.offset
         if not self.acknowledges:
             self._unacked = entry.cursor
             if is_writable:
                 self._store_pending_ack()
-        return is_writable
 
     def _store_pending_ack(self) -> None:
         if self._unacked is not None:
@@ -520,3 +532,19 @@ class Subscription:
         backlog, self._backlog = self._backlog, None
         if backlog is not None:
             backlog.clear()
+
+
+def _slices(page: Sequence[Entry], max_bytes: int) -> Iterator[tuple[int, int]]:
+    """Divide a page into slices of at most so many bytes, or of one larger entry.
+
+    Yields:
+        The index of the first entry of a slice, and that of the entry after its last one.
+    """
+    first = size = 0
+    for number, entry in enumerate(page):
+        size += entry.size
+        if size > max_bytes and number > first:
+            yield first, number
+            first, size = number, entry.size
+    if page:
+        yield first, len(page)

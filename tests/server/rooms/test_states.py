@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synap_realtime.protocol.control import PRESENCE, CloseCode, ControlFrame
+from synap_realtime.protocol.control import PRESENCE, SUBSCRIBED, CloseCode, ControlFrame
 from synap_realtime.protocol.cursor import Cursor
 from synap_realtime.protocol.rooms import Room
 from synap_realtime.server.metrics import Metrics
@@ -65,6 +65,28 @@ class ManualSink(UnbatchedSink):
     def close(self, code: CloseCode) -> None:
         assert self.code is None, "closed twice"
         self.code = code
+
+
+class JoiningSink(ManualSink):
+    """Writes several notifications by one write.
+
+    Attributes:
+        joined: the ids of each such write.
+    """
+
+    max_joined_bytes = 240  # three notifications of this test
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.joined: list[list[str]] = []
+
+    def send_joined(self, entries: Sequence[Entry]) -> bool:
+        assert self.is_writable, "written to a blocked socket"
+        assert sum(entry.size for entry in entries) <= self.max_joined_bytes
+        self.joined.append([json.loads(entry.text)["id"] for entry in entries])
+        self.written += self.joined[-1]
+        self.is_writable = False
+        return False
 
 
 class Budget(BacklogBudget):
@@ -405,3 +427,20 @@ def test_any_sequence_of_events_is_valid(actions: list[str]) -> None:
             assert written == room.published
 
     asyncio.run(run())
+
+
+async def test_replay_joins_notifications_up_to_a_bound_and_waits_after_each_write() -> None:
+    room = SubscribedRoom()
+    sink = room.sink = JoiningSink()
+    for _ in range(9):
+        await room.publish()
+    await room.start()
+    assert sink.joined == [["n1", "n2", "n3"]]
+    assert room.budget.charged, "the rest of the page is charged while the socket is blocked"
+    async with asyncio.timeout(TIMEOUT_S):
+        while room.state is not DeliveryState.LIVE:
+            room.free()
+            await asyncio.sleep(0)
+    assert sink.written == [*room.published, SUBSCRIBED]
+    assert all(len(ids) <= 3 for ids in sink.joined)
+    assert room.budget.charged == 0
