@@ -6,7 +6,7 @@ from importlib import import_module
 
 from ..target import Target
 
-NAMES = ("http", "websocket", "notification", "token", "jwks", "answer", "subscriber")
+NAMES = ("http", "asgi", "websocket", "notification", "token", "jwks", "answer", "subscriber")
 
 
 def load(name: str) -> Target:

@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import hmac
 import json
-import time
 
 from synap_realtime.protocol.rooms import user_room
 from synap_realtime.server.auth.claims import Claims
@@ -21,6 +20,12 @@ from ..target import Target, require
 SECRET = "fuzz-secret-0123456789abcdef-0123456789"
 API_KEY = "fuzz-key-0123456789abcdef-0123456789"
 LEEWAY_S = 10.0
+LIFETIME_S = 100 * 366 * 86_400.0
+"""So long that the tokens of the corpus are valid until 2100."""
+
+NOW = 1.8e9
+"""In seconds since 1970: the outcome of an input does not depend on the day."""
+
 SIGNED = b"J"
 """An input that begins so is signed here: the header up to a line feed, then the payload."""
 
@@ -33,15 +38,17 @@ class TokenTarget(Target):
 
     def __init__(self) -> None:
         ring = KeyRing(token_secrets=[SECRET], api_keys={"fuzz": API_KEY})
-        self._authenticator = Authenticator(ring, leeway_s=LEEWAY_S)
+        self._authenticator = Authenticator(
+            ring, leeway_s=LEEWAY_S, max_lifetime_s=LIFETIME_S, clock=lambda: NOW
+        )
         self._loop = asyncio.new_event_loop()
 
     def check(self, data: bytes) -> None:
-        credential = _signed(data[1:]) if data.startswith(SIGNED) else data.decode("latin-1")
+        credential = _credential(data)
         with contextlib.suppress(MalformedTokenError):
             self._loop.run_until_complete(self._authenticator.id_of(credential))
         try:
-            claims = self._loop.run_until_complete(self._authenticator.authenticate(credential))
+            claims = self.authenticate(data)
         except InvalidTokenError as error:
             require(len(str(error)) < 300, "a reason is short")
             return
@@ -49,6 +56,13 @@ class TokenTarget(Target):
             return
         require(_is_genuine(credential), "an accepted token is signed by this server, and in time")
         self._check_claims(claims)
+
+    def authenticate(self, data: bytes) -> Claims:
+        """
+        Raises:
+            InvalidTokenError: the credential is not valid.
+        """
+        return self._loop.run_until_complete(self._authenticator.authenticate(_credential(data)))
 
     def _check_claims(self, claims: Claims) -> None:
         """What an accepted token says can be shown to others."""
@@ -75,6 +89,10 @@ def _opens_other(claims: Claims) -> bool:
     )
 
 
+def _credential(data: bytes) -> str:
+    return _signed(data[1:]) if data.startswith(SIGNED) else data.decode("latin-1")
+
+
 def _base64(data: bytes) -> bytes:
     return base64.urlsafe_b64encode(data).rstrip(b"=")
 
@@ -95,7 +113,7 @@ def _is_genuine(token: str) -> bool:
     members = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
     algorithm = json.loads(base64.urlsafe_b64decode(header + "=" * (-len(header) % 4)))["alg"]
     is_signed = hmac.compare_digest(expected, given) and algorithm == "HS256"
-    return is_signed and int(members["exp"]) > time.time() - LEEWAY_S - 1
+    return is_signed and int(members["exp"]) > NOW - LEEWAY_S - 1
 
 
 TARGET = TokenTarget
