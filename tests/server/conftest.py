@@ -10,7 +10,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import throttled.utils
 import uvloop
 
 from synap_realtime.server import create_app
@@ -58,7 +57,6 @@ def slow_rate_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     def clock() -> float:
         return 1000 + next(ticks) * 1e-6
 
-    monkeypatch.setattr(throttled.utils, "now_mono_f", clock)
     monkeypatch.setattr(limits, "time", SimpleNamespace(monotonic=clock))
 
 

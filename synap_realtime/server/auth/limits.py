@@ -1,8 +1,8 @@
 """Limit connections and rates per caller. See PROTOCOL.md, "Limits".
 
-throttled-py counts the rates by GCRA, which has no windows whose edges let twice the rate through.
-Its tables have a bounded size: unauthenticated clients cannot fill the memory, because the least
-recently used entry is evicted first.
+Rates are counted by GCRA, which has no windows whose edges let twice the rate through. The tables
+have a bounded size: unauthenticated clients cannot fill the memory, because the least recently
+charged entry is evicted first.
 """
 
 from __future__ import annotations
@@ -11,9 +11,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Iterator, Sequence
 from typing import NamedTuple, NoReturn
-
-from throttled import Throttled, per_sec
-from throttled.store import MemoryStore
 
 from ...loopback import is_loopback
 from ...protocol.rooms import Room
@@ -57,10 +54,10 @@ class Limits:
                 "notifications": settings.publishes_per_s, "bytes": settings.publish_bytes_per_s
             }  # fmt: skip
             self._shared = SharedRates(rates, shared, most=MAX_TRACKED_KEYS)
-        self._connects = _rate(settings.new_connections_per_s)
-        self._publishes = _rate(settings.publishes_per_s)
-        self._bytes = _rate(settings.publish_bytes_per_s)
-        self._messages = _rate(settings.client_messages_per_s)
+        self._connects = _Rate(settings.new_connections_per_s)
+        self._publishes = _Rate(settings.publishes_per_s)
+        self._bytes = _Rate(settings.publish_bytes_per_s)
+        self._messages = _Rate(settings.client_messages_per_s)
         self._requests = _Budget(settings.requests_per_s)
         self._attempts = _Budget(settings.requests_per_s)
         self._read = _Budget(settings.read_bytes_per_s)
@@ -89,9 +86,9 @@ class Limits:
             if self._shared.take_leased(who, (count, size)):
                 return None
             return self._take_shared(self._shared, who, (count, size))
-        if wait_s := self._publishes.try_acquire(who, count):
+        if wait_s := self._publishes.acquire(who, count):
             self._reject_publish(wait_s, 0.0)
-        elif wait_s := self._bytes.try_acquire(who, size):
+        elif wait_s := self._bytes.acquire(who, size):
             self._publishes.release(who, count)
             self._reject_publish(0.0, wait_s)
         return None
@@ -184,7 +181,7 @@ class Limits:
 
     def allow_message(self, connection: int) -> bool:
         """Count a message of a connection. Return False if it is over the limit."""
-        return not self._messages.try_acquire(str(connection), 1)
+        return not self._messages.acquire(str(connection), 1)
 
     async def admit(self, claims: Claims, room: Room, address: str | None) -> ConnectionSlot:
         """Count a connection. Call :meth:`release` when it has ended.
@@ -223,7 +220,7 @@ class Limits:
         settings = self._settings
         source = _limited_address(address)
         if source is not None:
-            if wait_s := self._connects.try_acquire(source, 1):
+            if wait_s := self._connects.acquire(source, 1):
                 raise RateLimitedError(
                     f"rate limit exceeded: {settings.new_connections_per_s} new connections/s "
                     "per address",
@@ -321,58 +318,28 @@ class _Budget:
             self._full_at.popitem(last=False)
 
 
-class _Rate:
-    """A rate for each caller, with a burst of one second's amount.
+class _Rate(_Budget):
+    """A budget without debt: a cost over the remaining amount is rejected, and takes nothing."""
 
-    Calling the library for each of 10,000 notifications a second would take a third of the time of
-    publishing them. So each caller leases a hundredth of the rate and uses it up.
-    """
-
-    def __init__(self, per_s: int) -> None:
-        self._burst = per_s
-        self._lease = per_s // 100
-        self._leased: OrderedDict[str, int] = OrderedDict()
-        self._throttled = Throttled(
-            using="gcra",
-            quota=per_sec(per_s, burst=per_s),
-            store=MemoryStore(options={"MAX_SIZE": MAX_TRACKED_KEYS}),
-        )
-
-    def try_acquire(self, who: str, cost: int) -> float:
-        """Take ``cost``. Return 0, or how long to wait, in seconds, if it is over the rate."""
-        left = self._leased.get(who, 0)
-        if cost <= left:
-            self._leased[who] = left - cost
+    def acquire(self, who: str, cost: int) -> float:
+        """Take ``cost``, at most a burst. Return 0, or how long to wait, in seconds."""
+        if not self._per_s:
             return 0.0
-        lease = self._lease
-        if cost < lease and not self._consume(who, lease):
-            self._leased[who] = left + lease - cost
-            if len(self._leased) > MAX_TRACKED_KEYS:
-                self._leased.popitem(last=False)
-            return 0.0
-        return self._consume(who, min(cost, self._burst))
+        now = time.monotonic()
+        empty_s = max(0.0, self._full_at.get(who, now) - now)
+        wait_s = empty_s + min(cost, self._per_s) / self._per_s - 1.0
+        if wait_s > _ROUNDING_S:
+            return max(wait_s, 0.001)
+        self.charge(who, min(cost, self._per_s))
+        return 0.0
 
     def release(self, who: str, cost: int) -> None:
         """Give back a cost that was acquired and not used."""
-        cost = min(cost, self._burst)
-        self._leased[who] = min(self._leased.get(who, 0) + cost, self._burst)
-        if len(self._leased) > MAX_TRACKED_KEYS:
-            self._leased.popitem(last=False)
-
-    def _consume(self, who: str, cost: int) -> float:
-        result = self._throttled.limit(who, cost)
-        return max(float(result.state.retry_after), 0.001) if result.limited else 0.0
+        if who in self._full_at:
+            self._full_at[who] -= min(cost, self._per_s) / self._per_s
 
 
-class _Unlimited:
-    def try_acquire(self, who: str, cost: int) -> float:  # noqa: ARG002
-        return 0.0
-
-    def release(self, who: str, cost: int) -> None: ...
-
-
-def _rate(per_s: int) -> _Rate | _Unlimited:
-    return _Rate(per_s) if per_s else _Unlimited()
+_ROUNDING_S = 1e-6  # of sums of costs, so that a burst is exactly one second's amount
 
 
 def _at_limit(count: int, most: int) -> bool:
