@@ -17,6 +17,9 @@ from .tls import tls_context
 
 CONNECT_TIMEOUT_S = 2.0
 
+REPLY_TIMEOUT_S = 2.0
+"""A server that does not reply for this time is considered dead."""
+
 _BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 Command: TypeAlias = tuple[bytes | str | int, ...]
@@ -61,6 +64,20 @@ def pack(commands: Sequence[Command]) -> bytes:
     return b"".join([hiredis.pack_command(each) for each in commands])  # type: ignore[arg-type]  # wrong stub
 
 
+class _Request:
+    """Commands whose replies are awaited, until a time of the event loop."""
+
+    __slots__ = ("count", "deadline", "done", "replies")
+
+    def __init__(
+        self, done: Callable[[list[Any] | Exception], None], count: int, deadline: float
+    ) -> None:
+        self.done = done
+        self.count = count
+        self.deadline = deadline
+        self.replies: list[Any] = []
+
+
 class RedisConnection(asyncio.Protocol):
     """Sends commands and receives their replies, in order, or messages."""
 
@@ -72,7 +89,8 @@ class RedisConnection(asyncio.Protocol):
         self._reader = new_reader()
         self._on_message = on_message
         self._transport: asyncio.Transport | None = None
-        self._waiting: deque[tuple[asyncio.Future[list[Any]], list[Any], int]] = deque()
+        self._waiting: deque[_Request] = deque()
+        self._watching: asyncio.TimerHandle | None = None
         self.closed = asyncio.get_running_loop().create_future()
         """Done when the connection has ended."""
 
@@ -85,12 +103,11 @@ class RedisConnection(asyncio.Protocol):
             reader.feed(data)
             while (reply := reader.gets()) is not False:
                 if self._waiting:
-                    result, replies, count = self._waiting[0]
-                    replies.append(reply)
-                    if len(replies) == count:
+                    request = self._waiting[0]
+                    request.replies.append(reply)
+                    if len(request.replies) == request.count:
                         self._waiting.popleft()
-                        if not result.done():
-                            result.set_result(replies)
+                        request.done(request.replies)
                 elif self._on_message is not None:
                     self._on_message(reply)
                 elif isinstance(reply, RedisReplyError):  # the reason why the server disconnects
@@ -101,15 +118,43 @@ class RedisConnection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._end(error or RedisConnectionLostError("Redis has closed the connection"))
 
-    def execute(self, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
-        """Send commands in one write. The result has a reply for each; errors are not raised."""
-        result: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+    def request(
+        self,
+        commands: Sequence[Command],
+        done: Callable[[list[Any] | Exception], None],
+    ) -> None:
+        """Send commands in one write. Without a reply to all in time, the connection ends.
+
+        Args:
+            done: called once: with a reply for each, which may be an error, or with the reason why
+                the connection has ended.
+        """
         if self.closed.done():
-            result.set_exception(self.closed.result())
-        else:
-            self._waiting.append((result, [], len(commands)))
-            self.send(commands)
-        return result
+            done(self.closed.result())
+            return
+        loop = asyncio.get_running_loop()
+        self._waiting.append(_Request(done, len(commands), loop.time() + REPLY_TIMEOUT_S))
+        if self._watching is None:
+            self._watching = loop.call_later(REPLY_TIMEOUT_S, self._watch)
+        self.send(commands)
+
+    async def execute(self, commands: Sequence[Command]) -> list[Any]:
+        """Send commands in one write. Return a reply for each; errors are not raised.
+
+        Raises:
+            RedisConnectionLostError, OSError, RedisReplyError: why the connection has ended.
+        """
+        result: asyncio.Future[list[Any] | Exception] = asyncio.get_running_loop().create_future()
+
+        def done(replies: list[Any] | Exception) -> None:
+            if not result.done():
+                result.set_result(replies)
+
+        self.request(commands, done)
+        replies = await result
+        if isinstance(replies, Exception):
+            raise replies
+        return replies
 
     def send(self, commands: Sequence[Command]) -> None:
         """Send commands whose replies arrive as messages."""
@@ -122,16 +167,28 @@ class RedisConnection(asyncio.Protocol):
             self._transport.abort()
         self._end(error)
 
+    def _watch(self) -> None:
+        """End the connection if the oldest request has waited for too long."""
+        self._watching = None
+        if self._waiting:
+            loop = asyncio.get_running_loop()
+            deadline = self._waiting[0].deadline
+            if loop.time() >= deadline:
+                self.abort(TimeoutError())
+            else:
+                self._watching = loop.call_at(deadline, self._watch)
+
     def _end(self, error: Exception) -> None:
         if self.closed.done():
             return
         self.closed.set_result(error)
+        if self._watching is not None:
+            self._watching.cancel()
         while self._waiting:
-            result, replies, _ = self._waiting.popleft()
-            if replies and isinstance(replies[-1], RedisReplyError):
-                error = replies[-1]  # the reason why the server has disconnected
-            if not result.done():
-                result.set_exception(error)
+            request = self._waiting.popleft()
+            if request.replies and isinstance(request.replies[-1], RedisReplyError):
+                error = request.replies[-1]  # the reason why the server has disconnected
+            request.done(error)
 
 
 def _first_commands(login: Login | None, database: int) -> list[Command]:

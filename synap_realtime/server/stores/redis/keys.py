@@ -26,7 +26,7 @@ NODES_PARTITION = 0
 SLOTS = 16_384
 """The number of hash slots of a Redis Cluster."""
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """The version of the names and values of all keys. Nodes of different versions must not share a
 prefix; :meth:`RedisStore.check` compares it."""
 
@@ -45,11 +45,11 @@ class RoomKeys(NamedTuple):
     Attributes:
         partition: the number of the room's partition.
         state: epoch and incarnation of the room's partition (string).
-        log: the notifications (stream); the id of an entry is its offset.
+        log: the notifications (stream); the id of an entry is its offset. The channel where new
+            entries are announced has the same name.
         meta: the last offset, the last issued head and the number of subscribers (hash).
         acks: the acknowledged cursors (hash).
         dedupe: the prefix of the key of each remembered id (string).
-        channel: where new entries are announced.
         presence: the users of each node (hash), and the channel where their changes are announced.
     """
 
@@ -59,7 +59,6 @@ class RoomKeys(NamedTuple):
     meta: bytes
     acks: bytes
     dedupe: bytes
-    channel: bytes
     presence: bytes
 
 
@@ -84,7 +83,6 @@ class KeySpace:
             b"%b:room:%b" % (partition, name),
             b"%b:acks:%b" % (partition, name),
             b"%b:id:%b:" % (partition, name),
-            b"%b:live:%b" % (partition, name),
             b"%b:presence:%b" % (partition, name),
         )
 

@@ -1,7 +1,8 @@
 """The connection over which a node sends commands to one primary.
 
-Calls that are made while the previous ones are under way are sent together: one round trip for all.
-A call that the server refuses, because another one serves its keys, goes back to the caller.
+Calls that are made while the previous ones are under way are sent together: one round trip for all,
+and one command for the units of a script. A call that the server refuses, because another one
+serves its keys, goes back to the caller.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import itertools
 import logging
 import secrets
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ...errors import StoreUnavailableError
 from ..base import LinkStats
 from .connection import (
+    REPLY_TIMEOUT_S,
     Command,
     RedisConnection,
     RedisConnectionLostError,
@@ -37,13 +40,11 @@ from .scripts import ALL, CONFIRMED, Script
 
 logger = logging.getLogger(__name__)
 
-REPLY_TIMEOUT_S = 2.0
-"""A server that does not reply for this time is considered dead."""
-
 MAX_PENDING_BYTES = 64 * 1024 * 1024
 """Calls are rejected while more than this waits to be sent."""
 
 _BATCH_BYTES = 1024 * 1024  # about what is sent in one round trip
+_MAX_UNITS = 100  # in one command: no other client is served while it runs
 
 Connect = Callable[[], Awaitable[RedisConnection]]
 """Opens an authenticated connection to the primary."""
@@ -58,6 +59,7 @@ class Call:
         arguments: what follows the incarnation of the server and the epoch.
         deadline: when it fails, by the clock of the event loop.
         size: about its length, in bytes.
+        group: calls of one group may share a command; see :meth:`.shards.Shards.group`.
         is_asking: whether the server gets it although another one owns the slot that is being
             migrated.
     """
@@ -68,7 +70,14 @@ class Call:
     deadline: float
     result: asyncio.Future[Any]
     size: int
+    group: int = 0
     is_asking: bool = False
+
+    @property
+    def units(self) -> int:
+        """How many units it has; 0: its script has no units."""
+        unit_keys = self.script.unit_keys
+        return len(self.keys) // unit_keys if unit_keys else 0
 
     def fail(self, problem: str) -> None:
         if not self.result.done():
@@ -93,6 +102,7 @@ class Link:
         on_connected: Callable[[], None],
         on_failed: Callable[[], None],
         on_refused: Callable[[Sequence[tuple[Call, RedisReplyError]]], None],
+        clock_shift_us: Callable[[], int],
     ) -> None:
         """
         Args:
@@ -102,6 +112,7 @@ class Link:
             on_failed: called after the connection has failed. The calls wait for the next one.
             on_refused: called with the calls that the server has refused, with their replies, such
                 as ``MOVED``.
+            clock_shift_us: returns the shift of the clock that the scripts get.
         """
         self.is_closed = False
         self.problem: str | None = None
@@ -112,14 +123,17 @@ class Link:
         self._on_connected = on_connected
         self._on_failed = on_failed
         self._on_refused = on_refused
+        self._clock_shift_us = clock_shift_us
         self._connection: RedisConnection | None = None
         self._incarnation = b""  # which run of which server the connection leads to
         self._epoch_prefix = secrets.token_hex(6).encode()
         self._epoch_numbers = itertools.count()
         self._pending: deque[Call] = deque()
         self._pending_bytes = 0
-        self._changed = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._is_busy = False  # calls are under way, will be sent soon, or wait for a connection
+        self._idle = asyncio.Event()
+        self._failures = 0  # since the last reply
+        self._connecting: asyncio.Task[None] | None = None
 
     def add(self, call: Call) -> None:
         """Send a call. It may run more than once: each script here can be repeated."""
@@ -130,9 +144,9 @@ class Link:
         else:
             self._pending.append(call)
             self._pending_bytes += call.size
-            self._changed.set()
-            if self._task is None:
-                self._task = asyncio.get_running_loop().create_task(self._run(), name="synap-redis")
+            if not self._is_busy:
+                self._is_busy = True
+                asyncio.get_running_loop().call_soon(self._flush)
 
     def take(self, wanted: Callable[[Call], bool]) -> list[Call]:
         """Remove the calls that wait to be sent and for which a condition holds, in order."""
@@ -150,32 +164,29 @@ class Link:
     async def close(self) -> None:
         """Finish the pending calls, then disconnect."""
         self.is_closed = True
-        self._changed.set()
-        if self._task is not None:
-            await self._task
+        while self._is_busy:
+            self._idle.clear()
+            await self._idle.wait()
         self._disconnect(RedisConnectionLostError("the store is closed"))
 
-    async def _run(self) -> None:
-        failures = 0
-        while not self.is_closed or self._pending:
-            if not self._pending:
-                self._changed.clear()
-                await self._changed.wait()
-                continue
-            try:
-                if self._connection is None:
-                    await self._open()
-                if self._pending:  # they may have been taken in between
-                    await self._flush()
-                failures = 0
-            except (*UNREACHABLE, RedisReplyError) as error:
-                self._disconnect(error)
-                self._report(describe_problem(error))
-                self._on_failed()
-                self._expire()
-                if self._pending:
-                    await asyncio.sleep(backoff_s(failures))
-                failures += 1
+    async def _reconnect(self, pause_s: float) -> None:
+        await asyncio.sleep(pause_s)
+        try:
+            await self._open()
+        except (*UNREACHABLE, RedisReplyError) as error:
+            self._fail(error)
+        else:
+            self._flush()
+
+    def _fail(self, error: Exception) -> None:
+        """Give the connection up, and open another one if calls wait for it."""
+        self._disconnect(error)
+        self._report(describe_problem(error))
+        self._on_failed()
+        self._expire()
+        pause_s = backoff_s(self._failures)
+        self._failures += 1
+        self._flush(pause_s)
 
     async def _open(self) -> None:
         connection = self._connection = await self._connect()
@@ -196,10 +207,21 @@ class Link:
         self._report(None)
         self._on_connected()
 
-    async def _flush(self) -> None:
-        """Send what is pending, up to a size, and read the replies."""
-        connection = self._connection
-        assert connection is not None  # noqa: S101 - the caller has connected
+    def _flush(self, pause_s: float = 0.0) -> None:
+        """Send what is pending, up to a size. Nothing else is under way.
+
+        Args:
+            pause_s: the pause before it connects, if it has to.
+        """
+        if not self._pending:
+            self._is_busy = False
+            self._idle.set()
+            return
+        if self._connection is None:
+            self._connecting = asyncio.get_running_loop().create_task(
+                self._reconnect(pause_s), name="synap-redis"
+            )
+            return
         batch: list[Call] = []
         size = 0
         while self._pending and size < _BATCH_BYTES:
@@ -207,66 +229,91 @@ class Link:
             self._pending_bytes -= call.size
             size += call.size
             batch.append(call)
+        together = _share_commands(batch)
         commands: list[Command] = []
-        for call in batch:
-            if call.is_asking:
+        for calls in together:
+            if calls[0].is_asking:
                 commands.append((b"ASKING",))
-            commands.append(self._command(call))
+            commands.append(self._command(calls))
         confirm = self._requirements.confirm
         if confirm is not None:
             if any(call.script.sha in CONFIRMED for call in batch):
                 commands.append(confirm)
             else:
                 confirm = None
-        try:
-            async with asyncio.timeout(REPLY_TIMEOUT_S):
-                replies = await connection.execute(commands)
-        except BaseException:
-            self._put_back(batch)
-            raise
-        unconfirmed = None
-        if confirm is not None:
-            unconfirmed = describe_unconfirmed(replies.pop())
+        on_replies = partial(self._on_replies, together, is_confirmed=confirm is not None)
+        self._connection.request(commands, on_replies)
+
+    def _on_replies(
+        self,
+        together: Sequence[Sequence[Call]],
+        replies: list[Any] | Exception,
+        *,
+        is_confirmed: bool,
+    ) -> None:
+        """Finish calls, or send them again.
+
+        Args:
+            together: the calls of each command.
+            replies: or why there are none.
+            is_confirmed: whether the last reply is that of ``WAIT``.
+        """
+        if isinstance(replies, Exception):
+            self._put_back([call for calls in together for call in calls])
+            self._fail(replies)
+            return
+        unconfirmed = describe_unconfirmed(replies.pop()) if is_confirmed else None
         refusals: str | None = None
-        in_order = iter(replies)
+        has_written = False
         again: list[Call] = []
         refused: list[tuple[Call, RedisReplyError]] = []
-        for call in batch:
+        in_order = iter(replies)
+        for calls in together:
             reply = next(in_order)
-            if call.is_asking:
+            if calls[0].is_asking:
                 reply = next(in_order)
-            if isinstance(reply, RedisReplyError):
-                if is_elsewhere(reply):
-                    refused.append((call, reply))
-                elif reply.code == "NOSCRIPT" or is_temporary(reply):
-                    again.append(call)
-                    refusal = reply
-                else:
-                    problem = describe_problem(reply, call.keys)
-                    if concerns_all_keys(reply):
-                        refusals = problem
-                    call.fail(problem)
-            elif unconfirmed is not None and call.script.sha in CONFIRMED:
-                refusals = unconfirmed
-                call.fail(unconfirmed)
-            elif not call.result.done():
-                call.result.set_result(reply)
+            for call, keys, result in _results(calls, reply):
+                confirms = call.script.sha in CONFIRMED
+                has_written = has_written or confirms
+                if isinstance(result, RedisReplyError):
+                    if is_elsewhere(result):
+                        refused.append((call, result))
+                    elif result.code == "NOSCRIPT" or is_temporary(result):
+                        again.append(call)
+                        refusal = result
+                    else:
+                        problem = describe_problem(result, keys)
+                        if concerns_all_keys(result):
+                            refusals = problem
+                        call.fail(problem)
+                elif unconfirmed is not None and confirms:
+                    refusals = unconfirmed
+                    call.fail(unconfirmed)
+                elif not call.result.done():
+                    call.result.set_result(result)
         if refusals is not None:
             self._report(refusals)
-        elif self.problem is not None and any(call.script.sha in CONFIRMED for call in batch):
+        elif self.problem is not None and has_written:
             self._report(None)
         if refused:
             self._on_refused(refused)
         if again:  # the next connection loads the scripts, perhaps at another server
             self._put_back(again)
-            raise refusal
+            self._fail(refusal)
+        else:
+            self._failures = 0
+            self._flush()
 
-    def _command(self, call: Call) -> Command:
-        script, keys = call.script, call.keys
+    def _command(self, calls: Sequence[Call]) -> Command:
+        """Return the command of calls of one script."""
+        script = calls[0].script
+        keys = [key for call in calls for key in call.keys]
+        arguments = [each for call in calls for each in call.arguments]
         # Each time another epoch: a call that is repeated at another server must not continue the
         # epoch that it has begun at the previous one.
         epoch = b"%b%x" % (self._epoch_prefix, next(self._epoch_numbers))
-        return (b"EVALSHA", script.sha, len(keys), *keys, self._incarnation, epoch, *call.arguments)
+        common = (self._incarnation, epoch, self._clock_shift_us())
+        return (b"EVALSHA", script.sha, len(keys), *keys, *common, *arguments)
 
     def _put_back(self, calls: Sequence[Call]) -> None:
         self._pending.extendleft(reversed(calls))
@@ -298,3 +345,40 @@ class Link:
         elif problem is None and self.problem is not None:
             logger.warning("%s is available again", self._name)
         self.problem = problem
+
+
+def _share_commands(batch: Sequence[Call]) -> list[list[Call]]:
+    """Return the calls of each command. Those of a script with units share one."""
+    together: list[list[Call]] = []
+    open_commands: dict[tuple[bytes, int], tuple[list[Call], int]] = {}  # with their units
+    for call in batch:
+        units = call.units
+        if not units or call.is_asking:
+            together.append([call])
+            continue
+        place = (call.script.sha, call.group)
+        calls, count = open_commands.get(place, ([], 0))
+        if not calls or count + units > _MAX_UNITS:
+            calls, count = [], 0
+            together.append(calls)
+        calls.append(call)
+        open_commands[place] = (calls, count + units)
+    return together
+
+
+def _results(calls: Sequence[Call], reply: Any) -> Iterator[tuple[Call, Sequence[bytes], Any]]:
+    """Yield each call of a command with its result, and with the keys that an error is about."""
+    begin = 0
+    for call in calls:
+        units = call.units
+        if not units or isinstance(reply, RedisReplyError):
+            yield call, call.keys, reply
+            continue
+        replies = reply[begin : begin + units]
+        begin += units
+        for number, each in enumerate(replies):
+            if isinstance(each, RedisReplyError):
+                yield call, call.keys[number * call.script.unit_keys :], each
+                break
+        else:
+            yield call, call.keys, replies

@@ -24,7 +24,7 @@ from ..base import (
 )
 from .feed import Channels
 from .keys import ALL_PARTITIONS, KeySpace
-from .scripts import FIRST_ID_KEY, JOIN, ROOMS_OF_NODE
+from .scripts import JOIN, ROOMS_OF_NODE
 from .tasks import Tasks
 
 logger = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ class LiveRooms:
         if live is None:
             keys = self._keys.of_room(room)
             live = self._live[room] = _LiveRoom(room, keys.partition)
-            self._by_channel[keys.channel] = live
+            self._by_channel[keys.log] = live
         live.subscribers += 1
         try:
             async with asyncio.timeout(JOIN_TIMEOUT_S):
@@ -142,7 +142,7 @@ class LiveRooms:
         live.subscribers -= 1
         if live.subscribers == 0:
             del self._live[room]
-            channel = self._keys.of_room(room).channel
+            channel = self._keys.of_room(room).log
             del self._by_channel[channel]
             self.channels.unsubscribe(channel)
             for task in (live.joining, live.healing):
@@ -156,9 +156,7 @@ class LiveRooms:
             if live.healing is not None:
                 live.healing.cancel()
 
-    def has_published(
-        self, room: Room, cursor: Cursor, previous: int, text: str, published_at: float | None
-    ) -> None:
+    def has_published(self, cursor: Cursor, previous: int, publication: Publication) -> None:
         """Deliver an entry that this node has published, if no other one comes before it.
 
         Otherwise both arrive over the feed.
@@ -166,7 +164,7 @@ class LiveRooms:
         Args:
             previous: an upper bound of the previous entry's offset.
         """
-        live = self._live.get(room)
+        live = self._live.get(publication.room)
         if (
             live is not None
             and live.healing is None
@@ -174,7 +172,7 @@ class LiveRooms:
             and live.epoch == cursor.epoch
             and previous <= live.last < cursor.offset
         ):
-            self._hand_over(live, cursor.offset, text, published_at)
+            self._hand_over(live, cursor.offset, publication.text, publication.published_at)
 
     def on_message(self, channel: bytes, payload: bytes) -> None:
         """Handle an announcement of PUBLISH, or a message of another channel."""
@@ -193,7 +191,7 @@ class LiveRooms:
                 name, _, number = call.partition(b":")
                 published_at = None
                 if (own := self.publishing.get(name)) is not None:  # its reply is on the way
-                    published_at = own[int(number) - FIRST_ID_KEY].published_at
+                    published_at = own[int(number)].published_at
                 self._hand_over(live, position, text[0].decode(), published_at)
             else:
                 self._heal(live)
@@ -242,7 +240,7 @@ class LiveRooms:
     async def _join(self, live: _LiveRoom) -> None:
         try:
             self.channels.start()
-            await self.channels.subscribe(self._keys.of_room(live.room).channel)
+            await self.channels.subscribe(self._keys.of_room(live.room).log)
             await self._set_subscribers(live)
         finally:
             live.joining = None

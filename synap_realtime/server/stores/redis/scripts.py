@@ -10,6 +10,10 @@ Every script gets three arguments first: the incarnation of the server that the 
 opened to, an epoch that no call has used yet, and a shift of the clock in microseconds, which only
 tests use. When the incarnation differs from the one that is stored, another server has taken over,
 possibly without the latest writes. So the partition gets the new epoch.
+
+Most calls of a busy node are sent together. So a script with units does the same for several of
+them: the keys and the arguments of one follow those of another, and each has a reply of its own,
+which may be an error.
 """
 
 from __future__ import annotations
@@ -19,10 +23,17 @@ from typing import NamedTuple
 
 
 class Script(NamedTuple):
-    """A script and the digest by which it is called."""
+    """A script and the digest by which it is called.
+
+    Attributes:
+        unit_keys: how many keys one unit has; 0: the script has no units.
+        unit_arguments: how many arguments it has.
+    """
 
     source: bytes
     sha: bytes
+    unit_keys: int = 0
+    unit_arguments: int = 0
 
 
 INLINE_BYTES = 16 * 1024
@@ -30,20 +41,40 @@ INLINE_BYTES = 16 * 1024
 the output buffer of a pub/sub connection."""
 
 _COMMON = """
-local function epoch(key, incarnation, fresh)
+local epochs = {}
+local function epoch(key)
+  local current = epochs[key]
+  if current then return current end
   local state = redis.call('GET', key)
   if state then
     local at = string.find(state, ' ', 1, true)
-    if string.sub(state, at + 1) == incarnation then return string.sub(state, 1, at - 1) end
+    if string.sub(state, at + 1) == ARGV[1] then current = string.sub(state, 1, at - 1) end
   end
-  redis.call('SET', key, fresh .. ' ' .. incarnation)
-  return fresh
+  if not current then
+    current = ARGV[2]
+    redis.call('SET', key, current .. ' ' .. ARGV[1])
+  end
+  epochs[key] = current
+  return current
 end
-local function clock(shift)
-  local now = redis.call('TIME')
-  return now[1] * 1000000 + now[2] + shift
+local called_at
+local function clock()
+  if not called_at then
+    local time = redis.call('TIME')
+    called_at = time[1] * 1000000 + time[2] + ARGV[3]
+  end
+  return called_at
 end
 local function text(offset) return string.format('%d', offset) end
+"""
+
+_UNITS = """
+local replies = {}
+for n = 1, #KEYS / $KEYS do
+  local done, reply = pcall(unit, (n - 1) * $KEYS, 3 + (n - 1) * $ARGUMENTS)
+  replies[n] = done and reply or {err = reply}
+end
+return replies
 """
 
 
@@ -52,89 +83,98 @@ def us(seconds: float) -> int:
     return round(seconds * 1_000_000)
 
 
-def _script(source: str) -> Script:
+def _script(source: str, unit_keys: int = 0, unit_arguments: int = 0) -> Script:
+    """Make a script.
+
+    Args:
+        source: with units, it defines ``unit(k, a)``. The keys of the unit begin with
+            ``KEYS[k + 1]``, its arguments with ``ARGV[a + 1]``.
+    """
+    if unit_keys:
+        source += _UNITS.replace("$KEYS", f"{unit_keys}").replace("$ARGUMENTS", f"{unit_arguments}")
     whole = (_COMMON + source.replace("$INLINE_BYTES", str(INLINE_BYTES))).encode()
-    return Script(whole, sha1(whole, usedforsecurity=False).hexdigest().encode())
+    sha = sha1(whole, usedforsecurity=False).hexdigest().encode()
+    return Script(whole, sha, unit_keys, unit_arguments)
 
 
-PUBLISH = _script("""
--- KEYS: state, log, meta, the key of each id.
--- ARGV[4..]: count, dedupe window (ms), age and lifetime of meta (ms), name of this call, channel,
---       then the text of each.
--- Returns: epoch, then for each: offset, upper bound of the previous offset, subscribers, 1 for a
---          duplicate. A call that is repeated with the same name is no duplicate of itself.
-local current = epoch(KEYS[1], ARGV[1], ARGV[2])
-local now = clock(ARGV[3])
+PUBLISH = _script(
+    """
+-- A unit is a publication. KEYS: state, log, meta, the key of its id.
+-- ARGV: count, dedupe window, age and lifetime of meta (ms) of the room in one, name of this
+--       publication in its call, text.
+-- Returns: offset, upper bound of the previous offset, subscribers, 1 for a duplicate, epoch. A
+--          call that is repeated with the same name is no duplicate of itself.
+local now = clock()
 local time = text(now)
-local meta = redis.call('HMGET', KEYS[3], 'last', 'head', 'subscribers')
-local previous, subscribers = meta[1], meta[3] or '0'
-local last, head = tonumber(previous or 0), tonumber(meta[2] or 0)
-local is_stale = not previous or now - last > 10000000
-local age_ms, lifetime_ms
-if is_stale then
-  age_ms, lifetime_ms = string.match(ARGV[6], '^(%S+) (%S+)$')
-  previous = previous or text(now - lifetime_ms * 1000)
+local known_options = {}
+local function options_of(packed)
+  local options = known_options[packed]
+  if not options then
+    options = {string.match(packed, '^(%d+) (%d+) (%d+) (%d+)$')}
+    known_options[packed] = options
+  end
+  return options
 end
-local reply = {current}
-local published
-for n = 4, #KEYS do
+local room, is_stale, previous, subscribers, highest -- of the previous publication
+local function unit(k, a)
+  local log, meta, id = KEYS[k + 2], KEYS[k + 3], KEYS[k + 4]
+  local options, call, content = options_of(ARGV[a + 1]), ARGV[a + 2], ARGV[a + 3]
+  local dedupe_ms = options[2]
+  local current = epoch(KEYS[k + 1])
+  if meta ~= room then
+    local found = redis.call('HMGET', meta, 'last', 'head', 'subscribers')
+    room, previous, subscribers = meta, found[1], found[3] or '0'
+    highest = math.max(tonumber(previous or 0), tonumber(found[2] or 0))
+    is_stale = not previous or now - previous > 10000000
+    previous = previous or text(now - options[4] * 1000)
+  end
   local offset, at = now, time
-  if last >= now or head >= now then
-    offset = math.max(last, head) + 1
+  if highest >= now then
+    offset = highest + 1
     at = text(offset)
   end
-  local call = ARGV[7] .. ':' .. n
   local row = at .. ' ' .. previous .. ' ' .. subscribers
   local value = row .. ' ' .. call .. ' ' .. time
-  local known = redis.call('SET', KEYS[n], value, 'NX', 'GET', 'PX', ARGV[5])
+  local known = redis.call('SET', id, value, 'NX', 'GET', 'PX', dedupe_ms)
   if known then
     local first, by, t = string.match(known, '^(%S+ %S+ %S+) (%S+) (%S+)$')
-    if now - t < ARGV[5] * 1000 then
+    if now - t < dedupe_ms * 1000 then
       -- WAIT waits for what this connection has written, and the first call may have used another.
-      redis.call('SET', KEYS[n], known, 'KEEPTTL')
-      reply[#reply + 1] = first .. (by == call and ' 0' or ' 1')
-    else
-      redis.call('SET', KEYS[n], value, 'PX', ARGV[5])
-      known = nil
+      redis.call('SET', id, known, 'KEEPTTL')
+      return first .. (by == call and ' 0 ' or ' 1 ') .. current
     end
+    redis.call('SET', id, value, 'PX', dedupe_ms)
   end
-  if not known then
-    local content = ARGV[n + 5]
-    local added = redis.pcall('XADD', KEYS[2], 'MAXLEN', ARGV[4], at .. '-0',
-      'p', previous, 't', content)
-    if type(added) == 'table' then -- such as WRONGTYPE: what is not stored must not be a duplicate
-      redis.call('DEL', KEYS[n])
-      reply = added
-      break
-    end
-    local announced = current .. ' ' .. previous .. ' ' .. at .. ' ' .. call
-    if #content <= $INLINE_BYTES then announced = announced .. ' ' .. content end
-    redis.call('SPUBLISH', ARGV[8], announced)
-    reply[#reply + 1] = row .. ' 0'
-    last, previous, published = offset, at, true
+  local added = redis.pcall('XADD', log, 'MAXLEN', options[1], at .. '-0',
+    'p', previous, 't', content)
+  if type(added) == 'table' then -- such as WRONGTYPE: what is not stored must not be a duplicate
+    redis.call('DEL', id)
+    return added
   end
-end
-if published then
-  redis.call('HSET', KEYS[3], 'last', previous)
+  local announced = current .. ' ' .. previous .. ' ' .. at .. ' ' .. call
+  if #content <= $INLINE_BYTES then announced = announced .. ' ' .. content end
+  redis.call('SPUBLISH', log, announced)
+  redis.call('HSET', meta, 'last', at)
   if is_stale then
-    redis.call('PEXPIRE', KEYS[2], text(age_ms + 60000))
-    redis.call('PEXPIRE', KEYS[3], lifetime_ms)
-    redis.call('XTRIM', KEYS[2], 'MINID', text(now - age_ms * 1000))
+    redis.call('PEXPIRE', log, text(options[3] + 60000))
+    redis.call('PEXPIRE', meta, options[4])
+    redis.call('XTRIM', log, 'MINID', text(now - options[3] * 1000))
   end
+  highest, previous, is_stale = offset, at, false
+  return row .. ' 0 ' .. current
 end
-return reply
-""")
-"""Store and announce publications of one room."""
-
-FIRST_ID_KEY = 4
-"""The number of the first key of PUBLISH that belongs to an id; the name of a call ends with it."""
+""",
+    unit_keys=4,
+    unit_arguments=3,
+)
+"""Store and announce publications. The channel of a room is named like its log."""
 
 READ = _script("""
 -- KEYS: state, log, meta. ARGV[4..]: epoch and offset of the position,
 -- limit, age (us), lifetime of meta (us).
 -- Returns: epoch, 1 if nothing after the position is missing, then offset and text of each entry.
-local current = epoch(KEYS[1], ARGV[1], ARGV[2])
-local now = clock(ARGV[3])
+local current = epoch(KEYS[1])
+local now = clock()
 local after, age, lifetime = tonumber(ARGV[5]), tonumber(ARGV[7]), tonumber(ARGV[8])
 local meta = redis.call('HMGET', KEYS[3], 'last', 'head')
 local last, head = tonumber(meta[1]), tonumber(meta[2]) or 0
@@ -157,12 +197,12 @@ return reply
 HEAD = _script("""
 -- KEYS: state, meta. ARGV[4..]: lifetime of meta (us).
 -- Returns: epoch, a position that is not before any entry.
-local current = epoch(KEYS[1], ARGV[1], ARGV[2])
+local current = epoch(KEYS[1])
 local meta = redis.call('HMGET', KEYS[2], 'last', 'head')
 local last, head = tonumber(meta[1]), tonumber(meta[2]) or 0
 if last then return {current, text(math.max(last, head))} end
 -- Stored: a later notification must come after it, even if the clock is set back.
-head = math.max(clock(ARGV[3]), head + 1)
+head = math.max(clock(), head + 1)
 redis.call('HSET', KEYS[2], 'head', text(head))
 redis.call('PEXPIRE', KEYS[2], text(tonumber(ARGV[4]) / 1000))
 return {current, text(head)}
@@ -171,7 +211,7 @@ return {current, text(head)}
 
 CLAIM = _script("""
 -- KEYS: state.
-return epoch(KEYS[1], ARGV[1], ARGV[2])
+return epoch(KEYS[1])
 """)
 """Note in a partition which server is the primary. Otherwise a partition that is not used until its
 former primary takes over again would seem never to have had another one."""
@@ -180,7 +220,7 @@ JOIN = _script("""
 -- KEYS: state, meta, rooms of the node. ARGV[4..]: lifetime of meta (us),
 -- room, the node's subscribers of it.
 -- Returns: epoch, a position that is not before any entry.
-local current = epoch(KEYS[1], ARGV[1], ARGV[2])
+local current = epoch(KEYS[1])
 local before, now = tonumber(redis.call('HGET', KEYS[3], ARGV[5])) or 0, tonumber(ARGV[6])
 if now == 0 then
   redis.call('HDEL', KEYS[3], ARGV[5])
@@ -192,7 +232,7 @@ if all < 0 or (all == 0 and now == 0) then redis.call('HDEL', KEYS[2], 'subscrib
 local meta = redis.call('HMGET', KEYS[2], 'last', 'head')
 local last, head = tonumber(meta[1]), tonumber(meta[2]) or 0
 if not last and now > 0 and head == 0 then
-  head = clock(ARGV[3])
+  head = clock()
   redis.call('HSET', KEYS[2], 'head', text(head))
 end
 if redis.call('PTTL', KEYS[2]) < tonumber(ARGV[4]) / 2000 then
@@ -205,8 +245,8 @@ return {current, text(math.max(last or 0, head))}
 ACK = _script("""
 -- KEYS: state, acks. ARGV[4..]: most devices, age of a device (us), then
 -- for each: device or '', epoch, offset.
-local current = epoch(KEYS[1], ARGV[1], ARGV[2])
-local now, most, age = clock(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local current = epoch(KEYS[1])
+local now, most, age = clock(), tonumber(ARGV[4]), tonumber(ARGV[5])
 for n = 6, #ARGV, 3 do
   local name, offset = ARGV[n], tonumber(ARGV[n + 2])
   if ARGV[n + 1] == current or offset == 0 then
@@ -239,12 +279,12 @@ return 0
 GET_ACK = _script("""
 -- KEYS: state, acks. ARGV[4..]: device or '', age of a device (us).
 -- Returns: epoch and offset; nothing if there is no acknowledged cursor.
-local current = epoch(KEYS[1], ARGV[1], ARGV[2])
+local current = epoch(KEYS[1])
 local found = redis.call('HMGET', KEYS[2], ARGV[4], '')
 for n = 1, 2 do
   if found[n] then
     local by, offset, at = string.match(found[n], '^(%S+) (%S+) (%S+)$')
-    if n == 2 or tonumber(at) > clock(ARGV[3]) - tonumber(ARGV[5]) then return {by, offset} end
+    if n == 2 or tonumber(at) > clock() - tonumber(ARGV[5]) then return {by, offset} end
   end
 end
 return {}
@@ -272,7 +312,7 @@ PROBE_AS_NODE = _script("""
 -- KEYS: nodes, departed nodes. ARGV[4..]: node, its probe channel, lifetime of a node (us).
 -- Returns: 1 if the node was not listed, the nodes that sent no probe for their lifetime, and the
 --          departed ones whose time is over.
-local now = clock(ARGV[3])
+local now = clock()
 local is_new = redis.call('ZADD', KEYS[1], text(now), ARGV[4])
 redis.call('SPUBLISH', ARGV[5], '')
 return {
@@ -290,7 +330,7 @@ REMOVE_NODE = _script("""
 -- KEYS: nodes, departed nodes. ARGV[4..]: node, how long what it has stored stays (us).
 redis.call('ZREM', KEYS[1], ARGV[4])
 if ARGV[5] == '0' then return redis.call('ZREM', KEYS[2], ARGV[4]) end
-return redis.call('ZADD', KEYS[2], text(clock(ARGV[3]) + ARGV[5]), ARGV[4])
+return redis.call('ZADD', KEYS[2], text(clock() + ARGV[5]), ARGV[4])
 """)
 """Remove a node from the list of nodes."""
 
@@ -330,7 +370,7 @@ else
   redis.call('SREM', KEYS[2], ARGV[5])
 end
 if #changed == 0 then return 0 end
-local now = math.max(clock(ARGV[3]), before + 1)
+local now = math.max(clock(), before + 1)
 redis.call('HSET', KEYS[1], 'version', text(now))
 if redis.call('HLEN', KEYS[1]) == 1 then redis.call('DEL', KEYS[1]) end
 local content = cjson.encode(changed)
@@ -348,7 +388,7 @@ local found = redis.call('HGETALL', KEYS[1])
 local version
 local subscribers = tonumber(redis.call('HGET', KEYS[2], 'subscribers')) or 0
 local own = tonumber(redis.call('HGET', KEYS[3], ARGV[4])) or 0
-local reply = {epoch(KEYS[4], ARGV[1], ARGV[2]), '', subscribers - own}
+local reply = {epoch(KEYS[4]), '', subscribers - own}
 for n = 1, #found, 2 do
   if found[n] == 'version' then
     version = found[n + 1]
@@ -357,7 +397,7 @@ for n = 1, #found, 2 do
     reply[#reply + 1] = found[n + 1]
   end
 end
-reply[2] = version or text(clock(ARGV[3]))  -- later than all changes before
+reply[2] = version or text(clock())  -- later than all changes before
 return reply
 """)
 """Read the users of a room."""
@@ -398,7 +438,7 @@ USAGE = _script("return string.match(redis.call('INFO', 'memory'), 'used_memory:
 
 LIVE_NODES = _script("""
 -- KEYS: nodes. ARGV[4..]: lifetime of a node (us). Returns: the nodes that are alive.
-return redis.call('ZRANGEBYSCORE', KEYS[1], text(clock(ARGV[3]) - ARGV[4]), '+inf')
+return redis.call('ZRANGEBYSCORE', KEYS[1], text(clock() - ARGV[4]), '+inf')
 """)
 """List the nodes."""
 
@@ -410,7 +450,7 @@ TAKE_RATES = _script("""
 -- ARGV[4..]: for each: amount a second, cost, what is taken in addition if there is enough.
 -- Returns: 1 if the addition was taken, then how long each rate has to wait (us). Nothing is taken
 --          unless all have enough.
-local now, burst = clock(ARGV[3]), 1000000
+local now, burst = clock(), 1000000
 local known = redis.call('MGET', unpack(KEYS))
 local function take(ahead)
   local reply, full, enough = {tostring(ahead)}, {}, true

@@ -85,12 +85,14 @@ class Shards:
         send_probe: Callable[[int], object],
         on_message: Callable[[bytes, bytes], None],
         catch_up: Callable[[Collection[int]], Awaitable[None]],
+        clock_shift_us: Callable[[], int],
     ) -> None:
         """
         Args:
             stats: counts how the connections work.
             channels: those that are always subscribed to.
             probe_channel, send_probe, on_message, catch_up: see :class:`~.feed.Feed`.
+            clock_shift_us: see :class:`~.link.Link`.
         """
         self._address = address
         self._stats = stats
@@ -102,6 +104,7 @@ class Shards:
             on_message=on_message,
             catch_up=catch_up,
         )
+        self._clock_shift_us = clock_shift_us
         self._requirements = Requirements(address)
         self._topology = Topology(address, self._on_switch)
         self._slot_map = SlotMap(address, self._on_owners)
@@ -147,16 +150,22 @@ class Shards:
         else:
             self._slot_map.start()
 
+    def group(self, partition: int) -> int:
+        """Return a number that is the same for partitions whose keys one call may have."""
+        return 0 if self._only is not None else partition
+
     def call(
         self, script: Script, keys: Sequence[bytes], arguments: Sequence[bytes | int | str]
     ) -> asyncio.Future[Any]:
         """Call a script where its keys are. It may run more than once: all can be repeated.
 
         Args:
-            keys: at least one; all in one partition.
+            keys: at least one; all of partitions of one :meth:`group`.
+
 
         Returns:
-            The reply. StoreUnavailableError: it was not called, or its reply was lost.
+            The reply; for a script with units, a reply for each. StoreUnavailableError: it was not
+            called, or its reply was lost, or that of a unit is an error.
         """
         loop = asyncio.get_running_loop()
         size = sum([len(each) for each in arguments if not isinstance(each, int)]) + 200
@@ -165,6 +174,7 @@ class Shards:
         if self._only is not None:
             self._only.link.add(call)
         else:
+            call.group = partition_of_key(keys[0])
             self._route(call)
         return call.result
 
@@ -237,6 +247,7 @@ class Shards:
             on_connected=on_connected,
             on_failed=lambda: self._on_failed(shard),
             on_refused=lambda refused: self._on_refused(shard, refused),
+            clock_shift_us=self._clock_shift_us,
         )
         feed = self._make_feed(
             open_connection,

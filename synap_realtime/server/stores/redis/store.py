@@ -102,6 +102,7 @@ class RedisStore:
             send_probe=self._membership.send_probe,
             on_message=self._rooms.on_message,
             catch_up=self._catch_up,
+            clock_shift_us=self._clock_shift_us,
         )
         self.report_presence = self._presence.report
         self.end_presence = self._presence.end
@@ -132,63 +133,54 @@ class RedisStore:
         return Cursor(epoch.decode(), int(offset))
 
     async def publish(self, publications: Sequence[Publication]) -> Sequence[PublishResult]:
-        by_room: defaultdict[Room, list[int]] = defaultdict(list)
+        groups: defaultdict[int, list[int]] = defaultdict(list)  # those that share a call
         for number, publication in enumerate(publications):
-            by_room[publication.room].append(number)
-        # Not cancelled with this call: what was sent will be stored.
-        work = self._publish(by_room, publications)
-        return await asyncio.shield(asyncio.get_running_loop().create_task(work))
-
-    async def _publish(
-        self, by_room: Mapping[Room, Sequence[int]], publications: Sequence[Publication]
-    ) -> Sequence[PublishResult]:
+            groups[self._shards.group(self._keys.of_room(publication.room).partition)].append(
+                number
+            )
+        # All are called before one is awaited. If this is cancelled, they are stored nevertheless.
         calls = [
-            self._send(room, [publications[number] for number in numbers])
-            for room, numbers in by_room.items()
+            (numbers, *self._send([publications[number] for number in numbers]))
+            for numbers in groups.values()
         ]
-        results: list[PublishResult | None] = [None] * len(publications)
+        results: dict[int, PublishResult] = {}
         problem: StoreUnavailableError | None = None
-        for (room, numbers), (name, reply) in zip(by_room.items(), calls, strict=True):
-            try:
-                epoch, *rows = await reply
-            except StoreUnavailableError as error:
-                problem = error
-                continue
-            finally:
+        try:
+            for numbers, _, reply in calls:
+                try:
+                    rows = await reply
+                except StoreUnavailableError as error:
+                    problem = error
+                    continue
+                for number, row in zip(numbers, rows, strict=True):
+                    results[number] = self._has_published(publications[number], row)
+        finally:
+            for _, name, reply in calls:
                 del self._rooms.publishing[name]
-            for number, row in zip(numbers, rows, strict=True):
-                publication = publications[number]
-                offset, previous, count, is_duplicate = row.split()
-                cursor = Cursor(epoch.decode(), int(offset))
-                duplicate = is_duplicate == b"1"
-                results[number] = PublishResult(publication.id, cursor, int(count), duplicate)
-                if not duplicate:
-                    self._rooms.has_published(
-                        room, cursor, int(previous), publication.text, publication.published_at
-                    )
+                reply.cancel()  # nobody waits for it, if this was cancelled
         if problem is not None:
             raise problem
-        return results  # type: ignore[return-value]  # each was set
+        return [results[number] for number in range(len(publications))]
 
-    def _send(
-        self, room: Room, publications: Sequence[Publication]
-    ) -> tuple[bytes, asyncio.Future[Any]]:
-        """Call PUBLISH for one room. Return the name of the call, and its reply."""
-        keys = self._keys.of_room(room)
+    def _send(self, publications: Sequence[Publication]) -> tuple[bytes, asyncio.Future[Any]]:
+        """Call PUBLISH. Return the name of the call, and its reply."""
         name = b"%b%x" % (self._call_prefix, next(self._call_numbers))
         self._rooms.publishing[name] = publications
-        reply = self._call(
-            PUBLISH,
-            (
-                *(keys.state, keys.log, keys.meta),
-                *[keys.dedupe + publication.id.encode() for publication in publications],
-            ),
-            *self._publish_options(room),
-            name,
-            keys.channel,
-            *[publication.text.encode() for publication in publications],
-        )
-        return name, reply
+        keys: list[bytes] = []
+        arguments: list[bytes] = []
+        for number, (room, id, text, _) in enumerate(publications):
+            room_keys = self._keys.of_room(room)
+            keys += (room_keys.state, room_keys.log, room_keys.meta, room_keys.dedupe + id.encode())
+            arguments += (self._publish_options(room), b"%b:%d" % (name, number), text.encode())
+        return name, self._call(PUBLISH, keys, *arguments)
+
+    def _has_published(self, publication: Publication, row: bytes) -> PublishResult:
+        offset, previous, count, is_duplicate, epoch = row.split()
+        cursor = Cursor(epoch.decode(), int(offset))
+        duplicate = is_duplicate == b"1"
+        if not duplicate:
+            self._rooms.has_published(cursor, int(previous), publication)
+        return PublishResult(publication.id, cursor, int(count), duplicate)
 
     async def read(self, room: Room, after: Cursor, limit: int) -> Page:
         keys = self._keys.of_room(room)
@@ -284,8 +276,10 @@ class RedisStore:
         await asyncio.gather(*healing, return_exceptions=True)  # cancelled, if a room was left
 
     def _call(self, script: Script, keys: Sequence[bytes], *arguments: Any) -> asyncio.Future[Any]:
-        shift = 0 if self._clock is None else us(self._clock() - self._opened_at)
-        return self._shards.call(script, keys, (shift, *arguments))
+        return self._shards.call(script, keys, arguments)
+
+    def _clock_shift_us(self) -> int:
+        return 0 if self._clock is None else us(self._clock() - self._opened_at)
 
     async def _call_each(self, script: Script, *arguments: Any) -> Sequence[Any]:
         """Call a script at each primary, with the key of the version."""
@@ -331,12 +325,13 @@ class RedisStore:
             for (name, epoch), offset in noted.items():
                 self._note_ack(room, name, Cursor(epoch, offset))
 
-    def _get_publish_options(self, room: Room) -> tuple[bytes, bytes, bytes]:
+    def _get_publish_options(self, room: Room) -> bytes:
         retention = self._retention
-        return (
-            b"%d" % retention.count_of(room),
-            b"%d" % (us(retention.dedupe_window_s) // 1000),
-            b"%d %d" % (us(retention.age_s(room)) // 1000, self._lifetime_us(room) // 1000),
+        return b"%d %d %d %d" % (
+            retention.count_of(room),
+            us(retention.dedupe_window_s) // 1000,
+            us(retention.age_s(room)) // 1000,
+            self._lifetime_us(room) // 1000,
         )
 
     def _lifetime_us(self, room: Room) -> int:

@@ -19,7 +19,7 @@ from tests.support.timeouts import TIMEOUT_S
 
 ROOM = Room("user_1")
 KEYS = KeySpace("synap")
-CHANNEL = KEYS.of_room(ROOM).channel
+CHANNEL = KEYS.of_room(ROOM).log
 
 
 class Server:

@@ -113,13 +113,11 @@ async def test_renewal_shares_the_round_trip_of_a_publish(
 ) -> None:
     """Also a batch over several rooms; only the first publish of a caller waits for its lease."""
     sent: list[set[bytes]] = []
-    execute = RedisConnection.execute
+    request = RedisConnection.request
 
-    def record(
-        connection: RedisConnection, commands: Sequence[Command]
-    ) -> asyncio.Future[list[Any]]:
+    def record(connection: RedisConnection, commands: Sequence[Command], done: Any) -> None:
         sent.append({word for command in commands for word in command if isinstance(word, bytes)})
-        return execute(connection, commands)
+        request(connection, commands, done)
 
     store = RedisStore(parse_address(url))
     limits, claims = Limits(load_settings(publishes_per_s=1000), store), Claims(key_name="jobs")
@@ -131,7 +129,7 @@ async def test_renewal_shares_the_round_trip_of_a_publish(
         await store.publish([publication(f"{number}", Room(f"user_{n}")) for n in range(2)])
 
     await publish(0)
-    monkeypatch.setattr(RedisConnection, "execute", record)
+    monkeypatch.setattr(RedisConnection, "request", record)
     for number in range(1, 50):
         await publish(number)
     await store.close()

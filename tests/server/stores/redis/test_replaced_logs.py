@@ -72,7 +72,7 @@ async def joined(valkey: Valkey, now: list[float] | None = None) -> AsyncIterato
 
 
 def announce(valkey: Valkey, store: RedisStore, epoch: str, offset: int, id: str) -> None:
-    channel = store._keys.of_room(ROOM).channel.decode()
+    channel = store._keys.of_room(ROOM).log.decode()
     assert valkey.command("SPUBLISH", channel, f'{epoch} 0 {offset} 0:4 {{"id":"{id}"}}') == 1
 
 
@@ -88,7 +88,7 @@ async def test_announcement_of_what_the_log_lacks_is_not_delivered(valkey: Valke
     """It comes from a primary that was replaced: its log is not the one that is read."""
     async with joined(valkey) as node:
         first = await node.publish("a")
-        channel = node.store._keys.of_room(ROOM).channel.decode()
+        channel = node.store._keys.of_room(ROOM).log.decode()
         head = first.cursor.offset
         message = f"{first.cursor.epoch} {head + 1} {head + 2} 0:4"
         valkey.command("SPUBLISH", channel, message)

@@ -122,8 +122,8 @@ async def test_keys_of_another_version_are_not_used(tmp_path: Path) -> None:
     with running_valkey(tmp_path / "valkey") as server:
         store = open_store(server.url, Retention())
         await store.publish([publication("n1")])
-        server.command("SET", "synap:{0}:schema", "2")
-        said = "prefix synap have version 2, and this server uses 1: run one version"
+        server.command("SET", "synap:{0}:schema", "1")
+        said = "prefix synap have version 1, and this server uses 2: run one version"
         with pytest.raises(StoreUnavailableError, match=said):
             await store.check()
         with pytest.raises(ConfigurationError, match=said):
