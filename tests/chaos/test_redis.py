@@ -26,7 +26,7 @@ from tests.support.store_traffic import (
     run_traffic,
 )
 from tests.support.timeouts import TIMEOUT_S, scaled
-from tests.support.valkey import PROGRAMS, Valkey, running_valkey
+from tests.support.valkey import PROGRAMS, Valkey, needs_faketime, running_valkey
 from tests.support.waits import SetWaits
 
 
@@ -272,3 +272,32 @@ async def test_killed_replica_and_sentinel_disturb_nobody(replicated: Replicated
         await asyncio.sleep(scaled(1))
 
     assert_exact(await run_traffic(replicated.url, fault))
+
+
+@needs_faketime
+@pytest.mark.parametrize("clock", ["-1h", "+10m"])
+async def test_new_primary_whose_clock_is_off(
+    tmp_path: Path, clock: str, set_waits: SetWaits
+) -> None:
+    """Offsets go on, nothing is lost silently, and a node that failed meanwhile is removed."""
+    lifetime_s = scaled(4.0)
+    set_waits(redis_node_lifetime_s=lifetime_s)
+    servers = Replicated(tmp_path, clock=clock)
+    with servers.stack:
+        failing = RedisStore(parse_address(servers.url))
+        await failing.join(ROOMS[0])
+        await until_ready(failing)
+
+        async def fault() -> None:
+            # From now on it sends nothing, like a process that was killed.
+            await failing._shards.close_feeds()
+            servers.primary.kill()
+            await until(lambda: servers.replica.is_primary)
+            await asyncio.sleep(3 * lifetime_s)
+
+        traffic = await run_traffic(servers.url, fault)
+        assert_nothing_lost_silently(traffic)
+        for subscriber in traffic.subscribers:
+            assert subscriber.gaps == dict.fromkeys(ROOMS, 1)
+        assert servers.replica.command("ZRANGE", "synap:{0}:nodes", 0, -1) == []
+        await failing.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from synap_realtime.server.stores.redis.errors import SENTINEL_RULE
@@ -40,6 +40,9 @@ class Replicated:
         options: Sequence[str] = (),
         rule: str | None = None,
         certified: Certified | None = None,
+        through: Callable[[int], int] | None = None,
+        down_after_ms: int = 1000,
+        clock: str | None = None,
     ) -> None:
         """
         Args:
@@ -47,12 +50,15 @@ class Replicated:
             rule: the ACL rules of the nodes' user at servers and Sentinels that ask for passwords;
                 None: there are neither users nor passwords.
             certified: what servers and Sentinels need for TLS; None: without TLS.
+            through: given the port of the primary, returns the one by which others reach it.
+            down_after_ms: after how long without an answer the Sentinels replace the primary.
+            clock: how far the clock of the replica is off.
         """
         self.stack = contextlib.ExitStack()
         options = [*options, *REPLICAS_USER]
         enter = self.stack.enter_context
         password = sentinel_password = None
-        lines: list[str] = []
+        lines = [f"sentinel down-after-milliseconds main {down_after_ms}"]
         if rule is not None:
             password, sentinel_password = PASSWORD, SENTINEL_PASSWORD
             user = ["app", "on", f">{USER_PASSWORD}", *rule.split()]
@@ -70,12 +76,15 @@ class Replicated:
             )
         )
         primary_port = ports[3] if certified else self.primary.port
+        if through is not None:
+            primary_port = through(primary_port)
         self.replica = enter(
             running_valkey(
                 folder / "replica",
                 *("--replicaof", "127.0.0.1", str(primary_port), *options, *tls[4]),
                 password=password,
                 program=program,
+                clock=clock,
             )
         )
         self.sentinels = [

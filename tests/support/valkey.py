@@ -30,6 +30,10 @@ Unlike the one above, it has TLS."""
 needs_redis = pytest.mark.skipif(
     not REDIS.exists(), reason="needs Redis 7.0 (apt-get install redis-server)"
 )
+FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
+needs_faketime = pytest.mark.skipif(
+    not FAKETIME.exists(), reason="needs libfaketime (apt-get install libfaketime)"
+)
 PROGRAMS = [
     pytest.param(VALKEY, id="valkey"),
     pytest.param(REDIS, id="redis-7.0", marks=needs_redis),
@@ -50,8 +54,24 @@ class Valkey:
     """A server on loopback that keeps what it acknowledges (``appendfsync always``)."""
 
     def __init__(
-        self, folder: Path, *options: str, password: str | None = None, program: Path = VALKEY
+        self,
+        folder: Path,
+        *options: str,
+        password: str | None = None,
+        program: Path = VALKEY,
+        clock: str | None = None,
     ) -> None:
+        """
+        Args:
+            clock: how far its clock is off, such as ``-1h``; see :data:`needs_faketime`.
+        """
+        self._environment = None
+        if clock is not None:
+            self._environment = {
+                "LD_PRELOAD": str(FAKETIME),
+                "FAKETIME": clock,
+                "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            }
         self._password = password
         self._program = program
         self.port = free_port()
@@ -82,6 +102,7 @@ class Valkey:
         self._process = subprocess.Popen(
             command,
             stdout=subprocess.DEVNULL,
+            env=self._environment,
             restore_signals=False,  # SIGXFSZ stays ignored: a limit of file sizes is an error
         )
 
@@ -140,9 +161,13 @@ class Valkey:
 
 @contextlib.contextmanager
 def running_valkey(
-    folder: Path, *options: str, password: str | None = None, program: Path = VALKEY
+    folder: Path,
+    *options: str,
+    password: str | None = None,
+    program: Path = VALKEY,
+    clock: str | None = None,
 ) -> Iterator[Valkey]:
-    server = Valkey(folder, *options, password=password, program=program)
+    server = Valkey(folder, *options, password=password, program=program, clock=clock)
     try:
         yield server
     finally:

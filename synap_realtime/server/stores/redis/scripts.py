@@ -313,6 +313,13 @@ PROBE_AS_NODE = _script("""
 -- Returns: 1 if the node was not listed, the nodes that sent no probe for their lifetime, and the
 --          departed ones whose time is over.
 local now = clock()
+-- A clock that is behind, as that of a new primary may be, must not keep failed nodes for longer.
+local latest = {text(now), text(now + 60000000)}
+for n = 1, 2 do
+  for _, node in ipairs(redis.call('ZRANGEBYSCORE', KEYS[n], '(' .. latest[n], '+inf')) do
+    redis.call('ZADD', KEYS[n], latest[n], node)
+  end
+end
 local is_new = redis.call('ZADD', KEYS[1], text(now), ARGV[4])
 redis.call('SPUBLISH', ARGV[5], '')
 return {

@@ -3,46 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 
 import pytest
 
 from synap_realtime.server.stores.redis.address import parse_address
 from synap_realtime.server.stores.redis.connection import RedisConnectionLostError
 from synap_realtime.server.stores.redis.topology import Topology
+from tests.support.scripted_redis import answering, bulk
 from tests.support.timeouts import TIMEOUT_S
-
-
-def bulk(*words: str) -> bytes:
-    strings = [b"$%d\r\n%b\r\n" % (len(word), word.encode()) for word in words]
-    return b"".join([b"*%d\r\n" % len(words), *strings])
-
-
-@asynccontextmanager
-async def answering(answer: Callable[[bytes], bytes], may: asyncio.Event) -> AsyncIterator[int]:
-    """A server that answers each request, as soon as it may. Yields the port."""
-
-    serving: set[asyncio.Task[None]] = set()
-
-    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        serving.add(asyncio.create_task(serve(reader, writer)))
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while request := await reader.read(65536):
-                await may.wait()
-                writer.write(answer(request))
-        except OSError:
-            pass  # reset
-        finally:
-            writer.transport.abort()
-
-    async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
-        yield server.sockets[0].getsockname()[1]
-        for each in serving:
-            each.cancel()
-        await asyncio.gather(*serving, return_exceptions=True)
 
 
 @pytest.mark.parametrize("noticed_by", ["another connection", "nobody yet"])
