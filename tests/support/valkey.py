@@ -154,6 +154,11 @@ class Valkey:
             self._process.wait()
             self._process = None
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the process has ended by itself."""
+        return self._process is not None and self._process.poll() is not None
+
     def restart(self) -> None:
         self.kill()
         self.start()
