@@ -58,3 +58,23 @@ def test_panels_have_unique_ids_and_do_not_overlap() -> None:
     for one, other in combinations(PANELS, 2):
         assert apart(one["gridPos"], other["gridPos"]), (one["title"], other["title"])
     assert all(panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24 for panel in PANELS)
+
+
+@pytest.mark.parametrize(
+    "metric", ["active_rooms", "store_bytes", "store_rooms", "max_connections", "limit"]
+)
+def test_gauges_that_servers_count_alike_are_not_added_up(metric: str) -> None:
+    """A room counts at each server that has subscribers of it, and a shared store at all."""
+    for panel in PANELS:
+        for target in panel.get("targets", ()):
+            if f"synap_realtime_{metric}{{" in target["expr"]:
+                assert "sum" not in target["expr"], panel["title"]
+
+
+def test_shows_what_servers_that_share_a_store_count() -> None:
+    text = json.dumps(PANELS)
+    for name in (
+        *("store_deaf_seconds_total", "store_unconfirmed_subscriptions", "store_reconnects_total"),
+        *("store_failovers_total", "store_heals_total", "store_gaps_total"),
+    ):
+        assert f"synap_realtime_{name}" in text
