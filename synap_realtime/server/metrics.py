@@ -352,7 +352,7 @@ def merge_pages(pages: Sequence[str]) -> str:
     families: dict[str, tuple[list[str], list[str]]] = {}
     for page in pages:
         for family in page.split("# HELP ")[1:]:
-            lines = family.splitlines()
+            lines = family.splitlines() or [""]
             name = lines[0].partition(" ")[0]
             samples = [line for line in lines[1:] if not line.startswith("#")]
             header = [f"# HELP {lines[0]}", *(line for line in lines if line.startswith("#"))]

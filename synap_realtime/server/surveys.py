@@ -59,8 +59,8 @@ class Surveys:
 
         Args:
             question: a registered one.
-            parse: checks and converts an answer. An answer for which it raises TypeError,
-                ValueError or KeyError counts as missing: a node of another version sent it.
+            parse: checks and converts an answer. An answer for which it raises an error counts as
+                missing: a node of another version sent it.
         """
         answers = Answers([parse(self._handlers[question](arguments))])
         if self._store is None:
@@ -69,7 +69,7 @@ class Surveys:
         for answer in others.values():
             try:
                 answers.all.append(parse(answer))
-            except (TypeError, ValueError, KeyError):
+            except Exception:  # noqa: BLE001, S112 - the result says that an answer is missing
                 continue
         return Answers(answers.all, None if asked is None else asked + 1)
 

@@ -19,11 +19,15 @@ from synap_realtime.broadcast import responses
 from synap_realtime.server.asgi import connections
 from synap_realtime.server.auth import jwks
 from synap_realtime.server.http import publish
+from synap_realtime.server.http.admin import answers
 from synap_realtime.server.http.routes import Router
 from synap_realtime.server.messages import Response
 from synap_realtime.server.protocols import ws_codec
 from synap_realtime.server.protocols.http1 import Http1Protocol
 from synap_realtime.server.rooms.sessions import SessionRegistry
+from synap_realtime.server.stores.redis.live_rooms import LiveRooms
+from synap_realtime.server.stores.redis.presence import SharedPresence
+from synap_realtime.server.stores.redis.survey import RedisSurveys
 from synap_realtime.subscriber import core
 
 from . import worker
@@ -231,6 +235,28 @@ def test_answer_target_notices_an_exception(monkeypatch: pytest.MonkeyPatch) -> 
 def test_subscriber_target_notices_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(core, "parse_notification", lambda value: value["type"])
     catches("subscriber")
+
+
+@pytest.mark.parametrize("part", [LiveRooms, SharedPresence, RedisSurveys])
+def test_nodes_target_notices_a_message_that_raises(
+    part: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "_on_question" if part is RedisSurveys else "on_message"
+    handle = getattr(part, name)
+
+    def strict(self: Any, *message: bytes) -> None:
+        message[-1].decode()
+        handle(self, *message)
+
+    monkeypatch.setattr(part, name, strict)
+    catches("nodes")
+
+
+def test_nodes_target_notices_an_answer_that_breaks_the_page(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(answers, "newest_connections", lambda found: [e["since"] for e in found])
+    catches("nodes")
 
 
 class _Leaks(Target):

@@ -111,7 +111,9 @@ def _describe() -> Response:
 
 
 def _page_in(answer: Answer) -> str:
-    return str(answer["page"])
+    page = answer["page"]
+    page.encode()  # raises an error unless it is text
+    return str(page)
 
 
 class Readiness:

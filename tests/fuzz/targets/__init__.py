@@ -6,7 +6,17 @@ from importlib import import_module
 
 from ..target import Target
 
-NAMES = ("http", "asgi", "websocket", "notification", "token", "jwks", "answer", "subscriber")
+NAMES = (
+    "http",
+    "asgi",
+    "websocket",
+    "notification",
+    "token",
+    "jwks",
+    "answer",
+    "subscriber",
+    "nodes",
+)
 
 
 def load(name: str) -> Target:

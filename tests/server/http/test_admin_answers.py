@@ -14,6 +14,7 @@ from synap_realtime.server.http.admin.answers import (
     merge_rooms,
     merge_states,
     parse_node_state,
+    parse_room_state,
     sample_rooms,
 )
 
@@ -42,6 +43,20 @@ def test_counts_are_added() -> None:
     assert merged["totals"] == {"published": 4, "delivered": 6}
     assert merged["roomCount"] == 3
     assert [each["name"] for each in merged["nodes"]] == ["a", "b"]
+
+
+def test_connection_of_another_version_may_lack_members() -> None:
+    states = [{"total": 1, "connections": [each]} for each in ({"user": "1"}, {"since": "2026"})]
+    assert merge_rooms([parse_room_state(state) for state in states]) == {
+        "total": 2,
+        "connections": [{"since": "2026"}, {"user": "1"}],
+    }
+
+
+@pytest.mark.parametrize("count", [1, 5000])
+def test_count_of_rooms_needs_no_complete_sample(count: int) -> None:
+    shortened = {**state("a", {"x": 1}), "roomCount": count}
+    assert merge_states([parse_node_state(shortened)])["roomCount"] == count
 
 
 def test_answer_stays_bounded() -> None:
@@ -79,7 +94,13 @@ def test_rooms_of_a_single_node_are_counted_exactly(rooms: int) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"rooms": None}, {"connections": {"websocket": "many"}}, {"totals": []}, {"roomCount": "x"}],
+    [
+        {"rooms": None},
+        {"connections": {"websocket": "many"}},
+        {"totals": []},
+        {"totals": {"published": float("inf")}},
+        {"roomCount": "x"},
+    ],
 )
 def test_answer_of_another_form_is_rejected(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="validation error"):

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 from zlib import crc32
 
-from pydantic import TypeAdapter
+from pydantic import FiniteFloat, NonNegativeInt, TypeAdapter
 from typing_extensions import TypedDict
 
 MAX_ROOMS = 200
@@ -45,9 +45,9 @@ class NodeState(TypedDict):
     startedAt: str
     connections: dict[str, int]
     roomCount: int
-    roomHashes: list[int]
+    roomHashes: list[NonNegativeInt]
     rooms: list[RoomCount]
-    totals: dict[str, float]
+    totals: dict[str, FiniteFloat]
 
 
 class RoomState(TypedDict):
@@ -76,7 +76,7 @@ def largest_rooms(counts: Iterable[tuple[str, int]]) -> list[RoomCount]:
 
 
 def newest_connections(connections: list[dict[str, str | None]]) -> list[dict[str, str | None]]:
-    return heapq.nlargest(MAX_CONNECTIONS, connections, key=lambda each: each["since"] or "")
+    return heapq.nlargest(MAX_CONNECTIONS, connections, key=lambda each: each.get("since") or "")
 
 
 def merge_states(states: Sequence[NodeState]) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def _count_rooms(states: Sequence[NodeState]) -> int:
     """
     counts = [state["roomCount"] for state in states]
     hashes = sorted({each for state in states for each in state["roomHashes"]})
-    if max(counts) <= _SAMPLE and len(hashes) <= _SAMPLE:
-        return len(hashes)
+    if len(hashes) < _SAMPLE or (max(counts) <= _SAMPLE and len(hashes) <= _SAMPLE):
+        return max(len(hashes), *counts)
     estimate = round((_SAMPLE - 1) * _HASHES / hashes[_SAMPLE - 1])
     return min(max(estimate, *counts), sum(counts))

@@ -180,7 +180,18 @@ class LiveRooms:
         if live is None:
             self.on_other(channel, payload)
             return
-        epoch, previous, offset, call, *text = payload.split(b" ", 4)
+        try:
+            self._take(live, payload)
+        except ValueError:  # another node has published what cannot be parsed
+            self._heal(live)
+
+    def _take(self, live: _LiveRoom, announcement: bytes) -> None:
+        """Deliver an announced entry, or read it from the log.
+
+        Raises:
+            ValueError: the announcement is malformed.
+        """
+        epoch, previous, offset, call, *text = announcement.split(b" ", 4)
         position = int(offset)
         if live.epoch != epoch.decode():  # the log was replaced, or the message is a late one
             self._heal(live)

@@ -13,6 +13,8 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from pydantic_core import from_json
+
 from ...errors import StoreUnavailableError
 from ..base import Survey, SurveyHandler
 from .keys import KeySpace
@@ -125,8 +127,9 @@ class RedisSurveys:
 
     def _on_question(self, payload: bytes) -> None:
         try:
-            message = json.loads(payload)
+            message = from_json(payload, allow_inf_nan=False)
             id, sender = str(message["id"]), str(message["from"])
+            channel = self._keys.answers(sender)
             question, arguments = str(message["question"]), dict(message["arguments"])
         except (ValueError, TypeError, KeyError):
             logger.warning("a question of another node is malformed; ignoring it")
@@ -143,12 +146,12 @@ class RedisSurveys:
         if len(text) > MAX_ANSWER_BYTES:
             logger.warning("an answer is too long; question=%s bytes=%d", question, len(text))
             text = json.dumps({**reply, "answer": None}).encode()
-        sent = self._send(self._keys.answers(sender), text)
+        sent = self._send(channel, text)
         sent.add_done_callback(_ignore_failure)
 
     def _on_answer(self, payload: bytes) -> None:
         try:
-            message = json.loads(payload)
+            message = from_json(payload, allow_inf_nan=False)
             opened, node = self._open.get(message["id"]), str(message["node"])
             answer = message["answer"]
         except (ValueError, TypeError, KeyError):

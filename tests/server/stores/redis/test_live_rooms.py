@@ -172,6 +172,28 @@ async def test_announced_entry_that_was_deleted_is_passed_over(server: Server, n
     assert (node.delivered, node.gaps) == ([1003], 0)
 
 
+@pytest.mark.parametrize(
+    "announcement",
+    [
+        b"",
+        b"e1",
+        b"e1 x 1001 c:4 {}",
+        b"e1 1000 y c:4 {}",
+        b"e1 1000 1001 c:4 \xff",
+        b"\xff 1 2 c:4",
+    ],
+)
+async def test_malformed_announcement_is_read_from_the_log(
+    server: Server, node: Node, announcement: bytes
+) -> None:
+    """It must not cost the connection, over which the messages of all rooms arrive."""
+    server.add(1001)
+    node.receive(announcement)
+    await node.settle()
+    node.receive(server.add(1002))
+    assert (node.delivered, node.gaps) == ([1001, 1002], 0)
+
+
 async def test_late_entry_of_a_former_epoch_changes_nothing(server: Server, node: Node) -> None:
     """The connection for messages may lead to the former primary for a while."""
     node.receive(server.add(1001))

@@ -131,6 +131,50 @@ async def test_what_arrives_while_the_hash_is_read_is_applied_after_it(
     assert redis.calls == []
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"",
+        b"x y z []",
+        b"5 6 \xff []",
+        b'5 6 a ["bob"]',
+        b'5 6 a {"bob":1}',
+        b'5 6 a ["bob","x"]',
+        b'5 6 a ["bob","[[],1]"]',
+        b"5 6 a " + b"[" * 5000,
+    ],
+)
+async def test_malformed_announcement_leads_to_a_read(
+    shared: SharedPresence, redis: Redis, message: bytes
+) -> None:
+    seen = await watch(shared, redis, read(5, (A, "ann")))
+    shared.on_message(CHANNEL, message)
+    _, reply = await redis.next(READ_PRESENCE)
+    reply.set_result(read(6, (A, "ann"), (B, "bob")))
+    await settle()
+    assert seen.calls == [{"ann": ONE}, {"bob": ONE}]
+
+
+@pytest.mark.parametrize(
+    "state", [b"", b"x", b"[1", b"{}", b'["1",[]]', b"[1,[7]]", b"[1,[]],[1,[]]"]
+)
+async def test_malformed_state_of_a_user_hides_no_other(
+    shared: SharedPresence, redis: Redis, state: bytes
+) -> None:
+    reply = read(5, (A, "ann"), (B, "bob"), (B, "eve"))
+    reply[reply.index(b"%b:bob" % B.encode()) + 1] = state
+    seen = await watch(shared, redis, reply)
+    assert seen.calls == [{"ann": ONE, "eve": ONE}]
+
+
+async def test_what_a_newer_node_appends_to_a_state_is_ignored(
+    shared: SharedPresence, redis: Redis
+) -> None:
+    seen = await watch(shared, redis, read(5))
+    shared.on_message(CHANNEL, announcement(5, 6, A, ("bob", '[1,["x"],{"y":1}]')))
+    assert seen.calls[-1] == {"bob": UserPresence(1, ("x",))}
+
+
 async def test_what_arrives_late_is_ignored(shared: SharedPresence, redis: Redis) -> None:
     seen = await watch(shared, redis, read(9))
     shared.on_message(CHANNEL, announcement(3, 5, A, ("ann", JOIN)))

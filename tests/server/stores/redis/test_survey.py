@@ -159,7 +159,8 @@ async def test_questions_over_the_bounds_are_not_asked(
 @pytest.mark.parametrize(
     "payload",
     [b"", b"\xff", b"[]", b"{}", b'{"id":[],"node":"x","answer":{}}', b'"x"', b"1",
-     b'{"id":"x","from":"y","question":"known","arguments":3}'],
+     b'{"id":"x","from":"y","question":"known","arguments":3}', b"[" * 5000,
+     b'{"id":"x","from":"\\ud800","question":"known","arguments":{}}'],
 )  # fmt: skip
 async def test_malformed_messages_are_ignored(
     open_node: OpenNode, url: str, payload: bytes
