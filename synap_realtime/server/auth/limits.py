@@ -130,7 +130,7 @@ class Limits:
             f"rate limit exceeded: {most} {what}/s per user, key or address", wait_s
         )
 
-    def count_read(self, claims: Claims, address: str | None, size: int) -> None:
+    def count_read(self, claims: Claims | None, address: str | None, size: int) -> None:
         """Count the bytes of a response.
 
         They may exceed the limit. Then the next requests are rejected until the excess is made up.

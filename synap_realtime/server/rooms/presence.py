@@ -53,20 +53,17 @@ class Watcher(Protocol):
     def send_control(self, frame: ControlFrame) -> None: ...
 
 
-@dataclass(slots=True)
-class _User:
-    """The connections of one user at this node.
+_Devices = Mapping[str | None, int]
+"""The connections of one user at this node: their number by device name. None counts those without
+a name. A device without connections stays until its grace period ends."""
 
-    Attributes:
-        devices: the number of connections by device name; None counts those without a name. A
-            device without connections stays until its grace period ends.
-    """
+_ALONE: _Devices = MappingProxyType({None: 1})
+"""Most users have one connection, without a name. They share one object."""
 
-    devices: dict[str | None, int] = field(default_factory=dict)
 
-    def summary(self) -> UserPresence:
-        names = sorted(name for name in self.devices if name is not None)
-        return UserPresence(sum(self.devices.values()), tuple(names[:MAX_DEVICES]))
+def _summary(devices: _Devices) -> UserPresence:
+    names = sorted(name for name in devices if name is not None)
+    return UserPresence(sum(devices.values()), tuple(names[:MAX_DEVICES]))
 
 
 class _Watched:
@@ -99,7 +96,7 @@ class _Watched:
 
 @dataclass(slots=True)
 class _Room:
-    users: dict[str, _User] = field(default_factory=dict)
+    users: dict[str, _Devices] = field(default_factory=dict)  # by id
     watched: _Watched | None = None  # most rooms have no watchers
 
 
@@ -124,8 +121,12 @@ class Presence:
         tracked = self._rooms.get(room)
         if tracked is None:
             tracked = self._rooms[room] = _Room()
-        devices = tracked.users.setdefault(user, _User()).devices
-        devices[device] = devices.get(device, 0) + 1
+        devices = tracked.users.get(user)
+        if devices is None and device is None:
+            tracked.users[user] = _ALONE
+        else:
+            devices = devices or {}
+            tracked.users[user] = {**devices, device: devices.get(device, 0) + 1}
         self._has_changed(room, tracked, user)
 
     def leave(self, room: Room, user: str, device: str | None) -> None:
@@ -133,18 +134,19 @@ class Presence:
         if self._is_closed:
             return
         tracked = self._rooms[room]
-        devices = tracked.users[user].devices
-        devices[device] -= 1
-        if not devices[device]:
+        devices = tracked.users[user]
+        tracked.users[user] = {**devices, device: devices[device] - 1}
+        if devices[device] == 1:
             self._begin_grace(room, user, device)
         self._has_changed(room, tracked, user)
 
     def _begin_grace(self, room: Room, user: str, device: str | None) -> None:
-        devices = self._rooms[room].users[user].devices
+        users = self._rooms[room].users
+        devices = users[user]
         if len(devices) > MAX_DEVICES:
             # Bound the devices of one user: remove the oldest one that has no connection.
             oldest = next(name for name, count in devices.items() if not count)
-            del devices[oldest]
+            users[user] = {name: count for name, count in devices.items() if name != oldest}
             if oldest == device:
                 return
             self._leaving.pop((room, user, oldest)).cancel()
@@ -262,9 +264,10 @@ class Presence:
     def _expire(self, room: Room, name: str, device: str | None) -> None:
         del self._leaving[room, name, device]
         tracked = self._rooms[room]
-        devices = tracked.users[name].devices
-        del devices[device]
-        if not devices:
+        devices = {each: n for each, n in tracked.users[name].items() if each != device}
+        if devices:
+            tracked.users[name] = devices
+        else:
             del tracked.users[name]
         self._has_changed(room, tracked, name)
         self._forget_if_empty(room)
@@ -272,7 +275,7 @@ class Presence:
     def _has_changed(self, room: Room, tracked: _Room, name: str) -> None:
         if self._store is not None:
             user = tracked.users.get(name)
-            self._store.report_presence(room, name, None if user is None else user.summary())
+            self._store.report_presence(room, name, None if user is None else _summary(user))
         self._notify(tracked, name)
 
     def _notify(self, tracked: _Room, name: str) -> None:
@@ -347,9 +350,9 @@ def _merge(
     if here is None:
         merged = elsewhere
     elif elsewhere is None:
-        return here.summary()
+        return _summary(here)
     else:
-        merged = here.summary().merged_with(elsewhere)
+        merged = _summary(here).merged_with(elsewhere)
     return None if merged is None else merged._replace(devices=merged.devices[:MAX_DEVICES])
 
 

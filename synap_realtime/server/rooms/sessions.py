@@ -43,7 +43,7 @@ from ..errors import (
 )
 from ..logging import events
 from ..metrics import Metrics
-from ..resources.byte_budget import BacklogBudget, caller_of
+from ..resources.byte_budget import BacklogBudget
 from ..resources.pacing import run_eagerly
 from ..stores.base import Store
 from .backlog import Sink
@@ -229,6 +229,7 @@ class Session:
             if not self._access.is_still_valid(claims):
                 return close(CloseCode.REVOKED)
             previous, self.claims = self.claims, claims
+            self.subscription.claims = claims
             # Do not warn again for a token that expires no later: the client has no newer one.
             if _end_of(claims) > _end_of(previous):
                 self._schedule()
@@ -293,6 +294,8 @@ class SessionRegistry:
         self._access = access
         self._revocations = revocations
         self._limits = limits
+        # Each access to a method creates an object, which the connection would keep.
+        self._allow_message, self._count_read = limits.allow_message, limits.count_read
         self._backlogs = backlogs
         self._metrics = metrics
         self._timers = TimerQueue()
@@ -327,7 +330,6 @@ class SessionRegistry:
         device = claims.device or device
         slot = await self._limits.admit(claims, room, address)
         self._metrics.connected(transport)
-        count_read = partial(self._limits.count_read, claims, address)
         subscription = Subscription(
             self._store,
             self._hub,
@@ -336,15 +338,16 @@ class SessionRegistry:
             device=device,
             acknowledges=acknowledges,
             budget=self._backlogs,
-            caller=caller_of(claims, address),
-            count_read=count_read,
+            claims=claims,
+            address=address,
+            count_read=self._count_read,
         )
         session = Session(
             subscription, room, claims, self._access, self._timers, slot=slot,
             # Without keys there are no identities: a user's room stands for its user.
             user=room_owner(room) if claims is UNRESTRICTED else claims.user,
             address=address, device=device, transport=transport, wants_presence=wants_presence,
-            allow_message=self._limits.allow_message,
+            allow_message=self._allow_message,
         )  # fmt: skip
         self._open.add(session)
         events.log_opened(room, claims, address, device, transport)
@@ -354,6 +357,7 @@ class SessionRegistry:
         if session.user is not None:
             self._presence.join(room, session.user, device)
         if wants_presence:
+            count_read = partial(self._count_read, claims, address)
             self._presence.watch(room, subscription, count_read)
         return session
 

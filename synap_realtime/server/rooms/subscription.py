@@ -16,8 +16,9 @@ from ...protocol.control import CLOSING, SUBSCRIBED, CloseCode, ControlFrame
 from ...protocol.cursor import Cursor, parse_cursor
 from ...protocol.rooms import Room, is_request_room
 from ...tracing import is_enabled
+from ..auth.claims import Claims
 from ..metrics import Metrics
-from ..resources.byte_budget import NO_CALLER, BacklogBudget, Caller
+from ..resources.byte_budget import BacklogBudget, caller_of
 from ..stores.base import Entry, Store
 from ..tracing import start_delivery_span
 from .backlog import NULL_SINK, Backlog, Sink
@@ -26,6 +27,9 @@ from .replay import Replay
 
 _MIN_RESUME_MS, _RESUME_SPREAD_MS = 50, 1000
 """When the subscribers of a room resume after a gap, so that they do not all return at once."""
+
+CountRead = Callable[[Claims | None, str | None, int], object]
+"""Counts bytes that a client reads: its claims, its address, and the bytes."""
 
 UNKNOWN_POSITION = "lost"
 """A position that is in no log: replays everything that is retained, with ``recovered: false``."""
@@ -81,15 +85,16 @@ class Subscription:
 
     Attributes:
         acknowledges: the client acknowledges what it has received.
+        claims: of the client; None: its backlog is charged to its address.
         state: changed by the methods of this class only.
         close_code: why it was closed; None while it is open, and if the client has ended it.
         reason: the same as readable text; else empty.
     """
 
     __slots__ = (
+        "_address",
         "_backlog",
         "_budget",
-        "_caller",
         "_count_read",
         "_device",
         "_ended",
@@ -106,6 +111,7 @@ class Subscription:
         "_store",
         "_unacked",
         "acknowledges",
+        "claims",
         "close_code",
         "reason",
         "state",
@@ -121,8 +127,9 @@ class Subscription:
         device: str | None = None,
         acknowledges: bool = False,
         budget: BacklogBudget | None = None,
-        caller: Caller = NO_CALLER,
-        count_read: Callable[[int], None] = lambda _: None,
+        claims: Claims | None = None,
+        address: str | None = None,
+        count_read: CountRead = lambda *_: None,
     ) -> None:
         """
         Args:
@@ -130,14 +137,15 @@ class Subscription:
             acknowledges: the client acknowledges what it has received (``synap.v1``). Otherwise
                 a notification is acknowledged when it is written.
             budget: bounds the backlogs of all subscribers; default: unbounded.
-            caller: charged for the backlog of this subscription.
-            count_read: called with the bytes of each page that is replayed.
+            claims, address: of the client, who is charged for the backlog of this subscription.
+            count_read: called with them and with the bytes of each page that is replayed.
         """
         self.state = _JOINING
         self.close_code: CloseCode | None = None
         self.reason = ""
         self._budget = budget or BacklogBudget(0, 0)
-        self._caller = caller
+        self.claims = claims
+        self._address = address
         self._count_read = count_read
         self._store = store
         self._hub = hub
@@ -344,7 +352,7 @@ class Subscription:
             self._room,
             position,
             recovered=after != UNKNOWN_POSITION,
-            count_read=self._count_read,
+            count_read=self._count_page,
         )
         await self._replay(replay)
         self._replay_wakeup = None
@@ -437,6 +445,9 @@ class Subscription:
         data = {"room": self._room, "cursor": str(position), "replayed": replayed}
         return ControlFrame(SUBSCRIBED, {**data, "recovered": recovered})
 
+    def _count_page(self, size: int) -> None:
+        self._count_read(self.claims, self._address, size)
+
     async def _is_ready(self, page: Sequence[Entry] = (), first: int = 0) -> bool:
         """Send pending control frames and wait until the socket is writable.
 
@@ -525,7 +536,8 @@ class Subscription:
 
     def _ensure_backlog(self) -> Backlog:
         if self._backlog is None:
-            self._backlog = Backlog(self, self._budget, self._caller)
+            caller = caller_of(self.claims, self._address)
+            self._backlog = Backlog(self, self._budget, caller)
         return self._backlog
 
     def _drop_backlog(self) -> None:
