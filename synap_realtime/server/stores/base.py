@@ -314,6 +314,14 @@ def needs_task(store: Store) -> bool:
     return not vars(type(store)).get("runs_without_task", False)
 
 
+def reads_immediately(store: Store) -> bool:
+    """Return whether a store reads logs without waiting, so that sharing a read would cost more.
+
+    The class of such a store has ``reads_immediately = True``. It is not inherited.
+    """
+    return bool(vars(type(store)).get("reads_immediately", False))
+
+
 @runtime_checkable
 class ClusterStore(Store, Protocol):
     """A store that several servers share. A publish at one reaches the subscribers of all.

@@ -1,4 +1,4 @@
-"""A store that records the duration and the failures of its operations."""
+"""A store that coalesces equal reads, and records the duration and the failures of operations."""
 
 from __future__ import annotations
 
@@ -9,18 +9,22 @@ from typing import TypeVar
 from ...protocol.cursor import Cursor
 from ...protocol.rooms import Room
 from ..metrics import Metrics
-from .base import Page, Publication, PublishResult, Store, StoreStats
+from .base import Page, Publication, PublishResult, Store, StoreStats, reads_immediately
+from .coalesced import Coalesced
 
 _T = TypeVar("_T")
 
 
 class InstrumentedStore:
-    """Wraps a store and records the duration and the failures of what may block."""
+    """Wraps a store, coalesces equal reads that wait, and records what may block."""
 
     def __init__(self, store: Store, metrics: Metrics) -> None:
         self._store = store
         self._metrics = metrics
         self._publishing = metrics.store_operation("publish")
+        self.head, self.read = store.head, self._read
+        if not reads_immediately(store):
+            self.head, self.read = Coalesced(store.head), Coalesced(self._read)
         self.subscribe = store.subscribe
         self.join = store.join
         self.leave = store.leave
@@ -43,10 +47,7 @@ class InstrumentedStore:
         finally:
             self._publishing.observe(perf_counter() - began_at)
 
-    async def head(self, room: Room) -> Cursor:
-        return await self._store.head(room)
-
-    async def read(self, room: Room, after: Cursor, limit: int) -> Page:
+    async def _read(self, room: Room, after: Cursor, limit: int) -> Page:
         return await self._timed("read", self._store.read(room, after, limit))
 
     async def get_ack(self, room: Room, device: str | None = None) -> Cursor | None:

@@ -65,6 +65,7 @@ class MemoryStore:
     """
 
     runs_without_task = True
+    reads_immediately = True
     description = "memory store: fast, for this process only; notifications are lost when it ends"
 
     def __init__(
