@@ -1,18 +1,19 @@
-"""Paired rounds: the lower bound and a server alternate, so that noise affects both equally."""
+"""Interleaved rounds: servers take turns, so that noise affects all of them equally."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import TypeVar
 
 from . import machine
 from .load import Load, LoadError, Report
-from .servers import Limit, MissingError, Running, Server, running
+from .senders import MissingError
+from .servers import Running, Server, running
 
 SETTLE_S = 0.2
 """Seconds after clients have connected: some servers subscribe them only after the 101."""
@@ -23,17 +24,21 @@ class Options:
     """Options of a run.
 
     Attributes:
-        kinds: the servers, without the lower bound.
+        servers: the names of those that take part.
         rounds: per measurement.
         scale: factor for connections, rooms and publishes; 1 is the full size.
     """
 
-    kinds: Sequence[Server]
+    servers: Collection[str] = ()
     rounds: int = 5
     scale: float = 1.0
 
     def scaled(self, count: int, least: int = 10) -> int:
         return max(least, round(count * self.scale))
+
+    def of(self, *kinds: Server) -> list[Server]:
+        """Return those that take part."""
+        return [kind for kind in kinds if kind.name in self.servers]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,38 +61,27 @@ class Stat:
 
 
 @dataclass(slots=True)
-class Row:
-    """One server's row in a table.
+class Result:
+    """What was measured of several servers in the same rounds.
 
     Attributes:
-        stats: by the measurement's name.
-        ratios: the same, divided by the lower bound's of the same pair of rounds.
-        note: why there are none.
+        name: short, for the targets; what: for the table, with its unit.
+        stats: by the name of the server.
+        notes: why there are none.
+        load_busy: the share of its core that the load generator used for this repository's server.
     """
 
-    server: str
+    name: str
+    what: str
     stats: dict[str, Stat] = field(default_factory=dict)
-    ratios: dict[str, Stat] = field(default_factory=dict)
-    note: str | None = None
+    notes: dict[str, str] = field(default_factory=dict)
+    load_busy: float | None = None
 
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """The measurements of a scenario.
-
-    Attributes:
-        columns: the measurements, as ``name: unit``.
-        compared: those that are also shown as ratios.
-        base: what the ratios are to.
-    """
-
-    scenario: str
-    title: str
-    columns: Mapping[str, str]
-    compared: Sequence[str]
-    rows: Sequence[Row]
-    remark: str = ""
-    base: str = "the lower bound"
+    def ratio(self, server: str, base: str) -> Stat | None:
+        """Return the ratio of two servers, pair by pair."""
+        if server not in self.stats or base not in self.stats:
+            return None
+        return self.stats[server].over(self.stats[base])
 
 
 @dataclass(slots=True)
@@ -118,17 +112,35 @@ class Session:
         end = machine.cpu_s(self.server.pid)
 
 
+BUSY = "busy"
+"""In the values of a round: the share of its core that the load generator used."""
+
 Measure = Callable[[Session], Mapping[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A measurement of a scenario.
+
+    Attributes:
+        rows: what :attr:`measure` returns, as ``name: what``.
+        measure: runs a round.
+        fits: whether a server can do it.
+        rounds: the most that are needed.
+    """
+
+    rows: Mapping[str, str]
+    measure: Measure
+    fits: Callable[[Server], bool] = lambda _: True
+    rounds: int = 1000
+
 
 S = TypeVar("S")
 
 
-def shares(report: Report, server_us: float) -> dict[str, float]:
-    """Return how busy both sides were: a load generator below 100 % is no bottleneck."""
-    return {
-        "server_busy": 100 * server_us / 1e6 / report.wall_s,
-        "load_busy": 100 * report.cpu_s / report.wall_s,
-    }
+def busy(report: Report) -> dict[str, float]:
+    """Return how busy the load generator was: below 100 %, it was no bottleneck."""
+    return {BUSY: 100 * report.cpu_s / report.wall_s}
 
 
 @contextlib.contextmanager
@@ -148,41 +160,73 @@ def session(kind: Server) -> Iterator[Session]:
             raise LoadError(f"the server has exited: {last_words} ({error})") from error
 
 
-def compare(
+def measure(
     options: Options,
+    kinds: Sequence[Server],
     prepare: Callable[[Session], None],
-    measure: Measure,
-    *,
-    kinds: Sequence[Server] | None = None,
-) -> list[Row]:
-    """Measure each server in turn with the lower bound, whose row comes first."""
-    base = Row(Limit.title)
-    rows = [base]
-    limits: dict[str, list[float]] = {}
-    for kind in options.kinds if kinds is None else kinds:
-        row = Row(kind.title)
-        rows.append(row)
-        begun = time.monotonic()
-        try:
-            with session(Limit()) as limit, session(kind) as mine:
-                for each in (limit, mine):
-                    prepare(each)
-                    measure(each)
-                pairs = [pair(limit, mine, measure, n) for n in range(options.rounds)]
-        except (LoadError, MissingError) as error:
-            row.note = " ".join(str(error).split())
-            print_progress(f"{kind.name}: {row.note}")
-            continue
-        for name in pairs[0][1]:
-            stat = Stat.of([pair[1][name] for pair in pairs])
-            row.stats[name] = stat
-            row.ratios[name] = stat.over(Stat.of([pair[0][name] for pair in pairs]))
-            limits.setdefault(name, []).extend(pair[0][name] for pair in pairs)
-        print_progress(f"{kind.name}: {time.monotonic() - begun:.1f} s")
-    if limits:
-        base.stats = {name: Stat.of(values) for name, values in limits.items()}
-        return rows
-    return [alone(options, Limit(), prepare, measure), *rows[1:]]
+    parts: Sequence[Part],
+) -> list[Result]:
+    """Measure these servers in turn: in each round, another one is the first.
+
+    A server that fails, or is not installed, is noted, and takes no further part.
+
+    Args:
+        prepare: connects the clients.
+    """
+    results = [[Result(*row) for row in part.rows.items()] for part in parts]
+    with contextlib.ExitStack() as stack:
+        sessions: list[Session] = []
+        for kind in kinds:
+            try:
+                mine = stack.enter_context(session(kind))
+                prepare(mine)
+            except (LoadError, MissingError) as error:
+                _note([each for rows in results for each in rows], kind, error)
+            else:
+                sessions.append(mine)
+        for part, rows in zip(parts, results, strict=True):
+            begun = time.monotonic()
+            fitting = [each for each in sessions if part.fits(each.kind)]
+            _add(rows, _take_turns(options, part, fitting, rows))
+            print_progress(f"{rows[0].name}: {time.monotonic() - begun:.1f} s")
+    return [each for rows in results for each in rows]
+
+
+def _take_turns(
+    options: Options, part: Part, sessions: list[Session], rows: Sequence[Result]
+) -> Mapping[str, list[Mapping[str, float]]]:
+    """Return the rounds by the name of the server. The first round warms up."""
+    rounds: dict[str, list[Mapping[str, float]]] = {each.kind.name: [] for each in sessions}
+    for number in range(-1, min(options.rounds, part.rounds)):
+        first = number % max(1, len(sessions))
+        for mine in sessions[first:] + sessions[:first]:
+            name = mine.kind.name
+            if name not in rounds:
+                continue
+            try:
+                values = part.measure(mine)
+            except (LoadError, MissingError) as error:
+                del rounds[name]
+                _note(rows, mine.kind, error)
+                continue
+            if number >= 0:
+                rounds[name].append(values)
+    return rounds
+
+
+def _add(rows: Sequence[Result], rounds: Mapping[str, list[Mapping[str, float]]]) -> None:
+    for name, values in rounds.items():
+        for row in rows:
+            row.stats[name] = Stat.of([each[row.name] for each in values])
+            if name == "ours" and BUSY in values[0]:
+                row.load_busy = median(each[BUSY] for each in values)
+
+
+def _note(rows: Sequence[Result], kind: Server, error: Exception) -> None:
+    text = " ".join(str(error).split())
+    print_progress(f"{kind.name}: {text}")
+    for row in rows:
+        row.notes[kind.name] = text
 
 
 def pair(
@@ -193,33 +237,6 @@ def pair(
         second = measure(mine)
         return measure(limit), second
     return measure(limit), measure(mine)
-
-
-def alone(
-    options: Options, kind: Server, prepare: Callable[[Session], None], measure: Measure
-) -> Row:
-    """Measure one server without the lower bound; its first round is not counted."""
-    row = Row(kind.title)
-    try:
-        with session(kind) as mine:
-            prepare(mine)
-            measure(mine)
-            rounds = [measure(mine) for _ in range(options.rounds)]
-    except (LoadError, MissingError) as error:
-        row.note = " ".join(str(error).split())
-    else:
-        row.stats = {name: Stat.of([each[name] for each in rounds]) for name in rounds[0]}
-    print_progress(f"{kind.name}: {row.note or 'done'}")
-    return row
-
-
-def ceiling(limit: Row, name: str) -> str:
-    """Remark on the maximum rate of the load generator, and of the lower bound."""
-    load, server = (1e6 / limit.stats[each].median for each in ("load_us", name))
-    return (
-        f"With the lower bound as its server, the load generator received {load:,.0f} a second on "
-        f"its core, and the lower bound could send {server:,.0f} on its own."
-    )
 
 
 def print_progress(text: str) -> None:

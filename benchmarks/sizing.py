@@ -88,7 +88,9 @@ def publish_to(kind: Node, node: Running, rooms: Sequence[str], size: int) -> No
                     for room in rooms[start : start + 100]
                 ]
             }
-            client.post("/broadcast", json=body, headers=kind.headers()).raise_for_status()
+            client.post(
+                "/broadcast", json=body, headers={"Authorization": f"Bearer {kind.key}"}
+            ).raise_for_status()
 
 
 def measure_store() -> None:

@@ -3,8 +3,8 @@
  *   limit PORT
  *
  * It implements just enough of HTTP and RFC 6455 for the load generator: handshakes, POST
- * /rooms/{room}/broadcast, which forwards the body, and POST /broadcast, whose notifications must
- * begin with "rooms":["one"]. It validates nothing and ignores the clients' frames.
+ * /rooms/{room}/broadcast, which forwards the body, and POST /broadcast as the SDK sends it. It
+ * validates nothing and ignores the clients' frames.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -111,13 +111,13 @@ static int deliver(Room *room, const char *text, size_t length) {
     return room->count;
 }
 
-/* Each of {"notifications":[{"rooms":["…"],…},…]}: its end is found by counting braces. */
+/* Each of {"notifications":[{…,"rooms":["…",…]},…]}: its end is found by counting braces. */
 static void deliver_batch(const char *body, const char *end) {
-    static const char start[] = "{\"rooms\":[\"";
+    static const char mark[] = ",\"rooms\":[";
     static char text[MAX_BODY];
-    while ((body = memmem(body, (size_t)(end - body), start, sizeof start - 1))) {
-        const char *name = body + sizeof start - 1, *quote = memchr(name, '"', (size_t)(end - name));
-        const char *rest = quote + 3, *at = rest; /* after "], */
+    body = memchr(body, '[', (size_t)(end - body));
+    while (body && (body = memchr(body, '{', (size_t)(end - body)))) {
+        const char *at = body + 1, *rooms = NULL, *rest;
         int depth = 1, in_string = 0;
         for (; at < end && depth; at++) {
             if (in_string) {
@@ -126,10 +126,17 @@ static void deliver_batch(const char *body, const char *end) {
             } else if (*at == '"') in_string = 1;
             else if (*at == '{') depth++;
             else if (*at == '}') depth--;
+            else if (*at == ',' && depth == 1 && end - at > 10 && !memcmp(at, mark, sizeof mark - 1)) rooms = at;
         }
-        text[0] = '{';
-        memcpy(text + 1, rest, (size_t)(at - rest));
-        deliver(room_of(name, (size_t)(quote - name)), text, (size_t)(at - rest) + 1);
+        if (!rooms || !(rest = memchr(rooms, ']', (size_t)(at - rooms)))) return;
+        size_t before = (size_t)(rooms - body), after = (size_t)(at - rest - 1);
+        memcpy(text, body, before);
+        memcpy(text + before, rest + 1, after);
+        for (const char *name = rooms + sizeof mark; name < rest;) {
+            size_t length = (size_t)((const char *)memchr(name, '"', (size_t)(end - name)) - name);
+            deliver(room_of(name, length), text, before + after);
+            name += length + 3; /* after "," and the quotes */
+        }
         body = at;
     }
 }

@@ -16,7 +16,7 @@ from .. import machine
 
 SOURCE = Path(__file__).with_name("load.c")
 
-Mode = Literal["closed", "paced", "rate"]
+Mode = Literal["closed", "cold", "paced", "rate"]
 
 SPARE_S = 10.0
 """Extra seconds after a command's own timeout before the program is killed."""
@@ -42,10 +42,16 @@ class Client:
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """One publish request, and the number of deliveries that it causes."""
+    """A publish request.
+
+    Attributes:
+        deliveries: how many it causes.
+        first_bytes: of the request, in a write of their own; 0: one write for all.
+    """
 
     request: bytes
     deliveries: int
+    first_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +141,7 @@ class Load:
         records = [
             b"%d %d\n%b%b" % (len(one.request), len(hello), one.request, hello)
             for one in clients
-            for hello in ["\n".join(one.hello).encode()]
+            for hello in ["\x1e".join(one.hello).encode()]
         ]
         file = self._write("clients", records)
         self._send(f"dial {port} {file} {len(records)} {in_flight} {expected} {timeout_s} {live}")
@@ -159,8 +165,10 @@ class Load:
         rate: float = 0.0,
         timeout_s: float = 60.0,
     ) -> Report:
-        """Send this number of requests, cycling through the list; wait for all responses and
-        deliveries.
+        """Send this number of requests, and wait for all responses and deliveries.
+
+        Publishers take turns, and cycle through the list. For exactly as many of each, let the
+        publishers be as many as divide the list's length, or one.
 
         Args:
             port: several, to distribute the publishers over them.
@@ -169,7 +177,8 @@ class Load:
             LoadError: a response is an error, or the number of deliveries is wrong.
         """
         records = [
-            b"%d %d\n%b" % (len(one.request), one.deliveries, one.request) for one in requests
+            b"%d %d %d\n%b" % (len(one.request), one.first_bytes, one.deliveries, one.request)
+            for one in requests
         ]
         file = self._write("requests", records)
         self._send(f"publish {_ports(port)} {file} {count} {publishers} {mode} {rate} {timeout_s}")
@@ -212,9 +221,17 @@ class Load:
             )
         return report
 
-    def say(self, text: str) -> None:
-        """Send a text on each client."""
-        self._send(f"say {text}")
+    def acknowledge(self) -> None:
+        """Acknowledge on each client what it has received since the last time.
+
+        The first call acknowledges nothing: cursors are kept from then on.
+        """
+        self._send("ack")
+        self._answer()
+
+    def use_tls(self) -> None:
+        """Speak TLS from now on."""
+        self._send("tls")
         self._answer()
 
     def hangup(self) -> None:

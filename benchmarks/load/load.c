@@ -5,30 +5,38 @@
  *   dial PORT FILE COUNT IN_FLIGHT EXPECTED TIMEOUT_S LIVE   connect the next COUNT clients of FILE
  *   publish PORTS FILE COUNT PUBLISHERS MODE RATE TIMEOUT_S  send COUNT requests, cycling through FILE
  *   redial IN_FLIGHT EXPECTED TIMEOUT_S PORTS   wait until all clients were lost and are live again
- *   say TEXT                        send a text on each client
+ *   ack                             acknowledge on each client what it has received since the last time
+ *   tls                             speak TLS from now on
  *   hangup                          close all clients
+ *
+ * Between two commands it keeps reading, so that it answers the servers' pings.
  *
  * PORTS are separated by commas; publishers and clients are distributed over them. With "-", redial
  * uses the port that a client was connected to.
  *
  * FILE of clients: records "REQUEST_BYTES HELLO_BYTES\n", the handshake, and the texts to send, each
- * after a text from the server, separated by line breaks; after an empty one, the next is sent when
+ * after a text from the server, separated by U+001E; after an empty one, the next is sent when
  * the 101 arrives. A client is live when it receives a text that contains LIVE, or with "-" after
  * the 101.
  *
- * FILE of requests: records "REQUEST_BYTES DELIVERIES\n" and the request. Each
- * "id":"@@@@@@@@@@@@@@@@@@@" in it is replaced by the time of sending (CLOCK_MONOTONIC in ns), which
- * identifies and times each delivery. Other places of 19 "@" repeat the last id.
+ * FILE of requests: records "REQUEST_BYTES FIRST_BYTES DELIVERIES\n" and the request, whose first
+ * bytes are a write of their own (many HTTP clients write head and body separately). Each
+ * id of 19 "@", with or without a suffix, is replaced by the time of sending (CLOCK_MONOTONIC in
+ * ns), which identifies and times each delivery. Other places of 19 "@" repeat the last one.
+ * Publisher P of N sends every Nth request, beginning with the Pth.
  *
- * MODE: "closed": a publisher sends its next request after the response. "paced": after the response
- * and all expected deliveries. "rate": RATE requests a second, regardless of the server; the latency
- * of a request that waited for a free publisher counts from its scheduled time.
+ * MODE: "closed": a publisher sends its next request after the response. "cold": the same, each on a
+ * new connection. "paced": after the response and all expected deliveries. "rate": RATE requests a
+ * second, regardless of the server; the latency of a request that waited for a free publisher counts
+ * from its scheduled time.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -46,29 +54,40 @@
 #define MAX_PORTS 16
 #define BUFFER (1 << 20)
 #define STAMP_DIGITS 19
+#define CURSOR 65
+#define BETWEEN "\x1e" /* the texts of a hello */
 #define RETRY_NS 2000000ull
-#define MARK "\"id\":\""
+#define MARK "\"id\":"
 #define PLACE "@@@@@@@@@@@@@@@@@@@"
 
 enum { CLIENT, PUBLISHER, TIMER };
-enum { CLOSED, CONNECTING, SHAKING, GREETING, LIVE };
+enum { CLOSED, CONNECTING, SECURING, SHAKING, GREETING, LIVE };
+
+typedef struct {
+    int fd;
+    void *tls; /* NULL: plain TCP */
+} Wire;
 
 typedef struct {
     char *request, *hello, *said; /* said: the next text of hello */
     unsigned char *rest; /* of an incomplete frame */
     uint32_t length, rest_length;
-    int fd, state, port;
+    Wire wire;
+    int state, port;
+    char received[CURSOR]; /* the last cursor, until it is acknowledged */
 } Client;
 
 typedef struct {
     char *data;
-    size_t length;
+    size_t length, first;
     long deliveries;
 } Request;
 
 typedef struct {
-    int fd, busy;
-    size_t sent, length; /* of the request in flight */
+    Wire wire;
+    int busy, port;
+    long turns;
+    size_t sent, length, first; /* of the request in flight */
     char *data;
     char answer[4096]; /* the start of the response */
     char tail[5];      /* and its end */
@@ -79,15 +98,15 @@ static Client clients[MAX_CLIENTS];
 static Publisher publishers[MAX_PUBLISHERS];
 static Request *requests;
 static long request_count;
-static int client_count, poller, timer;
+static int client_count, publisher_count, poller, timer;
 static char live_mark[64];
 
-/* Counters of the current command. */
+/* Counters since the last report. */
 static long live, dialling, failed, lost, delivered, expected, answered, refused, started, wanted;
 static uint64_t first_live, last_live, last_delivered, last_stamp;
 static uint32_t *samples; /* us */
 static size_t sample_count, sample_room;
-static int redialling;
+static int redialling, acknowledges;
 static uint64_t dial_after;
 
 static uint64_t now_ns(void) {
@@ -108,8 +127,76 @@ static void watch(int fd, int kind, int index, uint32_t events, int how) {
     epoll_ctl(poller, how, fd, &event);
 }
 
-static int dial(int to) {
+/* ---- TLS, by the system's OpenSSL without its headers ---- */
+
+static struct {
+    void *context;
+    void *(*create)(void *);
+    int (*set_fd)(void *, int);
+    void (*connect)(void *);
+    int (*read)(void *, void *, int);
+    int (*write)(void *, const void *, int);
+    int (*error)(const void *, int);
+    void (*release)(void *);
+} tls;
+
+static void *symbol(void *library, const char *name) {
+    void *found = dlsym(library, name);
+    if (!found) exit(4);
+    return found;
+}
+
+/* The certificate is not verified: it is the benchmark's own, and on loopback. */
+static void enable_tls(void) {
+    void *library = dlopen("libssl.so.3", RTLD_NOW);
+    if (!library) {
+        fprintf(stderr, "load: %s\n", dlerror());
+        exit(4);
+    }
+    void *(*method)(void) = symbol(library, "TLS_client_method");
+    void *(*create_context)(void *) = symbol(library, "SSL_CTX_new");
+    tls.create = symbol(library, "SSL_new");
+    tls.set_fd = symbol(library, "SSL_set_fd");
+    tls.connect = symbol(library, "SSL_set_connect_state");
+    tls.read = symbol(library, "SSL_read");
+    tls.write = symbol(library, "SSL_write");
+    tls.error = symbol(library, "SSL_get_error");
+    tls.release = symbol(library, "SSL_free");
+    tls.context = create_context(method());
+}
+
+/* Return what recv and send would; the first write does the handshake. */
+static ssize_t of_tls(Wire *wire, int done) {
+    enum { WANT_READ = 2, WANT_WRITE = 3, ZERO_RETURN = 6 };
+    if (done > 0) return done;
+    int error = tls.error(wire->tls, done);
+    if (error == ZERO_RETURN) return 0;
+    errno = error == WANT_READ || error == WANT_WRITE ? EAGAIN : ECONNRESET;
+    return -1;
+}
+
+static ssize_t put(Wire *wire, const void *data, size_t length) {
+    if (!wire->tls) return send(wire->fd, data, length, MSG_NOSIGNAL);
+    return of_tls(wire, tls.write(wire->tls, data, (int)length));
+}
+
+static ssize_t get(Wire *wire, void *data, size_t length) {
+    if (!wire->tls) return recv(wire->fd, data, length, 0);
+    ssize_t got, all = 0; /* a record a call: read all that OpenSSL has taken from the socket */
+    while ((got = of_tls(wire, tls.read(wire->tls, (char *)data + all, (int)(length - (size_t)all)))) > 0)
+        all += got;
+    return all ? all : got;
+}
+
+static void hang_up(Wire *wire) {
+    if (wire->tls) tls.release(wire->tls);
+    close(wire->fd);
+    *wire = (Wire){-1, NULL};
+}
+
+static int dial(Wire *wire, int to) {
     int on = 1, fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+    *wire = (Wire){-1, NULL};
     if (fd < 0) return -1;
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     struct sockaddr_in address = {.sin_family = AF_INET,
@@ -119,7 +206,13 @@ static int dial(int to) {
         close(fd);
         return -1;
     }
-    return fd;
+    wire->fd = fd;
+    if (tls.context) {
+        wire->tls = tls.create(tls.context);
+        tls.set_fd(wire->tls, fd);
+        tls.connect(wire->tls);
+    }
+    return 0;
 }
 
 /* ---- clients ---- */
@@ -128,7 +221,7 @@ static void drop(Client *client) {
     if (client->state == CLOSED) return;
     if (client->state == LIVE) live--, lost++;
     else dialling--, failed++;
-    close(client->fd);
+    hang_up(&client->wire);
     free(client->rest);
     client->rest = NULL;
     client->rest_length = 0;
@@ -138,15 +231,14 @@ static void drop(Client *client) {
 static void begin(int index) {
     Client *client = &clients[index];
     client->said = client->hello;
-    client->fd = dial(client->port);
-    if (client->fd < 0) {
+    if (dial(&client->wire, client->port)) {
         failed++;
         if (redialling) dial_after = now_ns() + RETRY_NS;
         return;
     }
     client->state = CONNECTING;
     dialling++;
-    watch(client->fd, CLIENT, index, EPOLLOUT | EPOLLIN, EPOLL_CTL_ADD);
+    watch(client->wire.fd, CLIENT, index, EPOLLOUT | EPOLLIN, EPOLL_CTL_ADD);
 }
 
 /* RFC 6455, section 5.3, with a mask of zeros, which is valid. */
@@ -162,7 +254,7 @@ static void send_text(Client *client, int opcode, const char *text, size_t lengt
     }
     head += 4;
     memcpy(frame + head, text, length);
-    if (send(client->fd, frame, head + length, MSG_NOSIGNAL) < 0 && errno != EAGAIN) drop(client);
+    if (put(&client->wire, frame, head + length) < 0 && errno != EAGAIN) drop(client);
 }
 
 static void become_live(Client *client) {
@@ -186,11 +278,39 @@ static void count(const char *stamp, const char *end, uint64_t now) {
     samples[sample_count++] = now > sent ? (uint32_t)((now - sent) / 1000) : 0;
 }
 
+/* Return where the next id begins: its key may be followed by a space. */
+static const char *next_id(const char *at, const char *end) {
+    while ((at = memmem(at, (size_t)(end - at), MARK, sizeof MARK - 1))) {
+        at += sizeof MARK - 1;
+        if (at < end && *at == ' ') at++;
+        if (at < end && *at == '"') return at + 1;
+    }
+    return NULL;
+}
+
 static void say_next(Client *client) {
-    size_t size = strcspn(client->said, "\n");
+    size_t size = strcspn(client->said, BETWEEN);
     const char *next = client->said;
-    client->said += size + (next[size] == '\n');
+    client->said += size + (next[size] == *BETWEEN);
     send_text(client, 1, next, size);
+}
+
+static void keep_cursor(Client *client, const char *text, const char *end) {
+    const char mark[] = "\"cursor\":\"";
+    for (; (text = memmem(text, (size_t)(end - text), mark, sizeof mark - 1)); ) {
+        text += sizeof mark - 1;
+        size_t size = strcspn(text, "\"");
+        if (size >= CURSOR) continue;
+        memcpy(client->received, text, size);
+        client->received[size] = 0;
+    }
+}
+
+static void acknowledge(Client *client) {
+    char text[CURSOR + 40];
+    int size = snprintf(text, sizeof text, "{\"action\":\"ack\",\"cursor\":\"%s\"}", client->received);
+    client->received[0] = 0;
+    send_text(client, 1, text, (size_t)size);
 }
 
 /* A text may hold several notifications, also beside the confirmation of the subscription. */
@@ -198,9 +318,9 @@ static void on_text(Client *client, const char *text, size_t length, uint64_t no
     const char *at = text, *end = text + length;
     if (client->state == GREETING && memmem(text, length, live_mark, strlen(live_mark)))
         become_live(client);
-    while ((at = memmem(at, (size_t)(end - at), MARK, sizeof MARK - 1))) {
-        at += sizeof MARK - 1;
+    while ((at = next_id(at, end))) {
         count(at, end, now);
+        if (acknowledges) keep_cursor(client, at, end);
     }
     if (client->state == GREETING && *client->said)
         say_next(client);
@@ -246,14 +366,17 @@ static void on_client(int index, uint32_t events) {
             drop(client);
             return;
         }
-        client->state = SHAKING;
-        watch(client->fd, CLIENT, index, EPOLLIN, EPOLL_CTL_MOD);
-        if (send(client->fd, client->request, client->length, MSG_NOSIGNAL) < 0) drop(client);
+        client->state = SECURING;
+        watch(client->wire.fd, CLIENT, index, EPOLLIN, EPOLL_CTL_MOD);
+    }
+    if (client->state == SECURING) {
+        if (put(&client->wire, client->request, client->length) >= 0) client->state = SHAKING;
+        else if (errno != EAGAIN) drop(client);
         return;
     }
     size_t length = client->rest_length;
     if (length) memcpy(buffer, client->rest, length);
-    ssize_t got = recv(client->fd, buffer + length, BUFFER - length, 0);
+    ssize_t got = get(&client->wire, buffer + length, BUFFER - length);
     if (got <= 0) {
         if (got == 0 || errno != EAGAIN) drop(client);
         return;
@@ -271,7 +394,7 @@ static void on_client(int index, uint32_t events) {
             at = (size_t)(end + 4 - (char *)buffer);
             client->state = GREETING;
             if (!strcmp(live_mark, "-")) become_live(client);
-            if (*client->said == '\n') {
+            if (*client->said == *BETWEEN) {
                 client->said++;
                 say_next(client);
             }
@@ -295,10 +418,11 @@ static void on_client(int index, uint32_t events) {
 static void push(int index) {
     Publisher *publisher = &publishers[index];
     while (publisher->sent < publisher->length) {
-        ssize_t sent = send(publisher->fd, publisher->data + publisher->sent,
-                            publisher->length - publisher->sent, MSG_NOSIGNAL);
+        size_t end = publisher->sent < publisher->first ? publisher->first : publisher->length;
+        ssize_t sent = put(&publisher->wire, publisher->data + publisher->sent, end - publisher->sent);
         if (sent < 0) {
-            if (errno == EAGAIN) watch(publisher->fd, PUBLISHER, index, EPOLLIN | EPOLLOUT, EPOLL_CTL_MOD);
+            if (errno == EAGAIN && !publisher->wire.tls)
+                watch(publisher->wire.fd, PUBLISHER, index, EPOLLIN | EPOLLOUT, EPOLL_CTL_MOD);
             return;
         }
         publisher->sent += (size_t)sent;
@@ -308,15 +432,18 @@ static void push(int index) {
 /* Each stamp is unique, because it is the notification's id. */
 static void start(int index, uint64_t due) {
     Publisher *publisher = &publishers[index];
-    Request *request = &requests[started++ % request_count];
+    long number = index + (long)publisher_count * publisher->turns++;
+    Request *request = &requests[number % request_count];
+    started++;
     publisher->data = realloc(publisher->data, request->length + 1);
     memcpy(publisher->data, request->data, request->length);
     char *at = publisher->data, *end = at + request->length;
+    const char *id = next_id(at, end);
     uint64_t stamp = due ? due : now_ns();
     char digits[STAMP_DIGITS + 1] = PLACE;
     while ((at = memmem(at, (size_t)(end - at), PLACE, STAMP_DIGITS))) {
-        size_t mark = sizeof MARK - 1;
-        if ((size_t)(at - publisher->data) >= mark && !memcmp(at - mark, MARK, mark)) {
+        while (id && id < at) id = next_id(id, end);
+        if (at == id) {
             if (stamp <= last_stamp) stamp = last_stamp + 1;
             last_stamp = stamp;
             snprintf(digits, sizeof digits, "%019llu", (unsigned long long)stamp);
@@ -325,6 +452,7 @@ static void start(int index, uint64_t due) {
         at += STAMP_DIGITS;
     }
     publisher->length = request->length;
+    publisher->first = request->first;
     publisher->sent = publisher->answered = 0;
     publisher->answer[0] = 0;
     publisher->busy = 1;
@@ -361,20 +489,17 @@ static void keep(Publisher *publisher, const char *data, size_t length) {
 static void on_publisher(int index, uint32_t events) {
     static char data[BUFFER];
     Publisher *publisher = &publishers[index];
-    if (publisher->fd < 0) return;
-    if (events & EPOLLOUT) {
-        watch(publisher->fd, PUBLISHER, index, EPOLLIN, EPOLL_CTL_MOD);
-        push(index);
-    }
+    if (publisher->wire.fd < 0) return;
+    if (events & EPOLLOUT) watch(publisher->wire.fd, PUBLISHER, index, EPOLLIN, EPOLL_CTL_MOD);
+    if (publisher->busy) push(index);
     if (!(events & ~(uint32_t)EPOLLOUT)) return;
-    ssize_t got = recv(publisher->fd, data, sizeof data, 0);
+    ssize_t got = get(&publisher->wire, data, sizeof data);
     if (got < 0 && errno == EAGAIN) return;
     if (got <= 0) {
         fprintf(stderr, "load: a publisher was cut off: %s\n", got ? strerror(errno) : "closed");
         if (publisher->busy) refused++, answered++;
         publisher->busy = 0;
-        close(publisher->fd);
-        publisher->fd = -1;
+        hang_up(&publisher->wire);
         return;
     }
     if (!publisher->busy) return;
@@ -428,6 +553,7 @@ static void report(double wall, double cpu) {
            sample_count ? samples[(size_t)((double)last * 0.99)] : 0,
            sample_count ? samples[last] : 0);
     fflush(stdout);
+    reset();
 }
 
 /* Two numbers, a line break, the bytes of the first number (and, of clients, of the second). */
@@ -465,24 +591,24 @@ static int load_clients(const char *path, long number, int port) {
 static int load_requests(const char *path) {
     FILE *file = fopen(path, "r");
     size_t length;
+    size_t first;
     long deliveries, room = 0;
     if (!file) return -1;
     for (long i = 0; i < request_count; i++) free(requests[i].data);
     request_count = 0;
-    while (fscanf(file, "%zu %ld", &length, &deliveries) == 2) {
+    while (fscanf(file, "%zu %zu %ld", &length, &first, &deliveries) == 3) {
         fgetc(file);
         if (request_count == room) {
             room = room ? room * 2 : 1024;
             requests = realloc(requests, (size_t)room * sizeof *requests);
         }
-        requests[request_count++] = (Request){read_bytes(file, length), length, deliveries};
+        requests[request_count++] = (Request){read_bytes(file, length), length, first, deliveries};
     }
     fclose(file);
     return request_count ? 0 : -1;
 }
 
 static void run_dial(int port, const char *path, long number, long in_flight, long replay, double timeout_s) {
-    reset();
     expected = replay;
     int next = load_clients(path, number, port), end = client_count;
     long before = live;
@@ -500,7 +626,6 @@ static void run_dial(int port, const char *path, long number, long in_flight, lo
 
 static void run_redial(long in_flight, long replay, double timeout_s, char *list) {
     int ports[MAX_PORTS], port_count = strcmp(list, "-") ? read_ports(list, ports) : 0;
-    reset();
     expected = replay;
     for (int i = 0; port_count && i < client_count; i++) clients[i].port = ports[i % port_count];
     uint64_t limit = now_ns() + (uint64_t)(timeout_s * 1e9), begun = now_ns();
@@ -523,18 +648,22 @@ static void run_redial(long in_flight, long replay, double timeout_s, char *list
     report((double)(now_ns() - begun) / 1e9, cpu_s() - cpu);
 }
 
-static void run_publish(char *list, const char *path, long number, int publisher_count,
-                        const char *mode, double rate, double timeout_s) {
+static void open_publisher(int index) {
+    Publisher *publisher = &publishers[index];
+    if (!dial(&publisher->wire, publisher->port))
+        watch(publisher->wire.fd, PUBLISHER, index, EPOLLIN | EPOLLOUT, EPOLL_CTL_ADD);
+}
+
+static void run_publish(char *list, const char *path, long number, const char *mode, double rate,
+                        double timeout_s) {
     int ports[MAX_PORTS], port_count = read_ports(list, ports);
-    reset();
     if (load_requests(path) || !port_count) exit(3);
-    int paced = !strcmp(mode, "paced"), at_rate = !strcmp(mode, "rate");
+    int paced = !strcmp(mode, "paced"), at_rate = !strcmp(mode, "rate"), cold = !strcmp(mode, "cold");
     for (int i = 0; i < publisher_count; i++) {
-        publishers[i].busy = 0;
-        publishers[i].fd = dial(ports[i % port_count]);
-        if (publishers[i].fd >= 0) watch(publishers[i].fd, PUBLISHER, i, EPOLLIN, EPOLL_CTL_ADD);
+        publishers[i] = (Publisher){.wire = {-1, NULL}, .port = ports[i % port_count]};
+        if (!cold) open_publisher(i);
     }
-    usleep(1000); /* loopback connects meanwhile */
+    if (!cold) usleep(1000); /* loopback connects meanwhile */
     uint64_t begun = now_ns(), limit = begun + (uint64_t)(timeout_s * 1e9);
     double cpu = cpu_s();
     uint64_t gap = at_rate ? (uint64_t)(1e9 / rate) : 0, due = begun;
@@ -543,9 +672,16 @@ static void run_publish(char *list, const char *path, long number, int publisher
         int open = 0;
         for (int i = 0; i < publisher_count && started < number; i++) {
             Publisher *publisher = &publishers[i];
-            if (publisher->fd < 0) continue;
+            if (publisher->busy) {
+                open = 1;
+                continue;
+            }
+            if (cold) {
+                if (publisher->wire.fd >= 0) hang_up(&publisher->wire);
+                open_publisher(i);
+            }
+            if (publisher->wire.fd < 0) continue;
             open = 1;
-            if (publisher->busy) continue;
             if (at_rate) {
                 if (now_ns() < due) {
                     was_busy = 0;
@@ -572,15 +708,17 @@ static void run_publish(char *list, const char *path, long number, int publisher
     double wall = (double)(now_ns() - begun) / 1e9, used = cpu_s() - cpu;
     /* Count late deliveries, because one too many is an error, too. */
     for (uint64_t until = now_ns() + 20000000ull; now_ns() < until;) turn(5);
-    for (int i = 0; i < publisher_count; i++)
-        if (publishers[i].fd >= 0) close(publishers[i].fd);
+    for (int i = 0; i < publisher_count; i++) {
+        if (publishers[i].wire.fd >= 0) hang_up(&publishers[i].wire);
+        free(publishers[i].data);
+    }
     report(wall, used);
 }
 
 int main(void) {
     char line[4096], path[2048], mode[16];
     long number, in_flight, replay;
-    int publisher_count, port;
+    int port;
     char ports[128];
     double rate, timeout_s;
     struct rlimit files;
@@ -591,19 +729,29 @@ int main(void) {
     poller = epoll_create1(0);
     timer = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK);
     watch(timer, TIMER, 0, EPOLLIN, EPOLL_CTL_ADD);
-    while (fgets(line, sizeof line, stdin)) {
+    setvbuf(stdin, NULL, _IONBF, 0);
+    for (;;) {
+        struct pollfd ready[] = {{0, POLLIN, 0}, {poller, POLLIN, 0}};
+        if (poll(ready, 2, -1) < 0) continue;
+        if (ready[1].revents) turn(0);
+        if (!ready[0].revents) continue;
+        if (!fgets(line, sizeof line, stdin)) break;
         if (sscanf(line, "dial %d %2047s %ld %ld %ld %lf %63[^\n]", &port, path, &number, &in_flight,
                    &replay, &timeout_s, live_mark) == 7) {
             run_dial(port, path, number, in_flight, replay, timeout_s);
         } else if (sscanf(line, "publish %127s %2047s %ld %d %15s %lf %lf", ports, path, &number,
                           &publisher_count, mode, &rate, &timeout_s) == 7 &&
                    publisher_count <= MAX_PUBLISHERS) {
-            run_publish(ports, path, number, publisher_count, mode, rate, timeout_s);
+            run_publish(ports, path, number, mode, rate, timeout_s);
         } else if (sscanf(line, "redial %ld %ld %lf %127s", &in_flight, &replay, &timeout_s, ports) == 4) {
             run_redial(in_flight, replay, timeout_s, ports);
-        } else if (!strncmp(line, "say ", 4)) {
+        } else if (!strcmp(line, "ack\n")) {
+            acknowledges = 1;
             for (int i = 0; i < client_count; i++)
-                if (clients[i].state == LIVE) send_text(&clients[i], 1, line + 4, strcspn(line + 4, "\n"));
+                if (clients[i].state == LIVE && *clients[i].received) acknowledge(&clients[i]);
+            report(0, 0);
+        } else if (!strcmp(line, "tls\n")) {
+            enable_tls();
             report(0, 0);
         } else if (!strncmp(line, "hangup", 6)) {
             for (int i = 0; i < client_count; i++) {

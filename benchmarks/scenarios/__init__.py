@@ -1,21 +1,46 @@
-"""The scenarios: one module each, with ``run(options)`` that returns tables."""
+"""The scenarios: one module each, with ``run(options)``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from ..rounds import Options, Table
-from . import abuse, fanout, idle, latency, nodes, resume, rooms, scaling, sdk, sqlite
+from ..rounds import Options, Result
+from ..table import Table
+from . import (
+    abuse,
+    connects,
+    day,
+    fanout,
+    growth,
+    latency,
+    nodes,
+    publish,
+    raw,
+    replay,
+    restart,
+    sdk,
+    sqlite,
+    tls,
+)
 
-SCENARIOS: Mapping[str, Callable[[Options], Sequence[Table]]] = {
+SCENARIOS: Mapping[str, Callable[[Options], Sequence[Result]]] = {
+    "publish": publish.run,
+    "raw": raw.run,
     "fanout": fanout.run,
-    "rooms": rooms.run,
-    "idle": idle.run,
+    "connects": connects.run,
+    "restart": restart.run,
+    "replay": replay.run,
     "latency": latency.run,
-    "resume": resume.run,
-    "sdk": sdk.run,
+    "tls": tls.run,
+    "day": day.run,
     "sqlite": sqlite.run,
-    "growth": scaling.run,
+    "sdk": sdk.run,
+    "growth": growth.run,
+}
+"""Those of the one table in results.md."""
+
+WITH_OWN_TABLES: Mapping[str, Callable[[Options], Sequence[Table]]] = {
     "abuse": abuse.run,
     "nodes": nodes.run,
 }
+"""Measured only on request."""

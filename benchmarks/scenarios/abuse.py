@@ -18,12 +18,13 @@ from typing import Any
 
 import httpx
 
-from synap_realtime import mint_token
-
 from .. import machine
 from ..attacks import ATTACKS, ROOM, title
-from ..rounds import Options, Row, Stat, Table, print_progress
-from ..servers import ROOT, MissingError, Ours, Running, running
+from ..ours import Ours
+from ..rounds import Options, Stat, print_progress
+from ..senders import MissingError
+from ..servers import ROOT, Running, Subscriber, running
+from ..table import Row, Table
 
 RATE = 100
 ATTACK_S = 8.0
@@ -50,18 +51,6 @@ COLUMNS = {
     "max_ms": "max, ms",
     "failed": "failed",
 }
-
-
-class WithDefaultLimits(Ours):
-    """A server with its default limits."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.token = mint_token("1", scope="subscribe presence", secret=self._secret)
-
-    def environment(self) -> dict[str, str]:
-        keys = ("SYNAP_REALTIME_API_KEYS", "SYNAP_REALTIME_TOKEN_SECRETS")
-        return {name: super(WithDefaultLimits, self).environment()[name] for name in keys}
 
 
 def run(options: Options, names: Sequence[str] = tuple(ATTACKS)) -> list[Table]:
@@ -119,7 +108,8 @@ class _Watch:
 
 def _measure(name: str, scale: float) -> Mapping[str, float]:
     duration_s = ATTACK_S if scale == 1 else max(0.5, ATTACK_S * scale)
-    kind = WithDefaultLimits()
+    kind = Ours()
+    token = kind.token(Subscriber("1", "user_1"), "subscribe presence")
     with running(kind) as server:
         _fill(server, kind)
         pid, log = server.pid, server.folder / "log"
@@ -135,7 +125,7 @@ def _measure(name: str, scale: float) -> Mapping[str, float]:
         used = machine.cpu_s(pid)
         attack = _python(
             ["benchmarks.attacks", name, server.port, duration_s, scale, core],
-            {"TOKENS": json.dumps({"token": kind.token})},
+            {"TOKENS": json.dumps({"token": token})},
         )
         with _Watch(pid) as watch:
             cost = _answer(attack, "", duration_s + 30)
@@ -163,11 +153,11 @@ def _measure(name: str, scale: float) -> Mapping[str, float]:
         }
 
 
-def _fill(server: Running, kind: WithDefaultLimits) -> None:
+def _fill(server: Running, kind: Ours) -> None:
     """Fill the attacker's room with 1.2 MB."""
     url = f"http://127.0.0.1:{server.port}/rooms/{ROOM}/broadcast"
     message = {"type": "bench.moved", "data": {"text": "x" * 200_000}}
-    with httpx.Client(headers=kind.headers(), trust_env=False) as client:
+    with httpx.Client(headers={"Authorization": f"Bearer {kind.key}"}, trust_env=False) as client:
         for _ in range(BACKLOG):
             client.post(url, json=message).raise_for_status()
 

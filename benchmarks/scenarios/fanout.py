@@ -1,36 +1,35 @@
-"""Scenario 1: one room, 1,000 subscribers, notifications of 200 bytes: server CPU per delivery."""
+"""One room, 1,000 subscribers, notifications of 200 bytes: server CPU per delivery."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
 
-from ..rounds import SETTLE_S, Measure, Options, Session, Table, ceiling, compare, shares
-from ..servers import Ours, WithoutRing, one_room
+from ..ours import WithoutRing
+from ..peers import Limit, everyone
+from ..rounds import SETTLE_S, Measure, Options, Part, Result, Session, busy, measure
+from ..servers import one_room
 
 SUBSCRIBERS = 1000
 DELIVERIES = 30_000
 """Deliveries per round."""
 
-COLUMNS = {
-    "delivery_us": "server CPU, µs a delivery",
-    "load_us": "load's CPU, µs a delivery",
-    "server_busy": "server busy, %",
-    "load_busy": "load busy, %",
-}
 
-
-def run(options: Options) -> list[Table]:
+def run(options: Options) -> list[Result]:
     subscribers = options.scaled(SUBSCRIBERS)
+    what = f"a delivery, room of {subscribers:,}"
 
     def prepare(session: Session) -> None:
         connect(session, subscribers)
 
-    without = [WithoutRing() for kind in options.kinds if type(kind) is Ours]
-    kinds = [*options.kinds, *without]
-    rows = compare(options, prepare, measure(subscribers, options), kinds=kinds)
-    title = f"One room, {subscribers:,} subscribers, 200 bytes, sequential publishes"
-    return [Table("fanout", title, COLUMNS, ["delivery_us"], rows, ceiling(rows[0], "delivery_us"))]
+    def part(name: str, what: str) -> Part:
+        return Part({name: what}, delivering(name, subscribers, options))
+
+    without = options.of(WithoutRing(), Limit())
+    return [
+        *measure(options, everyone(options), prepare, [part("fanout", f"{what}, µs")]),
+        *measure(options, without, prepare, [part("fanout-loop", f"{what}, `--no-io-uring`, µs")]),
+    ]
 
 
 def connect(session: Session, subscribers: int) -> None:
@@ -39,7 +38,7 @@ def connect(session: Session, subscribers: int) -> None:
     time.sleep(SETTLE_S)
 
 
-def measure(subscribers: int, options: Options) -> Measure:
+def delivering(name: str, subscribers: int, options: Options) -> Measure:
     """Run a round: publish the next when all subscribers have received the last."""
     count = max(5, options.scaled(DELIVERIES, 100) // subscribers)
 
@@ -47,10 +46,6 @@ def measure(subscribers: int, options: Options) -> Measure:
         publish = session.kind.publish("workspace_1", subscribers)
         with session.used() as used_us:
             report = session.load.publish(session.publish_port, [publish], count, mode="paced")
-        return {
-            "delivery_us": used_us() / report.delivered,
-            "load_us": report.cpu_s * 1e6 / report.delivered,
-            **shares(report, used_us()),
-        }
+        return {name: used_us() / report.delivered, **busy(report)}
 
     return round_of

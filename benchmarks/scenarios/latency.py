@@ -1,63 +1,69 @@
-"""Scenario 4: latency from a publish until a client has read it, at a steady rate."""
+"""Latency from a publish until a client has read it, at a steady rate."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
 from ..load import Publish
-from ..rounds import Measure, Options, Session, Table, compare
+from ..peers import everyone
+from ..rounds import Measure, Options, Part, Result, Session, busy, measure
 from ..servers import Server, own_rooms
-from . import fanout, rooms
+from . import fanout, publish
 
-ROUND_S = 0.6
+ROOMS = 1000
+RATE = 500
+FANOUT_RATE = 20
+ROUND_S = 2.0
 PUBLISHERS = 16
+ROUNDS = 4
 
-COLUMNS = {"p50_us": "p50, µs", "p99_us": "p99, µs", "max_us": "max, µs"}
 
+def run(options: Options) -> list[Result]:
+    many = options.scaled(ROOMS)
+    kinds = everyone(options, is_quick=True)
 
-def run(options: Options) -> list[Table]:
-    many = options.scaled(1000)
-
-    def one_room(session: Session) -> None:
-        fanout.connect(session, many)
-
-    def many_rooms(session: Session) -> None:
-        rooms.connect(session, many)
-
-    def to_one_room(kind: Server) -> list[Publish]:
-        return [kind.publish("workspace_1", many)]
-
-    def to_many_rooms(kind: Server) -> list[Publish]:
+    def to_rooms(kind: Server) -> list[Publish]:
         return [kind.publish(one.room, 1) for one in own_rooms(many)]
 
+    def to_one_room(kind: Server) -> list[Publish]:
+        return [kind.publish("workspace_1", many)] * PUBLISHERS
+
+    spread = f"publish to receive, {RATE} a second over {many:,} rooms"
+    crowded = f"publish to receive, {FANOUT_RATE} a second to a room of {many:,}"
     return [
-        Table(
-            "latency-fanout",
-            f"Publish to receive: 20 publishes a second to {many:,} subscribers of one room",
-            COLUMNS,
-            ["p50_us", "p99_us"],
-            compare(options, one_room, _at(20, to_one_room)),
-        ),
-        Table(
-            "latency-rooms",
-            f"Publish to receive: 500 publishes a second over {many:,} rooms",
-            COLUMNS,
-            ["p50_us", "p99_us"],
-            compare(options, many_rooms, _at(500, to_many_rooms)),
+        *_measure(options, kinds, publish.connect, "latency", spread, RATE, to_rooms),
+        *_measure(
+            options, kinds, fanout.connect, "latency-fanout", crowded, FANOUT_RATE, to_one_room
         ),
     ]
 
 
-def _at(rate: int, requests: Callable[[Server], list[Publish]]) -> Measure:
+def _measure(
+    options: Options,
+    kinds: list[Server],
+    connect: Callable[[Session, int], None],
+    name: str,
+    what: str,
+    rate: int,
+    requests: Callable[[Server], list[Publish]],
+) -> list[Result]:
+    many = options.scaled(ROOMS)
+    count = options.scaled(round(rate * ROUND_S))
+    rows = {f"{name}-{each}": f"{what}, {each}, µs" for each in ("p50", "p99")}
+    part = Part(rows, _at(name, rate, count, requests), rounds=ROUNDS)
+    return measure(options, kinds, lambda mine: connect(mine, many), [part])
+
+
+def _at(name: str, rate: int, count: int, requests: Callable[[Server], list[Publish]]) -> Measure:
     def round_of(session: Session) -> Mapping[str, float]:
         report = session.load.publish(
             session.publish_port,
             requests(session.kind),
-            round(rate * ROUND_S),
+            count,
             mode="rate",
             rate=rate,
             publishers=PUBLISHERS,
         )
-        return {"p50_us": report.p50_us, "p99_us": report.p99_us, "max_us": report.max_us}
+        return {f"{name}-p50": report.p50_us, f"{name}-p99": report.p99_us, **busy(report)}
 
     return round_of

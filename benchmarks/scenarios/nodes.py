@@ -12,9 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..load import Client, LoadError, Publish
-from ..nodes import Centrifugo, Cluster, OurNodes, SharedServer, cluster
-from ..rounds import SETTLE_S, Options, Row, Stat, Table, pair, print_progress
-from ..servers import MissingError, one_room, own_rooms
+from ..nodes import CentrifugoNodes, Cluster, OurNodes, cluster
+from ..rounds import SETTLE_S, Options, Stat, pair, print_progress
+from ..senders import MissingError
+from ..servers import Server, one_room, own_rooms
+from ..table import Row, Table
 
 NODES = (1, 2, 4)
 
@@ -97,7 +99,7 @@ def _measure(
 ) -> None:
     """Add the rows for this number of nodes."""
     nodes = f"{count} node{'s' if count > 1 else ''}"
-    kinds: tuple[type[SharedServer], ...] = (Centrifugo, OurNodes)
+    kinds: tuple[type[Server], ...] = (CentrifugoNodes, OurNodes)
     rows = [[Row(f"{kind.title}, {nodes}") for kind in kinds] for _ in parts]
     for part, added in zip(parts, rows, strict=True):
         part.rows.extend(added)
@@ -105,7 +107,7 @@ def _measure(
     try:
         with contextlib.ExitStack() as stack:
             try:
-                base = stack.enter_context(cluster(Centrifugo, count, with_relay=with_relay))
+                base = stack.enter_context(cluster(CentrifugoNodes, count, with_relay=with_relay))
             except MissingError as error:
                 base = None
                 _note([added[0] for added in rows], error)

@@ -8,33 +8,30 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..rounds import Measure, Options, Row, Session, Stat, Table, alone
-from ..servers import ROOT, Ours, own_rooms
-from .rooms import BATCH, PUBLISHERS, ROOMS
+from ..ours import Ours
+from ..rounds import Measure, Options, Part, Result, Session, Stat, busy, measure
+from ..servers import ROOT, own_rooms
+from .publish import BATCH, PUBLISHERS, ROOMS
 
 NOTIFICATIONS = 20_000
 """Notifications per round."""
 
-COLUMNS = {
-    "acknowledged_per_s": "acknowledged notifications a second",
-    "publish_us": "server CPU, µs a publish",
-    "load_busy": "load busy, %",
-}
-DISK = {"flushes_per_s": "flushes (fdatasync) of 25 KB a second"}
+FLUSHES = 50
 
 
-def run(options: Options) -> list[Table]:
+def run(options: Options) -> list[Result]:
     rooms = options.scaled(ROOMS, BATCH)
+    rows = {
+        "sqlite": f"SQLite store, batches of {BATCH}: acknowledged notifications a second",
+        "sqlite-publish": "the same, µs a notification",
+    }
+    disk = Result("disk", "the same disk, alone: flushes (fdatasync) of 25 KB a second")
     with tempfile.TemporaryDirectory(prefix="bench-", dir=ROOT / ".venv") as folder:
-        kind = Ours(f"sqlite:///{folder}/rooms.db")
-        row = alone(options, kind, lambda _: None, _measure(rooms, options))
-        row.server = "synap-realtime, sqlite store"
-        disk = Row("the disk", {"flushes_per_s": _flushes(Path(folder), options)})
-    what = f"{BATCH} per request, {PUBLISHERS} publishers, {rooms:,} rooms without subscribers"
-    return [
-        Table("sqlite", f"SQLite store on disk: {what}", COLUMNS, [], [row]),
-        Table("disk", "The same disk, alone", DISK, [], [disk]),
-    ]
+        kinds = options.of(Ours(f"sqlite:///{folder}/rooms.db"))
+        parts = [Part(rows, _measure(rooms, options))]
+        results = measure(options, kinds, lambda _: None, parts)
+        disk.stats["ours"] = _flushes(Path(folder), options)
+    return [*results, disk]
 
 
 def _measure(rooms: int, options: Options) -> Measure:
@@ -49,9 +46,9 @@ def _measure(rooms: int, options: Options) -> Measure:
                 session.publish_port, publishes, count, mode="closed", publishers=PUBLISHERS
             )
         return {
-            "acknowledged_per_s": count * BATCH / report.wall_s,
-            "publish_us": used_us() / (count * BATCH),
-            "load_busy": 100 * report.cpu_s / report.wall_s,
+            "sqlite": count * BATCH / report.wall_s,
+            "sqlite-publish": used_us() / (count * BATCH),
+            **busy(report),
         }
 
     return round_of
@@ -63,8 +60,8 @@ def _flushes(folder: Path, options: Options) -> Stat:
     with (folder / "flushed").open("wb", buffering=0) as file:
         for _ in range(options.rounds):
             begun = time.perf_counter()
-            for _ in range(50):
+            for _ in range(FLUSHES):
                 file.write(data)
                 os.fdatasync(file.fileno())
-            rounds.append(50 / (time.perf_counter() - begun))
+            rounds.append(FLUSHES / (time.perf_counter() - begun))
     return Stat.of(rounds)

@@ -18,36 +18,36 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks import __main__ as command_line
-from benchmarks import machine, servers, table
-from benchmarks import nodes as shared_nodes
+from benchmarks import centrifugo as centrifugo_node
+from benchmarks import machine, peers, servers
 from benchmarks.attacks import ATTACKS
-from benchmarks.load import LoadError
-from benchmarks.nodes import Centrifugo, OurNodes, cluster
+from benchmarks.centrifugo import VERSION, Centrifugo
+from benchmarks.load import Load, LoadError, Publish, Report
+from benchmarks.nodes import CentrifugoNodes, OurNodes, cluster
+from benchmarks.ours import Ours
+from benchmarks.peers import KINDS, Limit
 from benchmarks.relay import Relay
-from benchmarks.rounds import Options, Session, compare, session
+from benchmarks.rounds import Options, Part, Session, measure, session
 from benchmarks.scenarios import SCENARIOS, abuse, nodes
-from benchmarks.servers import (
-    KINDS,
-    NOTIFICATION_BYTES,
-    Limit,
-    MissingError,
-    Ours,
-    Running,
-    Server,
-    WithoutRing,
-    notification,
-    one_room,
-    own_rooms,
-)
+from benchmarks.senders import MissingError
+from benchmarks.servers import Running, Server, one_room, own_rooms
 from tests.support.timeouts import TIMEOUT_S
 
 ROOT = Path(__file__).parents[2]
 FEW = 0.01
 """Of the connections: ten, where a thousand is meant."""
+
+
+SDK_HEAD = re.compile(
+    rb"POST /broadcast HTTP/1.1\r\nHost: \S+\r\nAccept: application/json\r\n"
+    rb"Accept-Encoding: identity\r\nConnection: keep-alive\r\nContent-Type: application/json\r\n"
+    rb"User-Agent: python-httpx/\S+\r\nAuthorization: Bearer \S{43}\r\nContent-Length: \d+\r\n\r\n"
+)
 
 
 class Missing(Server):
@@ -64,27 +64,47 @@ def mine(request: pytest.FixtureRequest) -> Iterator[Session]:
         yield running
 
 
-@pytest.mark.parametrize("scenario", sorted({*SCENARIOS} - {"abuse", "nodes"}))
-def test_each_scenario_is_measured(scenario: str) -> None:
-    for each in SCENARIOS[scenario](Options([Ours()], rounds=1, scale=FEW)):
-        assert each.rows
-        for row in each.rows:
-            if row.note == "has none":  # the limit keeps nothing
-                assert row.server == Limit.title
-                continue
-            assert row.note is None, f"{each.title}: {row.server}: {row.note}"
-            for name, stat in row.stats.items():
-                assert name in each.columns
-                if not name.endswith("_kb"):  # for few, what was free already is enough
-                    assert stat.least > 0, f"{each.title}: {row.server}: {name}"
-        assert table.markdown(each).count("\n| ") == len(each.rows) + 2  # the head and its line
-        json.dumps(table.as_json(each))
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_each_scenario_is_measured_with_the_requests_of_the_sdk(
+    scenario: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests: list[bytes] = []
+    publish = Load.publish
+
+    def watched(
+        self: Load, port: int, publishes: Sequence[Publish], *args: Any, **options: Any
+    ) -> Report:
+        requests.extend(each.request for each in publishes)
+        return publish(self, port, publishes, *args, **options)
+
+    monkeypatch.setattr(Load, "publish", watched)
+    results = SCENARIOS[scenario](Options(["ours", "limit"], rounds=1, scale=FEW))
+    assert results
+    for each in results:
+        assert each.notes == {}, each.what
+        assert each.stats, each.what
+        for name, stat in each.stats.items():
+            if "memory" not in each.name:  # for few, what was free already is enough
+                assert stat.least > 0, f"{each.what}: {name}"
+    if scenario != "raw":
+        assert all(map(SDK_HEAD.match, requests))
+
+
+@pytest.mark.skipif(
+    not (servers.TOOLS / f"centrifugo@{VERSION}").exists(), reason="scripts/bench builds it"
+)
+@pytest.mark.parametrize("scenario", sorted({*SCENARIOS} - {"sqlite", "sdk", "growth"}))
+def test_centrifugo_is_a_peer_in_each_scenario_that_it_has(scenario: str) -> None:
+    results = SCENARIOS[scenario](Options(["centrifugo"], rounds=1, scale=FEW))
+    for each in results:
+        assert each.notes == {}, each.what
+        assert each.stats or each.name == "fanout-loop"  # of ours alone
 
 
 def test_an_honest_publisher_is_measured_beside_an_attack() -> None:
     names = ("none", "byte_after_close", "unread_answers")
     assert {*names} < {*ATTACKS}
-    (measured,) = abuse.run(Options([], rounds=1, scale=FEW), names)
+    (measured,) = abuse.run(Options(rounds=1, scale=FEW), names)
     for row in measured.rows:
         assert row.note is None
         assert {*row.stats} == {*measured.columns}
@@ -96,8 +116,8 @@ def test_an_honest_publisher_is_measured_beside_an_attack() -> None:
 def test_nodes_are_measured_and_a_peer_that_is_not_here_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_nodes, "INSTALLED", tmp_path)
-    tables = nodes.run(Options([], rounds=1, scale=FEW), (1, 2))
+    monkeypatch.setattr(centrifugo_node, "TOOLS", tmp_path)
+    tables = nodes.run(Options(rounds=1, scale=FEW), (1, 2))
     for each in tables:
         assert each.rows
         for row in each.rows:
@@ -113,10 +133,10 @@ def test_nodes_are_measured_and_a_peer_that_is_not_here_is_reported(
 
 
 @pytest.mark.skipif(
-    not (servers.INSTALLED / "go/centrifugo").exists(), reason="scripts/bench nodes builds it"
+    not (servers.TOOLS / f"centrifugo@{VERSION}").exists(), reason="scripts/bench builds it"
 )
 def test_centrifugo_nodes_deliver_what_is_expected() -> None:
-    with cluster(Centrifugo, 2) as mine:
+    with cluster(CentrifugoNodes, 2) as mine:
         kind = mine.kind
         mine.dial([kind.client(one) for one in one_room(10) + own_rooms(10)])
         report = mine.load.publish(mine.ports, [kind.publish("workspace_1", 10)], 3, mode="paced")
@@ -223,24 +243,26 @@ def test_a_refused_handshake_is_an_error() -> None:
 
 
 def test_a_peer_that_is_not_here_is_reported_in_the_table() -> None:
-    rows = compare(Options([Missing()], rounds=1), lambda _: None, lambda _: {"cost_us": 1.0})
-    assert [row.note for row in rows] == [None, "it is not installed: run scripts/bench"]
+    part = Part({"cost": "a cost, µs"}, lambda _: {"cost": 1.0})
+    (result,) = measure(Options(rounds=1), [Missing(), Limit()], lambda _: None, [part])
+    assert result.notes == {"missing": "it is not installed: run scripts/bench"}
+    assert result.stats["limit"].median == 1
 
 
 def test_nchan_writes_below_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Debian's module creates its compiled-in temporary folder, which is there only where nginx is
     installed."""
-    installed, folder = tmp_path / "installed", tmp_path / "run"
-    nginx = installed / "nchan/usr/sbin/nginx"
-    module = installed / "nchan/usr/lib/nginx/modules/ngx_nchan_module.so"
+    tools, folder = tmp_path / "tools", tmp_path / "run"
+    nginx = tools / "nchan/usr/sbin/nginx"
+    module = tools / "nchan/usr/lib/nginx/modules/ngx_nchan_module.so"
     for file in (nginx, module):
         file.parent.mkdir(parents=True)
     nginx.touch()
     compiled = b"\x7fELF\0/var/lib/nginx/body\0/var/lib/nginx/proxy\0"
     module.write_bytes(compiled)
     folder.mkdir()
-    monkeypatch.setattr(servers, "INSTALLED", installed)
-    command = servers.Nchan().command(Running(servers.Nchan(), 1, folder, 0))
+    monkeypatch.setattr(peers, "TOOLS", tools)
+    command = peers.Nchan().command(Running(peers.Nchan(), 1, folder, 0))
     assert command[:3] == [nginx, "-p", folder]
     (loaded,) = re.findall(r"^load_module (\S+);", (folder / "nginx.conf").read_text(), re.M)
     changed = Path(loaded).read_bytes()
@@ -284,7 +306,7 @@ def test_nothing_is_left_after_ctrl_c() -> None:
         "-m",
         "benchmarks",
         "fanout",
-        "--baselines",
+        "--servers",
         "ours",
         "--rounds",
         "1000",
@@ -298,8 +320,7 @@ def test_nothing_is_left_after_ctrl_c() -> None:
     assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
 
 
-def test_a_notification_has_its_size_and_each_peer_its_name() -> None:
-    assert len(notification()) == NOTIFICATION_BYTES
+def test_each_peer_has_its_name() -> None:
     assert all(kind.name == name and kind.title for name, kind in KINDS.items())
 
 
@@ -312,7 +333,7 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path: Path) -> None:
             "benchmarks",
             "fanout",
             "--quick",
-            "--baselines",
+            "--servers",
             "ours",
             "--json",
             out,
@@ -324,10 +345,6 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path: Path) -> None:
         timeout=4 * TIMEOUT_S,
     )
     assert f"| {Ours.title} |" in done.stdout
-    (only,) = json.loads(out.read_text())["tables"]
-    assert [row["server"] for row in only["rows"]] == [
-        Limit.title,
-        Ours.title,
-        WithoutRing.title,
-    ]
-    assert only["rows"][1]["stats"]["delivery_us"]["median"] > 0
+    delivery, in_a_loop = json.loads(out.read_text())["results"]
+    assert {*delivery["stats"]} == {*in_a_loop["stats"]} == {"ours"}
+    assert delivery["stats"]["ours"]["median"] > 0
