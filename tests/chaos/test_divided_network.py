@@ -171,17 +171,23 @@ async def until_one_again(divided: Divided) -> None:
         await until(lambda id=id: all(id in each.ids for each in (divided.near, divided.far)))  # type: ignore[misc]
 
 
-async def test_subscribers_of_the_smaller_part_are_informed_when_it_ends(tmp_path: Path) -> None:
-    """Until then they receive what is published there."""
+async def test_all_subscribers_are_informed_when_the_network_is_whole_again(tmp_path: Path) -> None:
+    """Until then, those of the smaller part receive what is published there."""
     async with network(tmp_path) as divided:
         assert await divided.publish() is None
         divided.divide()
         refusals = await divided.publish_until(divided.far)
         assert set(refusals) == {None}
         assert divided.lost(divided.near) == set()
+        head = await divided.far.store.head(ROOM)
         await until_one_again(divided)
         assert divided.lost(divided.near) == set()
-        assert divided.lost(divided.far)
+        assert divided.lost(divided.far), "the former primary had acknowledged them"
+        assert divided.lost_silently(divided.far) == set()
+        assert len(divided.far.gaps) == 2
+        # Also a client of the other part that was not connected meanwhile.
+        page = await divided.far.store.read(ROOM, head, 10)
+        assert not page.recovered
 
 
 async def test_primary_that_needs_a_replica_to_write_loses_nothing_silently(

@@ -70,6 +70,7 @@ class KeySpace:
         self.nodes = b"%b:nodes" % self.partition(NODES_PARTITION)
         self.departed = b"%b:departed" % self.partition(NODES_PARTITION)
         self.questions = b"%b:survey" % self.partition(NODES_PARTITION)
+        self.replaced = b"%b:replaced" % self.partition(NODES_PARTITION)
         self.of_room = lru_cache(16_384)(self._of_room)
 
     def _of_room(self, room: Room) -> RoomKeys:

@@ -36,7 +36,7 @@ from .errors import (
     is_temporary,
 )
 from .requirements import Requirements
-from .scripts import ALL, CONFIRMED, Script
+from .scripts import ALL, CONFIRMED, PUBLISH, Script
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +90,8 @@ class Link:
     Attributes:
         is_closed: whether it takes no more calls.
         problem: why there is no connection, or why publishes are refused; None: all is well.
+        former_acknowledged_at: when the server before this one has acknowledged the last publish,
+            by the clock of the event loop; None: never, or it was dealt with.
     """
 
     def __init__(
@@ -116,6 +118,8 @@ class Link:
         """
         self.is_closed = False
         self.problem: str | None = None
+        self.former_acknowledged_at: float | None = None
+        self._acknowledged_at: float | None = None
         self._name = name
         self._connect = connect
         self._requirements = requirements
@@ -202,7 +206,10 @@ class Link:
         incarnation = info["run_id"].encode()
         if self._incarnation:
             self._stats.call_reconnects += 1
-            self._stats.failovers += incarnation != self._incarnation
+            if incarnation != self._incarnation:
+                self._stats.failovers += 1
+                self.former_acknowledged_at = self._acknowledged_at or self.former_acknowledged_at
+                self._acknowledged_at = None
         self._incarnation = incarnation
         self._report(None)
         self._on_connected()
@@ -264,7 +271,7 @@ class Link:
             return
         unconfirmed = describe_unconfirmed(replies.pop()) if is_confirmed else None
         refusals: str | None = None
-        has_written = False
+        has_written = has_published = False
         again: list[Call] = []
         refused: list[tuple[Call, RedisReplyError]] = []
         in_order = iter(replies)
@@ -289,8 +296,12 @@ class Link:
                 elif unconfirmed is not None and confirms:
                     refusals = unconfirmed
                     call.fail(unconfirmed)
-                elif not call.result.done():
-                    call.result.set_result(result)
+                else:
+                    has_published = has_published or call.script is PUBLISH
+                    if not call.result.done():
+                        call.result.set_result(result)
+        if has_published:
+            self._acknowledged_at = asyncio.get_running_loop().time()
         if refusals is not None:
             self._report(refusals)
         elif self.problem is not None and has_written:

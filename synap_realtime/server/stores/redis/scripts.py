@@ -41,22 +41,6 @@ INLINE_BYTES = 16 * 1024
 the output buffer of a pub/sub connection."""
 
 _COMMON = """
-local epochs = {}
-local function epoch(key)
-  local current = epochs[key]
-  if current then return current end
-  local state = redis.call('GET', key)
-  if state then
-    local at = string.find(state, ' ', 1, true)
-    if string.sub(state, at + 1) == ARGV[1] then current = string.sub(state, 1, at - 1) end
-  end
-  if not current then
-    current = ARGV[2]
-    redis.call('SET', key, current .. ' ' .. ARGV[1])
-  end
-  epochs[key] = current
-  return current
-end
 local called_at
 local function clock()
   if not called_at then
@@ -66,6 +50,24 @@ local function clock()
   return called_at
 end
 local function text(offset) return string.format('%d', offset) end
+local epochs = {}
+local function epoch(key)
+  local current = epochs[key]
+  if current then return current end
+  local state = redis.call('GET', key)
+  if state then
+    local at = string.find(state, ' ', 1, true)
+    if string.find(state, ARGV[1], at + 1, true) == at + 1 then
+      current = string.sub(state, 1, at - 1)
+    end
+  end
+  if not current then
+    current = ARGV[2]
+    redis.call('SET', key, current .. ' ' .. ARGV[1] .. ' ' .. text(clock()))
+  end
+  epochs[key] = current
+  return current
+end
 """
 
 _UNITS = """
@@ -215,6 +217,18 @@ return epoch(KEYS[1])
 """)
 """Note in a partition which server is the primary. Otherwise a partition that is not used until its
 former primary takes over again would seem never to have had another one."""
+
+RENEW = _script("""
+-- KEYS: state. ARGV[4..]: how long ago the former server has acknowledged a publish (us).
+-- Returns: 1 if that was after the epoch began. Then there is a new one.
+local current = epoch(KEYS[1])
+local began = string.match(redis.call('GET', KEYS[1]), '^%S+ %S+ (%d+)$')
+if not began or clock() - ARGV[4] <= tonumber(began) then return 0 end
+redis.call('SET', KEYS[1], ARGV[2] .. ' ' .. ARGV[1] .. ' ' .. text(clock()))
+return 1
+""")
+"""Begin a new epoch if another server has acknowledged a publish since this one began the current
+epoch. Both times are durations, so that no clocks of different machines are compared."""
 
 JOIN = _script("""
 -- KEYS: state, meta, rooms of the node. ARGV[4..]: lifetime of meta (us),
@@ -485,7 +499,7 @@ return reply
 """Take from several rates of a caller (GCRA with a burst of a second's amount)."""
 
 ALL = (
-    *(PUBLISH, READ, HEAD, CLAIM, JOIN, ACK, GET_ACK, CHECK, USAGE),
+    *(PUBLISH, READ, HEAD, CLAIM, RENEW, JOIN, ACK, GET_ACK, CHECK, USAGE),
     *(PROBE, PROBE_AS_NODE, ROOMS_OF_NODE, REMOVE_NODE),
     *(LIVE_NODES, SEND, TAKE_RATES),
     *(SET_PRESENCE, READ_PRESENCE, COUNT_CONNECTIONS, MEMBERS),

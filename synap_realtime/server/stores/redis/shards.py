@@ -134,6 +134,20 @@ class Shards:
         found = [min(each.partitions) for each in self._shards.values() if each.partitions]
         return found or [NODES_PARTITION]
 
+    @property
+    def former_acknowledged_at(self) -> float | None:
+        """When a primary that was replaced has acknowledged the last publish of this node.
+
+        By the clock of the event loop. None: never, or it was forgotten. In a cluster it is not
+        needed: a primary that is cut off rejects publishes before another one is chosen.
+        """
+        return None if self._only is None else self._only.link.former_acknowledged_at
+
+    def forget_former(self) -> None:
+        """Forget when a primary that was replaced has acknowledged a publish."""
+        if self._only is not None:
+            self._only.link.former_acknowledged_at = None
+
     def stats(self) -> LinkStats:
         """Return how the connections work."""
         feeds = [each.feed for each in self._shards.values()]

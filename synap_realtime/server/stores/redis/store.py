@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 import secrets
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -34,16 +35,31 @@ from ..base import (
 )
 from .address import RedisAddress
 from .durability import PROMISES
-from .keys import SCHEMA_VERSION, KeySpace, describe_other_version
+from .keys import ALL_PARTITIONS, SCHEMA_VERSION, KeySpace, describe_other_version
 from .live_rooms import LiveRooms
 from .membership import Membership
 from .presence import SharedPresence
 from .rates import take_rates
-from .scripts import ACK, CHECK, CLAIM, GET_ACK, HEAD, PUBLISH, READ, USAGE, Script, us
+from .scripts import (
+    ACK,
+    CHECK,
+    CLAIM,
+    GET_ACK,
+    HEAD,
+    PUBLISH,
+    READ,
+    RENEW,
+    SEND,
+    USAGE,
+    Script,
+    us,
+)
 from .shards import Shards
 from .survey import RedisSurveys
 from .tasks import Tasks
 from .user_connections import UserConnections
+
+logger = logging.getLogger(__name__)
 
 META_LIFETIME_S = 7 * 86_400.0
 """How long the positions of a room are kept after its last notification has expired. A cursor that
@@ -97,7 +113,7 @@ class RedisStore:
         self._shards = self._rooms.channels = self._presence.channels = Shards(
             address,
             stats=self._rooms.stats,
-            channels=self._surveys.channels,
+            channels=(*self._surveys.channels, self._keys.replaced),
             probe_channel=lambda partition: self._keys.probe(partition, self._node),
             send_probe=self._membership.send_probe,
             on_message=self._rooms.on_message,
@@ -111,6 +127,7 @@ class RedisStore:
         self.unwatch_presence = self._presence.unwatch
         self.acquire_connection = self._connections.acquire
         self.release_connection = self._connections.release
+        self._must_announce = False  # that epochs were renewed
         self._acks: dict[Room, dict[tuple[str, str], int]] = {}  # device and epoch to offset
         self._ack_timer: asyncio.TimerHandle | None = None
 
@@ -263,17 +280,48 @@ class RedisStore:
 
     def _on_other_message(self, channel: bytes, payload: bytes) -> None:
         handle = self._surveys.channels.get(channel)
-        if handle is None:
-            self._presence.on_message(channel, payload)
-        else:
+        if handle is not None:
             handle(payload)
+        elif channel == self._keys.replaced:
+            if payload.decode() != self._node:
+                self._rooms.catch_up(ALL_PARTITIONS)
+        else:
+            self._presence.on_message(channel, payload)
 
     async def _catch_up(self, partitions: Collection[int]) -> None:
         """Make up for the time in which no messages of some partitions arrived."""
+        await self._renew_epochs(partitions)
         healing = self._rooms.catch_up(partitions)
         claims = [self._call(CLAIM, (self._keys.state(number),)) for number in partitions]
         await asyncio.gather(self._membership.report(partitions), *claims)
         await asyncio.gather(*healing, return_exceptions=True)  # cancelled, if a room was left
+
+    async def _renew_epochs(self, partitions: Collection[int]) -> None:
+        """Report what a former primary has acknowledged after it was replaced.
+
+        The subscribers of the other nodes were informed of a gap before that. Now all nodes have to
+        inform theirs again.
+        """
+        former = self._shards.former_acknowledged_at
+        if former is None:
+            return
+        ago = us(asyncio.get_running_loop().time() - former)
+        renewed = await asyncio.gather(
+            *(self._call(RENEW, (self._keys.state(number),), ago) for number in partitions),
+            return_exceptions=True,
+        )
+        self._must_announce = self._must_announce or 1 in renewed
+        for each in renewed:
+            if isinstance(each, BaseException):
+                raise each
+        if self._must_announce:
+            await self._call(SEND, (self._keys.replaced,), self._node)
+            logger.warning(
+                "Redis: the former primary has acknowledged publishes after it was replaced, which "
+                "are lost; all nodes report a gap to their subscribers"
+            )
+            self._must_announce = False
+        self._shards.forget_former()
 
     def _call(self, script: Script, keys: Sequence[bytes], *arguments: Any) -> asyncio.Future[Any]:
         return self._shards.call(script, keys, arguments)
