@@ -25,7 +25,9 @@ MAX_BATCH_NOTIFICATIONS = 1000
 MAX_BATCH_FANOUT_BYTES = 16 * 1024 * 1024
 """The largest batch, with each notification counted once for each of its rooms."""
 
-_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+_RFC_3339 = re.compile(
+    r"\d{4}-\d\d-\d\d[Tt ]([01]\d|2[0-3]):\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII
+)
 
 Status = Literal["pending", "success", "error"]
 """The state of the job. Progress and retries are ``pending``."""
@@ -50,7 +52,10 @@ def to_utc_timestamp(value: str) -> str:
     try:
         if not _RFC_3339.fullmatch(value):
             raise ValueError("not the shape of RFC 3339, section 5.6")
-        return format_timestamp(datetime.fromisoformat(value.upper()))
+        moment = datetime.fromisoformat(value.upper())
+        if len(value) == 24 and value[10] == "T" and value[23] == "Z":  # it has that form already
+            return value
+        return format_timestamp(moment)
     except (ValueError, OverflowError):
         raise ValueError("expected an RFC 3339 time such as 2026-01-31T12:00:00.000Z") from None
 

@@ -164,7 +164,8 @@ class AccessControl:
                 many requests that were rejected.
             UnavailableError: the signing keys are unavailable now.
         """
-        claims = await self._authenticate(request)
+        claims = await self.authenticate_credential(request.credential, request.address)
+        request.claims = claims
         self._limits.check_publisher(claims)
         return claims
 
@@ -174,7 +175,8 @@ class AccessControl:
         Raises:
             UnauthenticatedError, RateLimitedError, UnavailableError: as :meth:`authenticate`.
         """
-        claims = await self._authenticate(request)
+        claims = await self.authenticate_credential(request.credential, request.address)
+        request.claims = claims
         self._limits.check_request(claims, request.address)
         return claims
 
@@ -186,11 +188,6 @@ class AccessControl:
         """
         self._limits.check_request(before, address)
         return await self.authenticate_credential(token, address)
-
-    async def _authenticate(self, request: CredentialHolder) -> Claims:
-        claims = await self.authenticate_credential(request.credential, request.address)
-        request.claims = claims
-        return claims
 
     async def authenticate_credential(self, credential: str | None, address: str | None) -> Claims:
         """Do the same as :meth:`authenticate`, without a request."""
@@ -260,14 +257,17 @@ class AccessControl:
         An authorizer is called for several rooms concurrently. When it takes longer than
         ``AUTHORIZER_BATCH_TIMEOUT_S`` for all of them, the remaining rooms are denied.
         """
+        verdicts: dict[Room, PermissionDeniedError | None]
         if self._authorizer is None:
             require_scope(claims, action)
-            denied = room_not_allowed(claims)
-            return {room: None if claims.allows_room(room) else denied for room in rooms}
+            verdicts = dict.fromkeys(rooms)
+            if refused := [room for room in verdicts if not claims.allows_room(room)]:
+                verdicts.update(dict.fromkeys(refused, room_not_allowed(claims)))
+            return verdicts
         if not (rooms := tuple(rooms)):  # no item of the batch names a valid room
             return {}
         late = PermissionDeniedError("authorizer timed out")
-        verdicts: dict[Room, PermissionDeniedError | None] = dict.fromkeys(rooms, late)
+        verdicts = dict.fromkeys(rooms, late)
         semaphore = asyncio.Semaphore(AUTHORIZER_CONCURRENCY)
 
         async def authorize_one(room: Room) -> None:

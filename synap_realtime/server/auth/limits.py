@@ -295,10 +295,10 @@ class _Budget:
 
     def try_acquire(self, who: str) -> float:
         """Return how long the bucket stays empty, in seconds; 0 if something is left."""
-        if not self._per_s:
+        full_at = self._full_at.get(who)
+        if full_at is None:
             return 0.0
-        now = time.monotonic()
-        return max(0.0, self._full_at.get(who, now) - now - 1.0)
+        return max(0.0, full_at - time.monotonic() - 1.0)
 
     def spend(self, who: str, cost: float) -> float:
         """Take ``cost`` if anything is left. Return 0, or how long to wait, in seconds."""

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from json.encoder import encode_basestring_ascii as as_json
 from logging import DEBUG
 from time import perf_counter
@@ -135,7 +136,7 @@ class BatchItem:
     __slots__ = ("_is_checked", "_value", "problem", "rooms")
 
     def __init__(self, value: Any, *, is_checked: bool) -> None:
-        self.rooms: list[Room] = []
+        self.rooms: Sequence[Room] = ()
         self.problem: RequestError | None = None
         try:
             self.rooms = _parse_rooms(value)
@@ -160,7 +161,9 @@ def parse_batch(content: bytes) -> list[BatchItem]:
     values, is_checked = decode_batch(content)
     if len(values) > MAX_BATCH_NOTIFICATIONS:
         raise payload_too_large(f"a batch has at most {MAX_BATCH_NOTIFICATIONS} notifications")
-    pairs = sum(len(value["rooms"]) for value in values if _has_room_list(value))
+    pairs = 0
+    for value in values:
+        pairs += len(_room_list(value))
     if pairs > MAX_BATCH_NOTIFICATIONS:
         raise payload_too_large(
             f"a batch goes to at most {MAX_BATCH_NOTIFICATIONS} rooms, over all its notifications"
@@ -263,20 +266,26 @@ def _to_wire(value: object) -> dict[str, Any]:
     return wire
 
 
-def _has_room_list(value: object) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("rooms"), list) and bool(value["rooms"])
+def _room_list(value: object) -> list[Any]:
+    """Return the rooms of one notification of a batch. An invalid one has none."""
+    rooms = value.get("rooms") if isinstance(value, dict) else None
+    return rooms if isinstance(rooms, list) else []
 
 
 def _parse_rooms(value: object) -> list[Room]:
-    """Return the rooms of one notification of a batch, each once."""
-    if not isinstance(value, dict):
-        raise bad_request("Invalid notification", "expected a JSON object")
-    if not _has_room_list(value):
+    """Return the rooms of one notification of a batch, each once.
+
+    Raises:
+        RequestError: 400.
+    """
+    names = _room_list(value)
+    if not names:
+        if not isinstance(value, dict):
+            raise bad_request("Invalid notification", "expected a JSON object")
         raise bad_request("Invalid notification", "rooms: expected a list of at least one")
-    names = value["rooms"]
-    if len(names) > 1:
-        names = dict.fromkeys(map(_room_name, names))
-    return [parse_room_param(_room_name(name)) for name in names]
+    if len(names) == 1:
+        return [parse_room_param(_room_name(names[0]))]
+    return [parse_room_param(name) for name in dict.fromkeys(map(_room_name, names))]
 
 
 def _room_name(value: object) -> str:
@@ -326,8 +335,8 @@ class PublishService:
         claims = await self._access.authenticate(request)
         require_scope(claims, "broadcast")
         items = parse_batch(await read_json_body(request))
-        named = dict.fromkeys(room for item in items for room in item.rooms)
-        verdicts = await self._access.authorize_many(claims, "broadcast", named)
+        rooms = chain.from_iterable([item.rooms for item in items])
+        verdicts = await self._access.authorize_many(claims, "broadcast", rooms)
         traceparent = request.headers.get("traceparent")
         validated: list[list[Publication] | RequestError] = []
         spans: list[Span] = []
@@ -364,8 +373,15 @@ class PublishService:
         claims: Claims,
         spans: Sequence[Span],
     ) -> Response:
-        good = [entry for entry in validated if not isinstance(entry, RequestError)]
-        size = sum([len(each.text) for entry in good for each in entry])
+        publications: list[Publication] = []
+        rejected = size = 0
+        for entry in validated:
+            if isinstance(entry, RequestError):
+                rejected += 1
+            else:
+                publications += entry
+        for publication in publications:
+            size += len(publication.text)
         if size > MAX_BATCH_FANOUT_BYTES:
             for span in spans:
                 span.end("too large")
@@ -373,8 +389,7 @@ class PublishService:
                 f"a batch has at most {MAX_BATCH_FANOUT_BYTES} bytes, each notification counted "
                 "once for each of its rooms"
             )
-        self._metrics.published("rejected", len(validated) - len(good))
-        publications = [each for entry in good for each in entry]
+        self._metrics.published("rejected", rejected)
         try:
             stored = iter(await self._publish(claims, publications, size, spans))
             failure = None
@@ -388,8 +403,8 @@ class PublishService:
                 results.append(json.dumps(failed))
             else:
                 assert not isinstance(entry, RequestError)  # noqa: S101 - else problem is set
-                results.append(_encode_item_result([(each, next(stored)) for each in entry]))
-        return _encode_results(results, success=failure is None and len(good) == len(validated))
+                results.append(_encode_item_result(entry, stored))
+        return _encode_results(results, success=failure is None and not rejected)
 
     async def _publish(
         self,
@@ -470,13 +485,21 @@ def _encode_result(result: PublishResult) -> bytes:
     ).encode()
 
 
-def _encode_item_result(kept: Iterable[tuple[Publication, PublishResult]]) -> str:
+def _encode_item_result(
+    publications: Iterable[Publication], stored: Iterator[PublishResult]
+) -> str:
     """Encode the results of one notification of a batch, over its rooms.
 
     (Neither a room nor a cursor contains a quote.)
+
+    Args:
+        publications: one for each room.
+        stored: begins with their results.
     """
     total, rooms, name = 0, [], ""
-    for (room, _, _, _), (id, (epoch, offset), count, duplicate) in kept:
+    for (room, id, _, _), (_, (epoch, offset), count, duplicate) in zip(
+        publications, stored, strict=False
+    ):
         total += count
         name = as_json(id)
         rooms.append(

@@ -54,6 +54,18 @@ _REQUEST_WEIGHT = 2048  # memory of a request beside its bytes: its Python objec
 _FIELD_WEIGHT = 200  # memory of a header field beside its bytes
 
 
+def _read_fields(fields: list[tuple[bytes, bytes]]) -> tuple[dict[str, str], int]:
+    """Return the fields of a head as those of :class:`Request`, and their weight."""
+    headers: dict[str, str] = {}
+    weight = _FIELD_WEIGHT * len(fields)
+    for name, value in fields:
+        weight += len(name) + len(value)
+        key = _NAMES.get(name) or name.decode("latin-1").lower()
+        text = value.decode("latin-1")
+        headers[key] = f"{headers[key]}, {text}" if key in headers else text
+    return headers, weight
+
+
 class ParserState(enum.Enum):
     """Where in a stream of requests a parser is.
 
@@ -112,11 +124,9 @@ class RequestParser:
         "_address",
         "_blank_bytes",
         "_chunks",
-        "_field_bytes",
         "_fields",
         "_handler",
         "_head_bytes",
-        "_headers",
         "_parser",
         "_proxies",
         "_queued_bytes",
@@ -146,9 +156,7 @@ class RequestParser:
         self._parser: Any = httptools.HttpRequestParser(self)
         self._upgrade: HttpRequest | None = None
         self._url = b""
-        self._headers: dict[str, str] = {}
-        self._fields = 0
-        self._field_bytes = 0
+        self._fields: list[tuple[bytes, bytes]] = []  # of the head, at most one over the bound
         self._head_bytes = 0  # of the head, or of the line of a chunk header or trailer
         self._blank_bytes = 0  # empty lines since the last request head
         self._wire_bytes = 0  # of the body, with chunk headers and trailers
@@ -162,7 +170,7 @@ class RequestParser:
         if self.receiving is not None:
             size += len(self.receiving.body.content)
         if self.state is HEAD:
-            size += _REQUEST_WEIGHT + _FIELD_WEIGHT * self._fields + self._head_bytes
+            size += _REQUEST_WEIGHT + _FIELD_WEIGHT * len(self._fields) + self._head_bytes
         return size
 
     def feed(self, data: bytes) -> Upgrade | None:
@@ -271,8 +279,7 @@ class RequestParser:
         if self.state is IGNORED_UPGRADE:
             return
         self._url = b""
-        self._headers = {}
-        self._fields = self._field_bytes = 0
+        self._fields = []
         self.state = HEAD
         self._head_bytes = self._blank_bytes = 0
 
@@ -283,15 +290,8 @@ class RequestParser:
             self._url += url[: MAX_TARGET_BYTES + 1]
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self.state is HEAD:  # else it is a trailer, which is ignored
-            self._fields += 1
-            self._field_bytes += len(name) + len(value)
-            if self._fields > MAX_HEADERS:
-                return
-            headers = self._headers
-            key = _NAMES.get(name) or name.decode("latin-1").lower()
-            text = value.decode("latin-1")
-            headers[key] = f"{headers[key]}, {text}" if key in headers else text
+        if self.state is HEAD and len(self._fields) <= MAX_HEADERS:  # else it is a trailer
+            self._fields.append((name, value))
 
     def on_headers_complete(self) -> None:
         if self.state is IGNORED_UPGRADE:
@@ -302,8 +302,10 @@ class RequestParser:
         if len(self.queue) >= MAX_PIPELINED:
             self._handler.abort()
             return
-        parser, headers, address = self._parser, self._headers, self._address
-        url, self._headers, self._url = self._url, {}, b""
+        parser, address = self._parser, self._address
+        url, self._url = self._url, b""
+        fields, self._fields = self._fields, []
+        headers, weight = _read_fields(fields[:MAX_HEADERS])
         if self._proxies.enabled:
             address = self._proxies.client_address(address, headers)
         version = parser.get_http_version()
@@ -312,11 +314,9 @@ class RequestParser:
         method = parser.get_method().decode("latin-1")
         request = HttpRequest(method, path, query, headers, address)
         request.is_http_10 = is_http_10 = version != "1.1"
-        request.keeps_alive = parser.should_keep_alive() and not is_http_10
-        request.weight = (
-            _REQUEST_WEIGHT + _FIELD_WEIGHT * self._fields + len(url) + self._field_bytes
-        )
-        if self._fields > MAX_HEADERS:
+        request.keeps_alive = not is_http_10 and parser.should_keep_alive()
+        request.weight = _REQUEST_WEIGHT + weight + len(url)
+        if len(fields) > MAX_HEADERS:
             details = f"a request's head has at most {MAX_HEADERS} fields"
             problem = RequestError(431, "payload_too_large", "Head too large", details)
         if problem is not None:

@@ -46,7 +46,8 @@ _ROOM_BYTES, _ENTRY_BYTES, _ID_BYTES = 1300, 450, 350
 class _Log:
     max_entries: int
     entries: deque[tuple[float, Entry]] = field(default_factory=deque)
-    ids: OrderedDict[str, tuple[float, PublishResult]] = field(default_factory=OrderedDict)
+    # When each id was published, its offset, and how many subscribers accepted it.
+    ids: OrderedDict[str, tuple[float, int, int]] = field(default_factory=OrderedDict)
     trimmed: int = 0  # the highest offset that was deleted from this log
     acked: int = 0  # 0: no subscriber has received anything
     # When each device last connected, and its acknowledged offset; least recent first.
@@ -122,7 +123,8 @@ class MemoryStore:
         return results
 
     def _publish_few(self, publications: Sequence[Publication]) -> Sequence[PublishResult]:
-        self._start_ticking()
+        if self._timer is None:
+            self._start_ticking()
         now = self._clock()
         max_bytes = self._retention.max_memory_bytes
         results = []
@@ -130,21 +132,23 @@ class MemoryStore:
             log = self._logs.get(room) or self._log(room)
             if now >= log.next_expiry:
                 self._trim(room, log, now)
-            seen = log.ids.get(id)
+            ids = log.ids
+            seen = ids.get(id)
             if seen is not None:
-                results.append(seen[1]._replace(duplicate=True))
+                _, offset, count = seen
+                results.append(PublishResult(id, Cursor(self._epoch, offset), count, True))
                 continue
             self._offset = offset = self._offset_clock.next(self._offset)
             cursor = Cursor(self._epoch, offset)
             entry = make_entry(room, cursor, text)
             log.entries.append((now, entry))
-            if not log.ids or len(log.entries) == 1:
+            if not ids or len(log.entries) == 1:
                 keep_s = min(self._retention.age_s(room), self._retention.dedupe_window_s)
                 log.next_expiry = min(log.next_expiry, now + keep_s)
             log.kept[offset] = (room, id)
-            result = PublishResult(id, cursor, self._deliver(room, entry, published_at), False)
-            log.ids[id] = (now, result)
-            results.append(result)
+            count = self._deliver(room, entry, published_at)
+            ids[id] = (now, offset, count)
+            results.append(PublishResult(id, cursor, count, False))
             self._bytes += getsizeof(entry.text) + getsizeof(id) + _ENTRY_BYTES + _ID_BYTES
             if len(log.entries) > log.max_entries:
                 self._remove_entry(log)
@@ -172,14 +176,14 @@ class MemoryStore:
         log.trimmed = offset = entry.cursor.offset
         self._bytes -= _entry_bytes(entry)
         _, id = log.kept[offset]
-        if id not in log.ids or log.ids[id][1].cursor.offset != offset:
+        if id not in log.ids or log.ids[id][1] != offset:
             del log.kept[offset]
 
     def _remove_id(self, log: _Log, id: str) -> None:
-        _, result = log.ids.pop(id)
+        _, offset, _ = log.ids.pop(id)
         self._bytes -= _id_bytes(id)
-        if result.cursor.offset <= log.trimmed:  # its entry is deleted, too
-            del log.kept[result.cursor.offset]
+        if offset <= log.trimmed:  # its entry is deleted, too
+            del log.kept[offset]
 
     def _remove_device(self, room: Room, device: str) -> None:
         del self._logs[room].devices[device]
