@@ -12,7 +12,7 @@ from typing import ClassVar, Protocol
 from ..auth.claims import Claims
 from ..resources.byte_budget import MIN_UNREAD_BYTES, ByteBudget, caller_of
 from ..resources.pacing import Pacer
-from .writes import reset, unsent_bytes
+from .writes import WriteBatch, reset, unsent_bytes, write_direct
 
 UNREAD_CHECK_INTERVAL_S = 0.5
 """Time between two measurements of the responses that clients have not read."""
@@ -210,11 +210,13 @@ class ResponseFlow:
         "_address",
         "_budget",
         "_claims",
+        "_descriptor",
         "_resumed",
         "_stall",
         "_transport",
         "_unmeasured",
         "_unread",
+        "_write_batch",
         "is_writable",
     )
 
@@ -224,16 +226,23 @@ class ResponseFlow:
         address: str | None,
         budget: ByteBudget,
         unread: UnreadResponses,
+        write_batch: WriteBatch,
+        descriptor: int | None,
     ) -> None:
         """
         Args:
-            transport: the connection.
+            transport: the connection. Its write buffer limits are such that it pauses as soon as
+                it buffers anything.
             address: of the client, charged until a response is written.
             budget: of unread responses.
             unread: measures the responses of all connections.
+            write_batch: collects the writes of this event-loop iteration, of all sockets.
+            descriptor: of the socket; None if what is written has to pass the transport (TLS).
         """
         self.is_writable = True
         self._transport = transport
+        self._descriptor = descriptor
+        self._write_batch = write_batch
         self._claims: Claims | None = None
         self._address = address
         self._budget = budget
@@ -257,9 +266,27 @@ class ResponseFlow:
 
     def write(self, data: bytes, claims: Claims | None, address: str | None) -> None:
         """Write a part of a response. Charge it to its caller if it may stay unread for long."""
+        self._write_batch.flush()
         self._claims = claims
         self._address = address
-        self._transport.write(data)
+        self.write_now(data)
+
+    def write_batched(self, data: bytes, claims: Claims | None, address: str | None) -> None:
+        """Write a response at the end of this event-loop iteration, or before the next write."""
+        self._claims = claims
+        self._address = address
+        self._write_batch.add_response(self, data)
+
+    def write_now(self, data: bytes) -> None:
+        """Write before what the batch holds. For the batch and :meth:`write` only."""
+        transport = self._transport
+        if transport.is_closing():
+            return
+        if self._descriptor is None or not self.is_writable:
+            transport.write(data)
+        elif not write_direct(transport, self._descriptor, data):
+            self._abort()
+            return
         self._unmeasured += len(data)
         if self._unmeasured >= MIN_UNREAD_BYTES:
             self._unmeasured = 0

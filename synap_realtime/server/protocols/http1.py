@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import enum
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from ..errors import StoreUnavailableError
@@ -136,7 +137,12 @@ class Http1Protocol(PacedProtocol):
         self._address = address = str(peer[0]).removeprefix("::ffff:") if peer else None
         self._parser = RequestParser(self, address, server.proxies)
         self._responses = ResponseFlow(
-            transport, address, server.response_bytes, server.unread_responses
+            transport,
+            address,
+            server.response_bytes,
+            server.unread_responses,
+            server.write_batch,
+            self._descriptor,
         )
         # Pause as soon as the transport buffers anything. (With 0, TLS would pause without data.)
         transport.set_write_buffer_limits(high=1 if self._descriptor is None else 0)
@@ -185,7 +191,6 @@ class Http1Protocol(PacedProtocol):
 
     def _on_data_handled(self, size: int) -> None:
         self._serve_queue()
-        self._charge_requests()
         if self._parser.queue:
             self._pipelined_bytes += size
             if self._pipelined_bytes > AHEAD_BYTES:
@@ -215,19 +220,21 @@ class Http1Protocol(PacedProtocol):
     # ---- serving requests in order
 
     def _serve_queue(self) -> None:
+        """Serve the queued requests, and charge those that are held then."""
         if self._is_processing:  # called by a response inside the loop, which continues anyway
             return
         self._is_processing = True
         try:
             while (
-                self._parser.queue
-                and self._state is IDLE
+                self._state is IDLE
+                and self._parser.queue
                 and self._responses.is_writable
                 and not self._transport.is_closing()
             ):
                 self._serve_next()
         finally:
             self._is_processing = False
+        self._charge_requests()
 
     def _serve_next(self) -> None:
         request = self._current = self._parser.take()
@@ -254,12 +261,13 @@ class Http1Protocol(PacedProtocol):
         if self._has_time():
             self._run(work(*arguments), is_quick=is_quick)
         else:
+            self._pacer.add(partial(self._run_if_open, work, *arguments, is_quick=is_quick))
 
-            def later() -> None:
-                if not self._transport.is_closing():
-                    self._run(work(*arguments), is_quick=is_quick)
-
-            self._pacer.add(later)
+    def _run_if_open(
+        self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: object, is_quick: bool
+    ) -> None:
+        if not self._transport.is_closing():
+            self._run(work(*arguments), is_quick=is_quick)
 
     def _run(self, work: Coroutine[Any, Any, None], *, is_quick: bool) -> None:
         if is_quick and not self._server.node.may_block:
@@ -289,6 +297,7 @@ class Http1Protocol(PacedProtocol):
         request = self._current
         if request is None:
             raise incomplete_body()
+        self._server.write_batch.flush()  # an earlier response, before 100 (Continue)
         return await request.body.read(
             self._transport,
             self.resume_reading,
@@ -322,9 +331,10 @@ class Http1Protocol(PacedProtocol):
 
     def _respond(self, request: HttpRequest, response: Response) -> None:
         content = response.body
-        head = encode_head(response, len(content), keeps_alive=request.keeps_alive)
-        is_silent = request.method == "HEAD" or response.status == 204
-        self._write(request, head if is_silent else head + content)
+        data = encode_head(response, len(content), keeps_alive=request.keeps_alive)
+        if request.method != "HEAD" and response.status != 204:
+            data += content
+        self._write(request, data, is_whole=True)
         self._finish_response(request)
 
     async def _respond_in_chunks(self, request: HttpRequest, response: Response) -> None:
@@ -371,11 +381,14 @@ class Http1Protocol(PacedProtocol):
             self._server.pending_connections.remove(self)
         return not self._transport.is_closing()
 
-    def _write(self, request: HttpRequest, data: bytes) -> None:
-        """Write a part of a response, and charge it to the caller."""
+    def _write(self, request: HttpRequest, data: bytes, *, is_whole: bool = False) -> None:
+        """Write a response or a part of it, and charge it to the caller."""
         claims = request.claims
         self._is_publisher = claims is not None and claims.key_name is not None
-        self._responses.write(data, claims, request.address)
+        if is_whole and request.keeps_alive:
+            self._responses.write_batched(data, claims, request.address)
+        else:
+            self._responses.write(data, claims, request.address)
 
     def _finish_response(self, request: HttpRequest) -> None:
         """Continue after a response was written, as soon as its request was received whole."""
@@ -395,14 +408,16 @@ class Http1Protocol(PacedProtocol):
             return
         self._current = None
         self._state = IDLE if request.keeps_alive else LINGERING
-        if not request.keeps_alive:
-            self._parser.clear_queue()  # later requests are not answered
-        self._charge_requests()
-        within_s = HEAD_TIMEOUT_S if self._parser.state is HEAD else IDLE_TIMEOUT_S
-        self._server.pending_connections.touch(self, within_s if request.keeps_alive else LINGER_S)
+        pending = self._server.pending_connections
         if request.keeps_alive:
+            is_in_head = self._parser.state is HEAD
+            pending.touch(self, HEAD_TIMEOUT_S if is_in_head else IDLE_TIMEOUT_S)
             self._serve_queue()
-        elif self._parser.state is STOPPED and self._transport.can_write_eof():
+            return
+        self._parser.clear_queue()  # later requests are not answered
+        self._charge_requests()
+        pending.touch(self, LINGER_S)
+        if self._parser.state is STOPPED and self._transport.can_write_eof():
             # Closing a socket with unread data resets the connection, and the client may lose the
             # response. So discard what it sends until it closes.
             self._transport.write_eof()
@@ -459,6 +474,7 @@ class Http1Protocol(PacedProtocol):
             more: bytes that follow those of ``upgrade``.
         """
         request = upgrade.request
+        self._server.write_batch.flush()  # an earlier response, before the one to the handshake
         if self._transport.is_closing():
             return
         if request.error is not None:

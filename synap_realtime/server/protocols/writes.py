@@ -40,31 +40,52 @@ class Socket(Protocol):
 
 
 class WriteBatch:
-    """Frames of many sockets. The frames of one socket keep their order."""
+    """Responses and frames of many sockets. Those of one socket keep their order.
+
+    The first response of an iteration is written immediately, and the others before the frames: a
+    publisher that waits for its response prepares the next request in the meantime.
+    """
 
     def __init__(self) -> None:
+        self._responses: deque[tuple[Socket, bytes]] = deque()
         self._frames: deque[tuple[Socket, bytes]] = deque()
         self._bytes = 0
+        self._has_responded = False  # in this iteration
         self._flush_scheduled = False
 
     def add(self, socket: Socket, frame: bytes) -> None:
         """Write a frame at the end of this event-loop iteration."""
-        if not self._flush_scheduled:
-            self._flush_scheduled = True
-            asyncio.get_running_loop().call_soon(self.flush)
         self._frames.append((socket, frame))
         self._bytes += len(frame)
-        if self._bytes > MAX_BATCH_BYTES:
-            self.flush()
+        if not self._flush_scheduled or self._bytes > MAX_BATCH_BYTES:
+            self._schedule_flush()
+
+    def add_response(self, socket: Socket, response: bytes) -> None:
+        """Write a response now, or at the end of this event-loop iteration before the frames."""
+        if self._has_responded:
+            self._responses.append((socket, response))
+            self._bytes += len(response)
+        else:
+            self._has_responded = True
+            socket.write_now(response)
+        if not self._flush_scheduled or self._bytes > MAX_BATCH_BYTES:
+            self._schedule_flush()
 
     def flush(self) -> None:
-        """Write all frames now, so that a later direct write follows them."""
-        frames = self._frames
-        self._flush_scheduled = False
+        """Write everything now, so that a later direct write follows it."""
+        self._has_responded = self._flush_scheduled = False
         self._bytes = 0
-        while frames:
-            socket, frame = frames.popleft()
-            socket.write_now(frame)
+        for waiting in (self._responses, self._frames):
+            while waiting:
+                socket, data = waiting.popleft()
+                socket.write_now(data)
+
+    def _schedule_flush(self) -> None:
+        if self._bytes > MAX_BATCH_BYTES:
+            self.flush()
+        else:
+            self._flush_scheduled = True
+            asyncio.get_running_loop().call_soon(self.flush)
 
 
 def bound_buffers(listener: sockets.socket) -> None:
