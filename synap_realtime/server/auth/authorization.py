@@ -251,30 +251,27 @@ class AccessControl:
 
     async def authorize_many(
         self, claims: Claims, action: Action, rooms: Iterable[Room]
-    ) -> dict[Room, PermissionDeniedError | None]:
-        """Return for each room None, or the error.
+    ) -> Mapping[Room, PermissionDeniedError]:
+        """Return the rooms in which these claims do not allow an action, each with the error.
 
         An authorizer is called for several rooms concurrently. When it takes longer than
         ``AUTHORIZER_BATCH_TIMEOUT_S`` for all of them, the remaining rooms are denied.
         """
-        verdicts: dict[Room, PermissionDeniedError | None]
         if self._authorizer is None:
             require_scope(claims, action)
-            verdicts = dict.fromkeys(rooms)
-            if refused := [room for room in verdicts if not claims.allows_room(room)]:
-                verdicts.update(dict.fromkeys(refused, room_not_allowed(claims)))
-            return verdicts
-        if not (rooms := tuple(rooms)):  # no item of the batch names a valid room
-            return {}
+            denied = [room for room in rooms if not claims.allows_room(room)]
+            return dict.fromkeys(denied, room_not_allowed(claims)) if denied else {}
         late = PermissionDeniedError("authorizer timed out")
-        verdicts = dict.fromkeys(rooms, late)
+        verdicts: dict[Room, PermissionDeniedError] = dict.fromkeys(rooms, late)
+        if not verdicts:  # no item of the batch names a valid room
+            return {}
         semaphore = asyncio.Semaphore(AUTHORIZER_CONCURRENCY)
 
         async def authorize_one(room: Room) -> None:
             try:
                 async with semaphore:
                     await self.authorize(claims, action, room)
-                verdicts[room] = None
+                del verdicts[room]
             except PermissionDeniedError as error:
                 verdicts[room] = error
 

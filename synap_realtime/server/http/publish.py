@@ -336,15 +336,15 @@ class PublishService:
         require_scope(claims, "broadcast")
         items = parse_batch(await read_json_body(request))
         rooms = chain.from_iterable([item.rooms for item in items])
-        verdicts = await self._access.authorize_many(claims, "broadcast", rooms)
+        denied = await self._access.authorize_many(claims, "broadcast", rooms)
         traceparent = request.headers.get("traceparent")
         validated: list[list[Publication] | RequestError] = []
         spans: list[Span] = []
         for number, item in enumerate(items, 1):
-            entry = _validate_item(item, verdicts, traceparent, spans, began_at)
+            entry = _validate_item(item, denied, traceparent, spans, began_at)
             validated.append(entry)
             if isinstance(entry, RequestError):
-                self._log_rejected(request, entry, item.rooms, verdicts)
+                self._log_rejected(request, entry, item.rooms, denied)
             if number % _YIELD_EVERY == 0:
                 await asyncio.sleep(0)  # a large batch must not block the event loop
         return await self._publish_items(validated, claims, spans)
@@ -354,10 +354,10 @@ class PublishService:
         request: Request,
         problem: RequestError,
         rooms: Sequence[Room],
-        verdicts: Mapping[Room, PermissionDeniedError | None],
+        denied: Mapping[Room, PermissionDeniedError],
     ) -> None:
         """Log a rejected notification of a batch, with the room that the error is about."""
-        room = next((room for room in rooms if verdicts[room] is not None), None)
+        room = next((room for room in rooms if room in denied), None)
         if room is None and rooms:
             room = rooms[0]
         if room is not None and self._access.is_credential(key_of(room)):
@@ -455,7 +455,7 @@ class PublishService:
 
 def _validate_item(
     item: BatchItem,
-    verdicts: Mapping[Room, PermissionDeniedError | None],
+    denied: Mapping[Room, PermissionDeniedError],
     traceparent: str | None,
     spans: list[Span],
     published_at: float,
@@ -463,9 +463,9 @@ def _validate_item(
     """Return one notification of a batch for each of its rooms, or the error."""
     if item.problem is not None:
         return item.problem
-    for room in item.rooms:
-        if (verdict := verdicts[room]) is not None:
-            return to_request_error(verdict)
+    for room in item.rooms if denied else ():
+        if room in denied:
+            return to_request_error(denied[room])
     try:
         id, text, span = item.validate(traceparent)
     except RequestError as error:
