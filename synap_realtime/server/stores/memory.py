@@ -34,8 +34,9 @@ from .clock import OffsetClock, RunningClock
 MAX_DEVICES_IN_ALL = 100_000
 """Most devices over all rooms. Above it, the one that has not connected for longest is removed."""
 
-# After this many publishes, as many rooms are swept: publishes cannot add rooms faster.
+# After this many new rooms, as many are swept: they cannot be added faster than they are swept.
 _SWEEP = 50
+_MAX_SLICE = 50  # publications that are stored without yielding
 _IDLE_SWEEP = 500  # rooms swept each second, so that memory is freed without publishes
 
 # Measured memory of an object beside its text, with its entries in the tables, in bytes.
@@ -79,7 +80,7 @@ class MemoryStore:
         self._clock = clock or RunningClock()
         self._bytes = 0
         self._evicted = 0
-        self._publishes_since_sweep = 0
+        self._rooms_since_sweep = 0
         self._epoch = secrets.token_hex(6)
         self._offset_clock = OffsetClock()
         self._offset = 1  # the highest that was issued; 0 is the position before every entry
@@ -113,11 +114,11 @@ class MemoryStore:
         return Cursor(self._epoch, self._offset)
 
     async def publish(self, publications: Sequence[Publication]) -> Sequence[PublishResult]:
-        if len(publications) <= _SWEEP:
+        if len(publications) <= _MAX_SLICE:
             return self._publish_few(publications)
         results: list[PublishResult] = []
-        for start in range(0, len(publications), _SWEEP):
-            results += self._publish_few(publications[start : start + _SWEEP])
+        for start in range(0, len(publications), _MAX_SLICE):
+            results += self._publish_few(publications[start : start + _MAX_SLICE])
             # A large call must not block subscribers and other requests.
             await asyncio.sleep(0)
         return results
@@ -154,9 +155,8 @@ class MemoryStore:
                 self._remove_entry(log)
             while self._bytes > max_bytes and len(self._kept) > 1:
                 self._evict()
-        self._publishes_since_sweep += len(publications)
-        if self._publishes_since_sweep >= _SWEEP:
-            self._publishes_since_sweep = 0
+        if self._rooms_since_sweep >= _SWEEP:
+            self._rooms_since_sweep = 0
             self._sweep(now, _SWEEP)
         return results
 
@@ -254,6 +254,7 @@ class MemoryStore:
             if not is_control_room(room):
                 log.kept = self._kept
             self._bytes += _ROOM_BYTES
+            self._rooms_since_sweep += 1
         return log
 
     def _start_ticking(self) -> None:
