@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import worker
-from .target import CORPUS
+from .merge import merge
+from .target import CORPUS, kept_inputs
 from .targets import NAMES
 
 FOUND = Path(__file__).parents[2] / ".venv" / "fuzz"
@@ -43,7 +44,7 @@ def main() -> int:
         + ". Exit status 1 if an input breaks a rule; the input is printed and kept.",
     )
     parser.add_argument(
-        "seconds", nargs="?", type=float, help="for each target (60; with --fixed, at most 120)"
+        "seconds", nargs="?", type=float, help="for each target (60; with --fixed, at most 60)"
     )
     parser.add_argument(
         "--fixed",
@@ -65,12 +66,22 @@ def main() -> int:
     parser.add_argument(
         "--reproduce", nargs=2, metavar=("TARGET", "FILE"), help="feed one input, then stop"
     )
+    parser.add_argument(
+        "--merge",
+        action="store_true",
+        help="add to tests/fuzz/covered what earlier explorations found and no kept input covers",
+    )
     given = parser.parse_args()
     if given.reproduce:
         name, file = given.reproduce
         return worker.reproduce(name, Path(file).read_bytes())
+    if given.merge:
+        for name in given.target or NAMES:
+            before, after = merge(name, _prepare_covered(name))
+            print(f"{name}: {before} inputs were kept, now {after}", flush=True)
+        return 0
     if given.fixed:
-        driver, seed, seconds = "fixed", worker.FIXED_SEED, given.seconds or 120.0
+        driver, seed, seconds = "fixed", worker.FIXED_SEED, given.seconds or 60.0
         print(f"fixed inputs, at most {seconds:g} s for each target", flush=True)
     else:
         driver = given.driver or ("atheris" if worker.has_atheris() else "mutation")
@@ -97,13 +108,21 @@ def main() -> int:
 
 def _start(name: str, driver: str, duration_s: float, seed: int, folder: Path) -> Run:
     output, last_input = folder / f"{name}.log", folder / f"{name}.input"
-    covered = FOUND / "covered" / name
-    covered.mkdir(parents=True, exist_ok=True)
+    covered = _prepare_covered(name)
     command = [sys.executable, "-X", "faulthandler", "-m", "tests.fuzz.worker"]
     command += [name, driver, str(duration_s), str(seed), str(last_input), str(covered)]
     with output.open("wb") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
     return Run(name, process, output, last_input, time.monotonic())
+
+
+def _prepare_covered(name: str) -> Path:
+    """Return the folder of what explorations found, with the kept inputs in it."""
+    folder = FOUND / "covered" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for data in kept_inputs(name):
+        (folder / hashlib.sha256(data).hexdigest()[:16]).write_bytes(data)
+    return folder
 
 
 def _has_ended(run: Run, duration_s: float) -> bool:

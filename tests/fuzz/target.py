@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from abc import ABC, abstractmethod
 from itertools import pairwise
@@ -11,6 +12,7 @@ from typing import ClassVar
 from zlib import crc32
 
 CORPUS = Path(__file__).with_name("corpus")
+COVERED = Path(__file__).with_name("covered")
 DICTIONARIES = Path(__file__).with_name("dictionaries")
 
 _ESCAPE = re.compile(rb"\\(?:x([0-9a-f]{2})|(.))")
@@ -58,8 +60,19 @@ class Target(ABC):
         return [_ESCAPE.sub(_unescaped, line[1:-1]) for line in lines]
 
     def seeds(self) -> list[bytes]:
-        """The inputs of the corpus, in the order of their names."""
-        return [file.read_bytes() for file in sorted((CORPUS / self.name).iterdir())]
+        """The inputs of the corpus, by name, and those kept for what they cover."""
+        named = [file.read_bytes() for file in sorted((CORPUS / self.name).iterdir())]
+        return [*named, *kept_inputs(self.name)]
+
+
+def kept_file(name: str) -> Path:
+    """The file with the inputs of a target that an exploration found, a literal a line."""
+    return COVERED / f"{name}.txt"
+
+
+def kept_inputs(name: str) -> list[bytes]:
+    """The inputs that cover what no seed does, the shortest first. See :mod:`.merge`."""
+    return [ast.literal_eval(line) for line in kept_file(name).read_text().splitlines()]
 
 
 def _unescaped(match: re.Match[bytes]) -> bytes:

@@ -31,13 +31,14 @@ from synap_realtime.server.stores.redis.survey import RedisSurveys
 from synap_realtime.subscriber import core
 
 from . import worker
+from .merge import merge
 from .mutation import Mutator
-from .target import CORPUS, RuleBrokenError, Target, chunks_of
+from .target import CORPUS, COVERED, RuleBrokenError, Target, chunks_of, kept_inputs
 from .targets import NAMES, load
 from .targets.asgi import AsgiTarget
 from .targets.http import HttpTarget
 from .targets.token import TokenTarget
-from .worker import Watch, fixed_inputs
+from .worker import Watch, fixed_inputs, has_atheris
 
 ROOT = Path(__file__).parents[2]
 
@@ -85,6 +86,27 @@ def test_each_target_has_a_corpus_and_a_dictionary() -> None:
         assert len(target.seeds()) > 10
         assert len(target.words()) > 5
         target.close()
+
+
+def test_corpus_is_small() -> None:
+    files = [file for folder in (CORPUS, COVERED) for file in folder.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) < 1_000_000
+    assert sorted(file.stem for file in COVERED.iterdir()) == sorted(NAMES)
+    for name in NAMES:
+        kept = kept_inputs(name)
+        assert len(kept) < 400
+        assert kept == sorted(set(kept), key=lambda data: (len(data), data))
+
+
+@pytest.mark.skipif(not has_atheris(), reason="atheris is not installed: scripts/fuzz installs it")
+def test_merge_keeps_only_what_covers_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.fuzz.merge.kept_file", lambda _name: tmp_path / "kept.txt")
+    monkeypatch.setattr("tests.fuzz.merge.kept_inputs", lambda _name: [])
+    found = tmp_path / "found"
+    found.mkdir()
+    (found / "1").write_bytes((CORPUS / "jwks" / "empty").read_bytes())  # a seed
+    (found / "2").write_bytes(b"x" * 5000)  # too long
+    assert merge("jwks", found) == (0, 0)
 
 
 def seed(target: Target, name: str) -> bytes:
