@@ -83,7 +83,8 @@ def _measure(options: Options, names: Sequence[str]) -> tuple[list[Result], list
         if name in SCENARIOS:
             measured += SCENARIOS[name](options)
         else:
-            texts += map(table.markdown, WITH_OWN_TABLES[name](options))
+            method, run = WITH_OWN_TABLES[name]
+            texts += [method, *map(table.markdown, run(options))]
         print_progress(f"{name}: {time.monotonic() - begun:.0f} s")
     if measured:
         method = results.METHOD.format(rounds=options.rounds)

@@ -49,6 +49,11 @@ class Capture:
         self._peers: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()
 
+    @property
+    def connections(self) -> int:
+        """How many clients have connected."""
+        return len(self._peers)
+
     def __enter__(self) -> Self:
         return self
 

@@ -62,7 +62,8 @@ class Server:
         name: for ``--servers``; title: in the table.
         live: a substring of the text that confirms a subscription; ``-``: the 101 response does.
         has_batches, has_replay: whether the server supports it.
-        is_quick: whether it takes part in the scenarios that would take it too long, too.
+        is_quick: whether it takes part in all scenarios. The others take part in a few, because
+            thousands of connects take them too long.
     """
 
     name = ""

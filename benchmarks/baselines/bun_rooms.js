@@ -8,10 +8,6 @@ Bun.serve({
     if (first === "rooms" && what === "subscribe") {
       return server.upgrade(request, { data: { room } }) ? undefined : new Response(null, { status: 426 });
     }
-    if (first === "rooms" && what === "broadcast") {
-      server.publish(room, await request.text());
-      return Response.json({ success: true });
-    }
     if (first === "broadcast") {
       for (const { rooms, ...notification } of (await request.json()).notifications) {
         const text = JSON.stringify(notification);

@@ -10,9 +10,7 @@ export class Room extends DurableObject {
   }
 
   broadcast(text) {
-    const sockets = this.ctx.getWebSockets();
-    for (const socket of sockets) socket.send(text);
-    return sockets.length;
+    for (const socket of this.ctx.getWebSockets()) socket.send(text);
   }
 
   webSocketMessage() {}
@@ -24,13 +22,9 @@ export class Room extends DurableObject {
 
 export default {
   async fetch(request, env) {
-    const [, first, room, what] = new URL(request.url).pathname.split("/");
+    const [, first, room] = new URL(request.url).pathname.split("/");
     const stub = (name) => env.ROOMS.get(env.ROOMS.idFromName(name));
-    if (first === "rooms" && what === "subscribe") return stub(room).fetch(request);
-    if (first === "rooms") {
-      const broadcastCount = await stub(room).broadcast(await request.text());
-      return Response.json({ success: true, broadcastCount });
-    }
+    if (first === "rooms") return stub(room).fetch(request);
     const sent = [];
     for (const { rooms, ...notification } of (await request.json()).notifications) {
       const text = JSON.stringify(notification);

@@ -21,22 +21,12 @@ async def subscribe(sid: str, room: str) -> bool:
 
 
 async def broadcast(request: Request) -> JSONResponse:
-    await sio.emit("notification", await request.json(), room=request.path_params["room"])
-    return JSONResponse({"success": True})
-
-
-async def broadcast_many(request: Request) -> JSONResponse:
     for notification in (await request.json())["notifications"]:
         await sio.emit("notification", notification, room=notification.pop("rooms"))
     return JSONResponse({"success": True})
 
 
-api = Starlette(
-    routes=[
-        Route("/rooms/{room}/broadcast", broadcast, methods=["POST"]),
-        Route("/broadcast", broadcast_many, methods=["POST"]),
-    ]
-)
+api = Starlette(routes=[Route("/broadcast", broadcast, methods=["POST"])])
 
 if __name__ == "__main__":
     uvicorn.run(

@@ -29,33 +29,20 @@ async def subscribe(socket: WebSocket) -> None:
         rooms[room].discard(socket)
 
 
-async def send(room: str, text: str) -> int:
-    members = list(rooms.get(room, ()))
-    for socket in members:
-        await socket.send_text(text)
-    return len(members)
-
-
 async def broadcast(request: Request) -> JSONResponse:
-    text = (await request.body()).decode()
-    count = await send(request.path_params["room"], text)
-    return JSONResponse({"success": True, "broadcastCount": count})
-
-
-async def broadcast_many(request: Request) -> JSONResponse:
     for notification in (await request.json())["notifications"]:
         targets = notification.pop("rooms")
         text = json.dumps(notification, separators=(",", ":"))
         for room in targets:
-            await send(room, text)
+            for socket in list(rooms.get(room, ())):
+                await socket.send_text(text)
     return JSONResponse({"success": True})
 
 
 app = Starlette(
     routes=[
         WebSocketRoute("/rooms/{room}/subscribe", subscribe),
-        Route("/rooms/{room}/broadcast", broadcast, methods=["POST"]),
-        Route("/broadcast", broadcast_many, methods=["POST"]),
+        Route("/broadcast", broadcast, methods=["POST"]),
     ]
 )
 

@@ -40,25 +40,17 @@ class Publisher(asyncio.Protocol):
         self._parser.feed_data(data)
 
     def on_message_begin(self) -> None:
-        self._path = b""
         self._body = b""
-
-    def on_url(self, url: bytes) -> None:
-        self._path += url
 
     def on_body(self, body: bytes) -> None:
         self._body += body
 
     def on_message_complete(self) -> None:
-        path = self._path.decode().split("/")
-        if path[1] == "rooms":
-            broadcast(rooms.get(path[2], ()), self._body.decode())
-        else:
-            for notification in json.loads(self._body)["notifications"]:
-                targets = notification.pop("rooms")
-                text = json.dumps(notification, separators=(",", ":"))
-                for room in targets:
-                    broadcast(rooms.get(room, ()), text)
+        for notification in json.loads(self._body)["notifications"]:
+            targets = notification.pop("rooms")
+            text = json.dumps(notification, separators=(",", ":"))
+            for room in targets:
+                broadcast(rooms.get(room, ()), text)
         self._transport.write(
             b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
             b'Content-Length: 16\r\n\r\n{"success":true}'

@@ -18,14 +18,9 @@ const server = createServer((request, response) => {
   request.on("data", (chunk) => chunks.push(chunk));
   request.on("end", () => {
     const body = Buffer.concat(chunks).toString();
-    const [, first, room] = request.url.split("/");
-    if (first === "rooms") {
-      send(room, body);
-    } else {
-      for (const { rooms: targets, ...notification } of JSON.parse(body).notifications) {
-        const text = JSON.stringify(notification);
-        for (const target of targets) send(target, text);
-      }
+    for (const { rooms: targets, ...notification } of JSON.parse(body).notifications) {
+      const text = JSON.stringify(notification);
+      for (const target of targets) send(target, text);
     }
     response.writeHead(200, { "Content-Type": "application/json" });
     response.end('{"success":true}');

@@ -26,6 +26,10 @@ from ..senders import MissingError
 from ..servers import ROOT, Running, Subscriber, running
 from ..table import Row, Table
 
+METHOD = """\
+The server has its default limits. The honest publisher and the attacker are separate processes on
+the load's core. Values are medians of the rounds, with minimum and maximum in brackets."""
+
 RATE = 100
 ATTACK_S = 8.0
 AFTER_S = 2.0

@@ -26,8 +26,9 @@ from benchmarks import __main__ as command_line
 from benchmarks import centrifugo as centrifugo_node
 from benchmarks import machine, peers, servers
 from benchmarks.attacks import ATTACKS
+from benchmarks.capture import Capture
 from benchmarks.centrifugo import VERSION, Centrifugo
-from benchmarks.load import Load, LoadError, Publish, Report
+from benchmarks.load import Load, LoadError, Mode, Publish, Report
 from benchmarks.nodes import CentrifugoNodes, OurNodes, cluster
 from benchmarks.ours import Ours
 from benchmarks.peers import KINDS, Limit
@@ -216,6 +217,33 @@ def test_each_delivery_is_counted(mine: Session) -> None:
     report = load.publish(mine.port, each, 20, mode="rate", rate=200, publishers=2)
     assert (report.answered, report.delivered) == (20, 20)
     assert 0 < report.p50_us <= report.p99_us <= report.max_us
+
+
+def test_a_cold_publish_has_a_connection_of_its_own() -> None:
+    with Capture() as capture, Load(machine.cores().load) as load:
+        publish = Ours().publish("user_1", 0)
+        port = int(capture.url.rpartition(":")[2])
+        modes: dict[Mode, int] = {"cold": 5, "closed": 2}
+        for mode, connections in modes.items():
+            before = capture.connections
+            load.publish(port, [publish], 5, mode=mode, publishers=2)
+            assert capture.connections - before == connections
+        assert len(capture.requests) == 10
+
+
+def test_a_client_acknowledges_what_it_has_received() -> None:
+    with session(Ours()) as mine:
+        kind, load = mine.kind, mine.load
+        assert isinstance(kind, Ours)
+        one = own_rooms(1)
+        load.dial(mine.port, [kind.client(each) for each in one], live=kind.live)
+        load.acknowledge()  # keeps cursors from now on
+        load.publish(mine.port, [kind.publish("user_0", 1)], 3, mode="closed")
+        load.acknowledge()
+        load.hangup()
+        load.publish(mine.port, [kind.publish("user_0", 0)], 2, mode="closed")
+        after_acknowledged = [kind.returning_client(each, "") for each in one]
+        load.dial(mine.port, after_acknowledged, live=kind.live, expected=2)
 
 
 @pytest.mark.parametrize("expected", [9, 11], ids=["one too many", "one too few"])
