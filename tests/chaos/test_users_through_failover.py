@@ -72,11 +72,15 @@ class Watcher:
         self._ws = ws
         self.events: list[tuple[str, str]] = []
 
+    async def until_state(self) -> None:
+        """Wait for the users at the start."""
+        data = (await frame(self._ws, "synap.presence"))["data"]
+        assert (data["event"], data["users"]) == ("state", [])
+
     async def until(self, event: str, user: str) -> None:
         while (event, user) not in self.events:
             data = (await frame(self._ws, "synap.presence"))["data"]
-            if data["event"] != "state":
-                self.events.append((data["event"], data["user"]))
+            self.events.append((data["event"], data["user"]))
 
 
 async def users_of(url: str) -> dict[str, int]:
@@ -117,6 +121,8 @@ async def test_presence_and_limits(
             async with asyncio.timeout(TIMEOUT_S):
                 await asyncio.gather(*(each.until(event, user) for each in watchers))
 
+        for each in watchers:
+            await each.until_state()
         await stack.enter_async_context(connected(one, stays))
         await late.enter_async_context(connected(two, leaves_late))
         await meanwhile.enter_async_context(connected(one, leaves_meanwhile))
@@ -137,6 +143,7 @@ async def test_presence_and_limits(
         await servers.until_replaced(primary)
         for url in (one, two):
             await until_ready(url)
+        for url in (one, two):
             assert await is_refused(url, stays)
         await all_see("leave", leaves_meanwhile)
         await stack.enter_async_context(connected(two, last))
