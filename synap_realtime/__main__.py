@@ -5,6 +5,7 @@ It makes Ctrl-C safe while the program is loaded and while the interpreter exits
 an error of another kind. This module imports only what Python has loaded before.
 """
 
+import gc
 import os
 import signal
 
@@ -19,8 +20,12 @@ def main() -> None:
     if handles:
         signal.signal(signal.SIGINT, _exit)
     try:
+        # What is loaded stays. Looking for garbage in it takes a sixth of the time, and finds none.
+        gc.disable()
         from .cli import main
 
+        gc.freeze()
+        gc.enable()
         if handles:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         main()

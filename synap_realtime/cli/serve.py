@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import inspect
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,11 +45,22 @@ class ServeCommand(TyperCommand):
         Raises:
             ConfigurationError: a setting is invalid, or the port is in use.
         """
-        with needed_by("synap-realtime serve", "server"):
+        with needed_by("synap-realtime serve", "server"), _without_gc():
             from ..server.config import load_settings
             from ..server.workers import run
 
         run(load_settings(**ctx.params))
+
+
+@contextlib.contextmanager
+def _without_gc() -> Iterator[None]:
+    """Load modules without looking for garbage; see ``__main__``."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def settings_options() -> list[Any]:
@@ -55,7 +69,7 @@ def settings_options() -> list[Any]:
     Raises:
         ImportError: the extra ``server`` is not installed.
     """
-    with needed_by("synap-realtime serve", "server"):
+    with needed_by("synap-realtime serve", "server"), _without_gc():
         from ..server.config import ENV_PREFIX, SECRETS, ServerSettings
 
     types = {}

@@ -254,6 +254,5 @@ def _tune_gc() -> None:
     CPU time. The youngest generation is small, because its collection blocks the event loop: 3 ms
     for 2,000 objects that are all garbage, and 60 ms for 40,000.
     """
-    gc.collect()
     gc.freeze()
     gc.set_threshold(2_000, 500, 100)
