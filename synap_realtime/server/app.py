@@ -93,7 +93,7 @@ class Node:
         self._presence = presence = Presence(store if isinstance(store, PresenceStore) else None)
         if isinstance(store, LinkedStore):
             metrics.watch_links(store.link_stats)
-        self._store_needs_task = needs_task(store)
+        store_needs_task = needs_task(store)
         self._store = store = InstrumentedStore(store, metrics)
         self.budgets = budgets = Budgets(settings, metrics)
         self._revocations = revocations = Revocations(
@@ -139,7 +139,7 @@ class Node:
             limits,
             metrics,
         )
-        self.may_block = self._may_block()
+        self.may_block = store_needs_task or access.may_block()
         self._reloading: set[asyncio.Task[None]] = set()
         self._keys_timer: asyncio.TimerHandle | None = None
 
@@ -199,12 +199,8 @@ class Node:
         self._keys_timer = loop.call_later(CHECK_INTERVAL_S, self._watch_keys, loop)
         if not self._access.refresh_keys():
             return
-        self.may_block = self._may_block()
         if closed := self.sessions.close_untrusted():
             logger.warning("key removed: closed its connections; connections=%d", closed)
-
-    def _may_block(self) -> bool:
-        return self._store_needs_task or self._access.may_block()
 
     def fault(self, what: str, error: BaseException) -> None:
         """Count an internal error, and log it in one line."""

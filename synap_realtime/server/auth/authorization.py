@@ -122,8 +122,12 @@ class AccessControl:
         self._authorizer = authorizer
 
     def may_block(self) -> bool:
-        """Return whether a check may wait for an authorizer or an identity provider."""
-        return self._authorizer is not None or bool(self.keys().jwks_urls)
+        """Return whether a check may await something that requires a current task.
+
+        An authorizer may. Waiting for the keys of an identity provider does not: a task of its own
+        fetches them.
+        """
+        return self._authorizer is not None
 
     def check_peer(self, caller: PeerInfo) -> None:
         """Check that the server may answer this peer at all.
