@@ -11,6 +11,8 @@ import asyncio
 import heapq
 import itertools
 from collections import OrderedDict
+from collections.abc import Mapping
+from itertools import islice, takewhile
 from typing import Protocol
 
 PENDING_CHECK_INTERVAL_S = 1.0
@@ -195,9 +197,10 @@ class IdleTimeouts:
         self._idle_timeout_s = idle_timeout_s
         self._ping_after_s = min(ping_interval_s or idle_timeout_s, idle_timeout_s / 3)
         self._pings = ping_interval_s > 0
-        # Both hold the time at which something happens to each peer, earliest first.
-        self._quiet: OrderedDict[IdleListener, float] = OrderedDict()  # it is pinged
-        self._pinged: OrderedDict[IdleListener, float] = OrderedDict()  # it is closed
+        # Both hold the time at which something happens to each peer, earliest first. An ordered
+        # dictionary would take twice the memory.
+        self._quiet: dict[IdleListener, float] = {}  # it is pinged
+        self._pinged: dict[IdleListener, float] = {}  # it is closed
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -205,8 +208,8 @@ class IdleTimeouts:
         """Record a frame of a peer, or add a new peer."""
         if self._pinged:
             self._pinged.pop(peer, None)
+        self._quiet.pop(peer, None)
         self._quiet[peer] = self._loop.time() + self._ping_after_s
-        self._quiet.move_to_end(peer)
         if self._timer is None:
             self._timer = self._loop.call_later(self._ping_after_s, self._check)
 
@@ -222,23 +225,16 @@ class IdleTimeouts:
     def _check(self) -> None:
         self._timer = None
         now = self._loop.time()
-        for _ in range(MAX_PINGS_PER_CHECK):
-            if not self._quiet:
-                break
-            peer, ping_at = next(iter(self._quiet.items()))
-            if ping_at > now:
-                break
-            del self._quiet[peer]
+        for peer in _due(self._quiet, now, MAX_PINGS_PER_CHECK):
+            if self._quiet.pop(peer, None) is None:
+                continue  # removed by the ping of another one
             # Count from now: a stalled event loop pings late, and the peer still has time to reply.
             self._pinged[peer] = now + self._idle_timeout_s - self._ping_after_s
             if self._pings:
                 peer.ping()
-        while self._pinged:
-            peer, close_at = next(iter(self._pinged.items()))
-            if close_at > now:
-                break
-            del self._pinged[peer]
-            peer.on_idle()
+        for peer in _due(self._pinged, now):
+            if self._pinged.pop(peer, None) is not None:
+                peer.on_idle()
         self._schedule_check(now)
 
     def _schedule_check(self, now: float) -> None:
@@ -247,3 +243,11 @@ class IdleTimeouts:
             self._timer = self._loop.call_later(
                 max(IDLE_CHECK_INTERVAL_S, min(due) - now), self._check
             )
+
+
+def _due(
+    peers: Mapping[IdleListener, float], now: float, most: int | None = None
+) -> list[IdleListener]:
+    """Return the first peers whose time has come, from one pass over those that were removed."""
+    due = takewhile(lambda item: item[1] <= now, peers.items())
+    return [peer for peer, _ in islice(due, most)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import sys
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
@@ -134,7 +135,9 @@ class Http1Protocol(PacedProtocol):
         self._transport = transport
         peer = transport.get_extra_info("peername")
         # IPv4 peers of a dual-stack socket have a mapped address (RFC 4291, section 2.5.5.2).
-        self._address = address = str(peer[0]).removeprefix("::ffff:") if peer else None
+        # Connections of one address share the text.
+        address = sys.intern(str(peer[0]).removeprefix("::ffff:")) if peer else None
+        self._address = address
         self._parser = RequestParser(self, address, server.proxies)
         self._responses = ResponseFlow(
             transport,

@@ -150,7 +150,7 @@ class Acceptor:
         """
         Args:
             listeners: listening sockets; the acceptor closes them.
-            on_connection: called with the non-blocking socket of each connection.
+            on_connection: called with the socket of each connection.
         """
         self._listeners = listeners
         self._on_connection = on_connection
@@ -192,7 +192,6 @@ class Acceptor:
                     self._pause(error.strerror or "out of resources")
                     return
                 continue
-            peer.setblocking(False)
             number = peer.fileno()
             self._on_connection(peer)
             if number >= self._max_descriptors - RESERVED_DESCRIPTORS:

@@ -102,6 +102,7 @@ class Subscription:
         "_group",
         "_has_joined",
         "_hub",
+        "_is_replaying",
         "_last_seen",
         "_metrics",
         "_replay_wakeup",
@@ -161,7 +162,8 @@ class Subscription:
         self._sent_offset = 0  # the highest offset that was written outside of a fan-out group
         self._unacked: Cursor | None = None  # written, but still in a send buffer
         self._group: FanoutGroup | None = None
-        self._replay_wakeup: asyncio.Event | None = asyncio.Event()  # until the replay is complete
+        self._is_replaying = True  # until the replay is complete
+        self._replay_wakeup: asyncio.Event | None = None  # while the replay waits for the socket
         self._ended: asyncio.Event | None = None  # during wait_closed()
         self._has_joined = False  # it counts as a subscriber in the store
 
@@ -355,6 +357,7 @@ class Subscription:
             count_read=self._count_page,
         )
         await self._replay(replay)
+        self._is_replaying = False
         self._replay_wakeup = None
         self._flush_backlog()
 
@@ -389,10 +392,10 @@ class Subscription:
             self.leave_group()
 
     def _resume(self) -> None:
-        if self._replay_wakeup is not None:
-            self._replay_wakeup.set()
-        else:
+        if not self._is_replaying:
             self._flush_backlog()
+        elif self._replay_wakeup is not None:
+            self._replay_wakeup.set()
 
     async def _start(self, after: str | None) -> Cursor:
         if after == "latest":
@@ -442,8 +445,11 @@ class Subscription:
     def _subscribed_frame(
         self, position: Cursor, replayed: int, *, recovered: bool
     ) -> ControlFrame:
-        data = {"room": self._room, "cursor": str(position), "replayed": replayed}
-        return ControlFrame(SUBSCRIBED, {**data, "recovered": recovered})
+        data = {
+            "room": self._room, "cursor": str(position), "replayed": replayed,
+            "recovered": recovered,
+        }  # fmt: skip
+        return ControlFrame(SUBSCRIBED, data)
 
     def _count_page(self, size: int) -> None:
         self._count_read(self.claims, self._address, size)
@@ -459,13 +465,12 @@ class Subscription:
         Returns:
             False if the subscription was closed.
         """
-        assert self._replay_wakeup is not None  # noqa: S101 - set during the replay
         while self.state is not _CLOSED:
             if self._backlog is not None:
                 self._backlog.write_frames(self._sink)
             if self._sink.is_writable:
                 return True
-            self._replay_wakeup.clear()
+            self._replay_wakeup = asyncio.Event()
             backlog = self._ensure_backlog()
             backlog.start_timer()
             with backlog.holding(page[first:]):
