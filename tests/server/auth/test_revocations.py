@@ -15,7 +15,7 @@ from synap_realtime.server.app import retention_of
 from synap_realtime.server.auth.claims import Claims
 from synap_realtime.server.auth.revocations import ROOM, Revocations, TooManyRevocationsError
 from synap_realtime.server.config import load_settings
-from synap_realtime.server.stores.base import Retention
+from synap_realtime.server.stores.base import Publication, Retention
 from synap_realtime.server.stores.memory import MemoryStore
 from synap_realtime.tokens import mint_token
 from tests.support.credentials import API_KEY, SECRET, token
@@ -248,3 +248,30 @@ async def test_without_keys_nothing_is_revoked(front: Front) -> None:
         for body in ({"user": "1"}, {"jti": "x"}, {"token": mint_token("1", secret=SECRET)}):
             response = await ask(url, "POST", "/revoke", json=body)
             assert response.json() == {"success": True, "revoked": False, "closed": 0}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "1", "{}", '{"of":"user","name":1,"at":1}', '{"of":"user","name":"1","at":"1"}',
+     '{"of":"room","name":"1","at":1}', "[" * 5000],
+)  # fmt: skip
+async def test_entry_that_is_no_revocation_hides_no_other(
+    store: MemoryStore, wall: Clock, running: Clock, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await store.publish([Publication(ROOM, "x", text)])
+    subject = revocations(store, wall, running)
+    await subject.load()
+    await store.publish([Publication(ROOM, "y", text)])
+    await subject.revoke("user", "1")
+    assert subject.matches(issued(wall.now))
+    assert "not in force here" in caplog.text
+
+
+async def test_revocation_of_a_newer_version_may_have_more_members(
+    store: MemoryStore, wall: Clock, running: Clock
+) -> None:
+    text = json.dumps({"of": "user", "name": "1", "at": wall.now, "reason": "theft"})
+    await store.publish([Publication(ROOM, "x", text)])
+    subject = revocations(store, wall, running)
+    await subject.load()
+    assert subject.matches(issued(wall.now))
