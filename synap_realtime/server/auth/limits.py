@@ -32,6 +32,11 @@ class ConnectionSlot(NamedTuple):
     address: str | None
 
 
+def slot_of(claims: Claims, room: Room, address: str | None) -> ConnectionSlot:
+    """Return the counters that a connection of this client occupies."""
+    return ConnectionSlot(claims.user, room, _limited_address(address))
+
+
 class Limits:
     """The counters of one node, and its part of what nodes share."""
 
@@ -218,7 +223,8 @@ class Limits:
             RateLimitedError: over a limit.
         """
         settings = self._settings
-        source = _limited_address(address)
+        slot = slot_of(claims, room, address)
+        source, user = slot.address, slot.user
         if source is not None:
             if wait_s := self._connects.acquire(source, 1):
                 raise RateLimitedError(
@@ -236,12 +242,10 @@ class Limits:
         if _at_limit(self._by_room.get(room, 0), settings.max_connections_per_room):
             most = settings.max_connections_per_room
             raise RateLimitedError(f"connection limit ({most}) of the room reached", 10)
-        user = claims.user
         if user is not None and _at_limit(
             self._by_user.get(user, 0), settings.max_connections_per_user
         ):
             raise UserConnectionLimitError(settings.max_connections_per_user)
-        slot = ConnectionSlot(user, room, source)
         self._connections += 1
         for counter, name in self._counters(slot):
             counter[name] = counter.get(name, 0) + 1

@@ -31,7 +31,7 @@ from ...protocol.notification import format_timestamp
 from ...protocol.rooms import Room, room_owner
 from ..auth.authorization import AccessControl
 from ..auth.claims import UNRESTRICTED, Claims
-from ..auth.limits import ConnectionSlot, Limits
+from ..auth.limits import Limits, slot_of
 from ..auth.revocations import Revocation, Revocations
 from ..deadlines import TimerQueue
 from ..errors import (
@@ -87,7 +87,6 @@ class Session:
         "ignored",
         "is_over",
         "room",
-        "slot",
         "subscription",
         "transport",
         "user",
@@ -102,7 +101,6 @@ class Session:
         access: AccessControl,
         timers: TimerQueue,
         *,
-        slot: ConnectionSlot | None = None,
         user: str | None = None,
         address: str | None = None,
         device: str | None = None,
@@ -113,14 +111,12 @@ class Session:
     ) -> None:
         """
         Args:
-            slot: the connection's share of the limits; None if no limit applies.
             user: the user that the connection makes present; None if it makes none present.
             wants_presence: the client asked for presence frames.
             allow_message: called with the number of the session; returns whether its client is
                 within its rate limit.
             clock: seconds since 1970, as the claims' expiry is.
         """
-        self.slot = slot
         self.user = user
         self.subscription = subscription
         self.room = room
@@ -328,7 +324,7 @@ class SessionRegistry:
             StoreUnavailableError: the connections of the user cannot be counted now.
         """
         device = claims.device or device
-        slot = await self._limits.admit(claims, room, address)
+        await self._limits.admit(claims, room, address)
         self._metrics.connected(transport)
         subscription = Subscription(
             self._store,
@@ -343,7 +339,7 @@ class SessionRegistry:
             count_read=self._count_read,
         )
         session = Session(
-            subscription, room, claims, self._access, self._timers, slot=slot,
+            subscription, room, claims, self._access, self._timers,
             # Without keys there are no identities: a user's room stands for its user.
             user=room_owner(room) if claims is UNRESTRICTED else claims.user,
             address=address, device=device, transport=transport, wants_presence=wants_presence,
@@ -374,8 +370,7 @@ class SessionRegistry:
         if session.user is not None:
             self._presence.leave(room, session.user, session.device)
         self._metrics.disconnected(session.transport)
-        if session.slot is not None:
-            self._limits.release(session.slot)
+        self._limits.release(slot_of(session.claims, room, session.address))
         if (code := subscription.close_code) is not None:
             self._metrics.disconnected_by_server(code.name.lower())
         lasted_s = time.time() - session.began_at
