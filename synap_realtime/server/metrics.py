@@ -183,8 +183,10 @@ class Metrics:
             outcome: self._publishes.labels(outcome)
             for outcome in ("accepted", "duplicate", "rejected", "unavailable")
         }
-        self._recovered, self._incomplete = map(self._recoveries.labels, ("recovered", "gap"))
-        self._recoveries_since = [0, 0]  # the last flush: incomplete, recovered
+        self._finished = {
+            outcome: self._recoveries.labels(outcome) for outcome in ("recovered", "gap")
+        }
+        self._recovered = self._incomplete = 0  # since the last flush
 
     def totals(self) -> dict[str, float]:
         """Return the totals since the start over all labels, for the admin page."""
@@ -245,7 +247,10 @@ class Metrics:
         self._replayed += count
 
     def replay_finished(self, *, recovered: bool) -> None:
-        self._recoveries_since[recovered] += 1
+        if recovered:
+            self._recovered += 1
+        else:
+            self._incomplete += 1
 
     def delivered(self, after_s: float, count: int) -> None:
         """Count a live notification that was written to ``count`` subscribers of a room.
@@ -296,11 +301,9 @@ class Metrics:
         self._bytes.inc(self._accepted_bytes)
         self._written = self._accepted = self._accepted_bytes = 0
         self._from_log.inc(self._replayed)
-        self._replayed = 0
-        incomplete, recovered = self._recoveries_since
-        self._incomplete.inc(incomplete)
-        self._recovered.inc(recovered)
-        self._recoveries_since = [0, 0]
+        self._finished["recovered"].inc(self._recovered)
+        self._finished["gap"].inc(self._incomplete)
+        self._replayed = self._recovered = self._incomplete = 0
         for connections in self._by_transport.values():
             connections.flush()
 

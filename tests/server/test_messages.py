@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from urllib.parse import parse_qs
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from synap_realtime.server.messages import MAX_QUERY_FIELDS, Request, RequestError
 
 NOTE: dict[str, Any] = {"type": "note.creation.completed", "data": {"entityId": "e1"}}
 
@@ -160,3 +165,15 @@ async def test_a_position_in_the_history_is_a_cursor_or_earliest(rooms: str) -> 
     assert response.json()["details"] == "after: expected a cursor, or 'earliest'"
     response = await get(rooms, "/rooms/user_1/events?after=later")
     assert response.json()["details"] == "after: expected a cursor, 'earliest' or 'latest'"
+
+
+@given(st.text("ab=&%+20;C3#é", max_size=60))
+def test_a_query_is_parsed_as_by_the_standard_library(query: str) -> None:
+    expected = {name: values[-1] for name, values in parse_qs(query).items()}
+    request = Request("GET", "/", query, {})
+    try:
+        request.parse_target()
+    except RequestError:
+        assert query.count("&") >= MAX_QUERY_FIELDS
+    else:
+        assert request.query == expected

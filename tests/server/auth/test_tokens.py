@@ -150,10 +150,55 @@ async def test_reports_expiry_with_a_leeway() -> None:
         {"rooms": ["synap_revocations"]}, {"rooms": ["a_b"] * 1001},
         {"scope": 1}, {"scope": [1]}, {"device": "a b"}, {"device": 1}, {"jti": 7},
         {"iat": "x"}, {"nbf": time.time() + 3600}, {"iat": time.time() + 3600},
+        {"iat": None}, {"nbf": None}, {"nbf": "x"}, {"nbf": True},
     ],
 )  # fmt: skip
 async def test_rejects_invalid_claims(claims: dict[str, Any]) -> None:
     await refused(raw({"alg": "HS256"}, {"exp": time.time() + 60, **claims}))
+
+
+@pytest.mark.parametrize("claim", ["iat", "nbf"])
+async def test_tolerates_a_clock_that_is_ahead(claim: str) -> None:
+    token = raw({"alg": "HS256"}, {"exp": time.time() + 60, claim: time.time() + 5})
+    await authenticator().authenticate(token)
+    error = await refused(token, leeway_s=0)
+    assert str(error).startswith("token not valid yet")
+
+
+def signed_as(body: str) -> str:
+    """A token whose payload is this text, with a good signature."""
+    head = base64.urlsafe_b64encode(b'{"alg":"HS256"}').rstrip(b"=").decode()
+    signature = hmac.digest(NEW.encode(), f"{head}.{body}".encode(), hashlib.sha256)
+    return f"{head}.{body}.{base64.urlsafe_b64encode(signature).rstrip(b'=').decode()}"
+
+
+async def test_accepts_padded_segments() -> None:
+    """Some identity providers do not remove the padding."""
+    claims = json.dumps({"sub": "1", "exp": int(time.time()) + 600, "a": ""})
+    claims = claims.replace('"a": ""', f'"a": "{"x" * ((1 - len(claims)) % 3)}"')
+    padded = base64.urlsafe_b64encode(claims.encode()).decode()
+    assert padded.endswith("==")
+    for body in (padded, padded.rstrip("=")):
+        assert (await authenticator().authenticate(signed_as(body))).user == "1"
+    await refused(signed_as(padded.removesuffix("=")))
+
+
+@pytest.mark.parametrize("change", ["last bits", "standard alphabet", "line break", "not ASCII"])
+async def test_rejects_another_spelling_of_a_segment(change: str) -> None:
+    claims = json.dumps({"sub": "1", "exp": int(time.time()) + 600, "a": "??>>" * 3})
+    body = base64.urlsafe_b64encode(claims.encode() + b" " * ((1 - len(claims)) % 3)).decode()
+    body = body.rstrip("=")
+    assert {"-", "_"} & set(body)
+    match change:
+        case "last bits":  # the same bytes
+            body = body[:-1] + chr(ord(body[-1]) + 1)
+        case "standard alphabet":
+            body = body.replace("-", "+").replace("_", "/")
+        case "line break":
+            body = f"{body[:8]}\n{body[8:]}"
+        case _:
+            body = f"{body[:8]}\xe9{body[8:]}"
+    await refused(signed_as(body))
 
 
 @pytest.mark.parametrize("payload", [[], "x", 1, None])
