@@ -22,6 +22,12 @@ RETENTION_COUNT = 1000
 RETENTION_S = 86_400
 """What both keep of a room: the defaults of ours."""
 
+PING_S = 25
+"""As ours."""
+
+PONG_S = 20
+"""Longer than the default of 8 s, for machines that are busy."""
+
 CHANNELS = {
     "history_size": RETENTION_COUNT,
     "history_ttl": f"{RETENTION_S}s",
@@ -80,7 +86,11 @@ class Centrifugo(Server):
         return {
             "http_server": server,
             "http_api": {"key": self._key},
-            "client": {"token": {option: self._signer.secret or self._signer.public_key}},
+            "client": {
+                "token": {option: self._signer.secret or self._signer.public_key},
+                "ping_interval": f"{PING_S}s",
+                "pong_timeout": f"{PONG_S}s",
+            },
             "channel": {
                 "without_namespace": CHANNELS,
                 "namespaces": [TEAMS] if self._has_teams else [],

@@ -40,6 +40,8 @@ def one_table(results: Sequence[Result]) -> str:
     header += [KINDS[name].title for name in servers[1:]]
     rows = []
     for each in results:
+        if not each.stats and not each.notes:
+            continue  # of servers that take no part
         cells = [each.what, _median(each, OURS)]
         cells += [_spread(each.ratio(OURS, name)) for name in COMPARED]
         cells += [_median(each, name) for name in servers[1:]]

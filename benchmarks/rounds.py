@@ -103,6 +103,12 @@ class Session:
     def publish_port(self) -> int:
         return self.kind.publish_port(self.port)
 
+    def explain(self, error: LoadError) -> LoadError:
+        """Return the error with the end of the server's log if the server has exited."""
+        last_words = self.server.last_words()
+        text = f"the server has exited: {last_words} ({error})" if last_words else str(error)
+        return LoadError(text)
+
     @contextlib.contextmanager
     def used(self) -> Iterator[Callable[[], float]]:
         """Return the server's CPU time in us during the block."""
@@ -152,12 +158,52 @@ def session(kind: Server) -> Iterator[Session]:
         LoadError: from inside; it names the cause if the server has exited.
     """
     with running(kind) as server, Load(machine.cores().load) as load:
+        mine = Session(server, load)
         try:
-            yield Session(server, load)
+            yield mine
         except LoadError as error:
-            if (last_words := server.last_words()) is None:
-                raise
-            raise LoadError(f"the server has exited: {last_words} ({error})") from error
+            raise mine.explain(error) from error
+
+
+class _Participant:
+    """A server that takes its turns, and is started again if it fails.
+
+    Raises:
+        MissingError, LoadError: from the constructor, too.
+    """
+
+    def __init__(self, kind: Server, prepare: Callable[[Session], None]) -> None:
+        self.kind = kind
+        self._prepare = prepare
+        self._stack = contextlib.ExitStack()
+        self._has_failed = False
+        self._start()
+
+    def _start(self) -> None:
+        try:
+            self._session = self._stack.enter_context(session(self.kind))
+            self._prepare(self._session)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def measure(self, measure: Measure) -> Mapping[str, float]:
+        """Run a round; after its first failure, another one with new clients."""
+        try:
+            return measure(self._session)
+        except LoadError as error:
+            failure = self._session.explain(error)
+            if self._has_failed:
+                raise failure from error
+            print_progress(f"{self.kind.name}, once more: {failure}")
+            self._has_failed = True
+            self.close()
+            self._start()
+            measure(self._session)
+            return measure(self._session)
 
 
 def measure(
@@ -168,53 +214,61 @@ def measure(
 ) -> list[Result]:
     """Measure these servers in turn: in each round, another one is the first.
 
-    A server that fails, or is not installed, is noted, and takes no further part.
+    A server that is not installed, or fails twice, is noted, and takes no further part.
 
     Args:
         prepare: connects the clients.
     """
     results = [[Result(*row) for row in part.rows.items()] for part in parts]
-    with contextlib.ExitStack() as stack:
-        sessions: list[Session] = []
+    participants: list[_Participant] = []
+    try:
         for kind in kinds:
             try:
-                mine = stack.enter_context(session(kind))
-                prepare(mine)
+                participants.append(_Participant(kind, prepare))
             except (LoadError, MissingError) as error:
                 _note([each for rows in results for each in rows], kind, error)
-            else:
-                sessions.append(mine)
-        for part, rows in zip(parts, results, strict=True):
+        for number, (part, rows) in enumerate(zip(parts, results, strict=True)):
             begun = time.monotonic()
-            fitting = [each for each in sessions if part.fits(each.kind)]
-            _add(rows, _take_turns(options, part, fitting, rows))
+            fitting = [each for each in participants if part.fits(each.kind)]
+            rounds, errors = _take_turns(options, part, fitting)
+            _add(rows, rounds)
+            for failed, why in errors.items():
+                _note([each for rest in results[number:] for each in rest], failed.kind, why)
+                participants.remove(failed)
+                failed.close()
             print_progress(f"{rows[0].name}: {time.monotonic() - begun:.1f} s")
+    finally:
+        for each in participants:
+            each.close()
     return [each for rows in results for each in rows]
 
 
+Rounds = Mapping[str, Sequence[Mapping[str, float]]]
+
+
 def _take_turns(
-    options: Options, part: Part, sessions: list[Session], rows: Sequence[Result]
-) -> Mapping[str, list[Mapping[str, float]]]:
-    """Return the rounds by the name of the server. The first round warms up."""
-    rounds: dict[str, list[Mapping[str, float]]] = {each.kind.name: [] for each in sessions}
+    options: Options, part: Part, participants: Sequence[_Participant]
+) -> tuple[Rounds, Mapping[_Participant, Exception]]:
+    """Return the rounds by the name of the server, and who failed. The first round warms up."""
+    rounds: dict[str, list[Mapping[str, float]]] = {each.kind.name: [] for each in participants}
+    errors: dict[_Participant, Exception] = {}
     for number in range(-1, min(options.rounds, part.rounds)):
-        first = number % max(1, len(sessions))
-        for mine in sessions[first:] + sessions[:first]:
-            name = mine.kind.name
-            if name not in rounds:
+        first = number % max(1, len(participants))
+        for each in (*participants[first:], *participants[:first]):
+            if each in errors:
                 continue
             try:
-                values = part.measure(mine)
+                values = each.measure(part.measure)
             except (LoadError, MissingError) as error:
-                del rounds[name]
-                _note(rows, mine.kind, error)
+                errors[each] = error
+                del rounds[each.kind.name]
                 continue
             if number >= 0:
-                rounds[name].append(values)
-    return rounds
+                rounds[each.kind.name].append(values)
+    return rounds, errors
 
 
-def _add(rows: Sequence[Result], rounds: Mapping[str, list[Mapping[str, float]]]) -> None:
+def _add(rows: Sequence[Result], rounds: Rounds) -> None:
     for name, values in rounds.items():
         for row in rows:
             row.stats[name] = Stat.of([each[row.name] for each in values])

@@ -163,7 +163,7 @@ class Load:
         mode: Mode,
         publishers: int = 1,
         rate: float = 0.0,
-        timeout_s: float = 60.0,
+        timeout_s: float = 30.0,
     ) -> Report:
         """Send this number of requests, and wait for all responses and deliveries.
 

@@ -219,6 +219,34 @@ def test_each_delivery_is_counted(mine: Session) -> None:
     assert 0 < report.p50_us <= report.p99_us <= report.max_us
 
 
+def test_a_server_that_fails_once_is_measured_with_new_clients() -> None:
+    failures = [LoadError("it lost a client")]
+    pids: list[int] = []
+
+    def fails_once(session: Session) -> dict[str, float]:
+        pids.append(session.server.pid)
+        if len(pids) == 2:
+            raise failures.pop()
+        return {"cost": len(pids)}
+
+    part = Part({"cost": "a cost, µs"}, fails_once)
+    (result,) = measure(Options(rounds=2), [Limit()], lambda _: None, [part])
+    assert result.notes == {}
+    assert list(result.stats["limit"].values) == [4, 5]
+    assert len({*pids}) == 2
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+def test_a_server_that_fails_again_takes_no_further_part() -> None:
+    def fails(_: Session) -> dict[str, float]:
+        raise LoadError("it lost a client")
+
+    parts = [Part({name: name}, fails) for name in ("first", "second")]
+    for result in measure(Options(rounds=1), [Limit()], lambda _: None, parts):
+        assert result.stats == {}
+        assert result.notes == {"limit": "it lost a client"}
+
+
 def test_a_cold_publish_has_a_connection_of_its_own() -> None:
     with Capture() as capture, Load(machine.cores().load) as load:
         publish = Ours().publish("user_1", 0)
