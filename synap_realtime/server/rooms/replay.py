@@ -20,18 +20,18 @@ class Replay:
     Attributes:
         count: the number of entries that were read.
         is_at_end: whether the last page reached the end of the log.
+        position: up to which everything was read; never offset 0 after a page at the end.
         recovered: False if an entry after the first position may be missing.
     """
 
     __slots__ = (
         "_count_read",
-        "_head",
         "_page_size",
-        "_position",
         "_room",
         "_store",
         "count",
         "is_at_end",
+        "position",
         "recovered",
     )  # fmt: skip
 
@@ -53,7 +53,7 @@ class Replay:
         """
         self._store = store
         self._room = room
-        self._position = self._head = position
+        self.position = position
         self._page_size = _FIRST_PAGE
         self._count_read = count_read
         self.count = 0
@@ -66,15 +66,17 @@ class Replay:
         Raises:
             StoreUnavailableError: the log cannot be read now.
         """
-        self._head = await self._store.head(self._room)
-        page = await self._store.read(self._room, self._position, self._page_size)
-        if not page.recovered:
-            self.recovered = False
-            self._position = self._store.earliest()
-        entries = page.entries
+        entries = await self._read()
+        if not entries and not self.position.offset:
+            # The position of an empty room is its head. An entry that was published before the head
+            # was read would be skipped, so the log is read once more.
+            head = await self._store.head(self._room)
+            entries = await self._read()
+            if not entries:
+                self.position = head
         self.is_at_end = len(entries) < self._page_size
         if entries:
-            self._position = entries[-1].cursor
+            self.position = entries[-1].cursor
             self.count += len(entries)
             size = sum([entry.size for entry in entries])
             self._count_read(size + len(entries) * _ENTRY_BYTES)
@@ -82,10 +84,9 @@ class Replay:
                 self._page_size = max(1, min(_PAGE, self._page_size * _PAGE_BYTES // size))
         return entries
 
-    @property
-    def position(self) -> Cursor:
-        """The position up to which everything was read: that of the head, at the end of the log.
-
-        The head is also the position of an empty room.
-        """
-        return max(self._position, self._head, key=lambda cursor: cursor.offset)
+    async def _read(self) -> Sequence[Entry]:
+        page = await self._store.read(self._room, self.position, self._page_size)
+        if not page.recovered:
+            self.recovered = False
+            self.position = self._store.earliest()
+        return page.entries
