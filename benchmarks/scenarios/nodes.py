@@ -278,7 +278,7 @@ def _idle(options: Options) -> _Part:
         "store_us": "CPU of Valkey, µs a second",
     }
     title = f"Idle: {subscribers:,} subscribers, nothing is published"
-    return _Part("nodes-idle", title, columns, measure, compared=0, rounds=2)
+    return _Part("nodes-idle", title, columns, measure, compared=0, rounds=1)
 
 
 def _flushing(options: Options) -> _Part:
@@ -315,7 +315,7 @@ class _Returning:
             columns,
             self._measure,
             compared=3,
-            rounds=2,
+            rounds=1,
             remark=remark if self._removal_s else "",
         )
 
