@@ -59,7 +59,7 @@ class Call:
         arguments: what follows the incarnation of the server and the epoch.
         deadline: when it fails, by the clock of the event loop.
         size: about its length, in bytes.
-        group: calls of one group may share a command; see :meth:`.shards.Shards.group`.
+        group: calls of one group may share a command: in a cluster, those of one partition.
         is_asking: whether the server gets it although another one owns the slot that is being
             migrated.
     """

@@ -242,7 +242,7 @@ class LiveRooms:
                 for number in ALL_PARTITIONS
             )
         )
-        rooms = [Room(name.decode()) for names in found for name in names]
+        rooms = [Room(name.decode()) for [names] in found for name in names]
         await asyncio.gather(*(self._report_subscribers(room, node, 0) for room in rooms))
 
     def _in(self, partitions: Collection[int]) -> list[_LiveRoom]:
@@ -272,7 +272,7 @@ class LiveRooms:
     async def _report_subscribers(self, room: Room, node: str, count: int) -> tuple[bytes, bytes]:
         """Set how many subscribers of a room a node has. Return the room's epoch and head."""
         keys = self._keys.of_room(room)
-        epoch, position = await self._call(
+        [(epoch, position)] = await self._call(
             JOIN,
             (keys.state, keys.meta, self._keys.node_rooms(room, node)),
             self._lifetime_us(room),

@@ -27,9 +27,6 @@ from .tasks import Tasks
 
 logger = logging.getLogger(__name__)
 
-INLINE_BYTES = 16 * 1024
-"""A larger announcement is sent without its content, and watching nodes read the hash."""
-
 RETRY_S = 1.0
 """The pause before something that failed is tried again."""
 
@@ -154,7 +151,7 @@ class SharedPresence:
         self._node = node
         self._call = call
         self._tasks = tasks
-        self._own: dict[Room, dict[str, bytes]] = {}  # what has to be stored
+        self._own: dict[Room, dict[str, str]] = {}  # what has to be stored
         self._changed: dict[Room, set[str]] = {}  # not sent yet
         self._stale: set[Room] = set()  # rooms that were not stored
         self._mirrors: dict[bytes, _Mirror] = {}  # by channel
@@ -265,7 +262,7 @@ class SharedPresence:
                 for partition in partitions
             )
         )
-        return [Room(name.decode()) for names in found for name in names]
+        return [Room(name.decode()) for [names] in found for name in names]
 
     def _is_in(self, partitions: Collection[int], room: Room) -> bool:
         return self._keys.of_room(room).partition in partitions
@@ -277,7 +274,7 @@ class SharedPresence:
         for room, names in changed.items():
             if room not in self._stale:
                 users = self._own.get(room, {})
-                states = {name: users.get(name, b"") for name in names}
+                states = {name: users.get(name, "") for name in names}
                 self._track(room, self._set(room, self._node, states))
 
     def _store_all(self, room: Room) -> asyncio.Future[Any]:
@@ -285,7 +282,7 @@ class SharedPresence:
         return self._track(room, self._set(room, self._node, states, is_complete=True))
 
     def _set(
-        self, room: Room, node: str, states: Mapping[str, bytes], *, is_complete: bool = False
+        self, room: Room, node: str, states: Mapping[str, str], *, is_complete: bool = False
     ) -> asyncio.Future[Any]:
         """Store the states of users of a node.
 
@@ -300,11 +297,9 @@ class SharedPresence:
             (keys.presence, self._keys.present_rooms(keys.partition, node)),
             node,
             room,
-            keys.presence,
-            INLINE_BYTES,
             int(is_complete),
             int(has_users),
-            *(part for pair in states.items() for part in pair),
+            json.dumps([part for pair in states.items() for part in pair]),
         )
 
     def _track(self, room: Room, stored: asyncio.Future[Any]) -> asyncio.Future[Any]:
@@ -422,8 +417,8 @@ class SharedPresence:
             mirror.notify(changed)
 
 
-def _encode(presence: UserPresence) -> bytes:
-    return json.dumps([presence.connections, presence.devices], separators=(",", ":")).encode()
+def _encode(presence: UserPresence) -> str:
+    return json.dumps([presence.connections, presence.devices], separators=(",", ":"))
 
 
 def _decode_all(states: Sequence[bytes]) -> list[UserPresence | None]:

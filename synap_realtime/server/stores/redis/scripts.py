@@ -171,50 +171,67 @@ end
 )
 """Store and announce publications. The channel of a room is named like its log."""
 
-READ = _script("""
--- KEYS: state, log, meta. ARGV[4..]: epoch and offset of the position,
--- limit, age (us), lifetime of meta (us).
+READ = _script(
+    """
+-- KEYS: state, log, meta. ARGV: epoch and offset of the position, limit, age (us), lifetime of
+-- meta (us).
 -- Returns: epoch, 1 if nothing after the position is missing, then offset and text of each entry.
-local current = epoch(KEYS[1])
 local now = clock()
-local after, age, lifetime = tonumber(ARGV[5]), tonumber(ARGV[7]), tonumber(ARGV[8])
-local meta = redis.call('HMGET', KEYS[3], 'last', 'head')
-local last, head = tonumber(meta[1]), tonumber(meta[2]) or 0
-local foreign = after > 0 and (ARGV[4] ~= current or after > math.max(now, last or 0, head))
-if foreign then after = 0 end
-local from = math.max(after + 1, now - age + 1)
-local found = redis.call('XRANGE', KEYS[2], text(from), '+', 'COUNT', ARGV[6])
-local previous
-if #found > 0 then previous = tonumber(found[1][2][2]) else previous = last or now - lifetime end
-local recovered = not foreign and (after == 0 or previous <= after)
-local reply = {current, recovered and '1' or '0'}
-for _, entry in ipairs(found) do
-  reply[#reply + 1] = string.match(entry[1], '^%d+')
-  reply[#reply + 1] = entry[2][4]
+local function unit(k, a)
+  local current = epoch(KEYS[k + 1])
+  local after = tonumber(ARGV[a + 2])
+  local meta = redis.call('HMGET', KEYS[k + 3], 'last', 'head')
+  local last, head = tonumber(meta[1]), tonumber(meta[2]) or 0
+  local foreign = after > 0 and (ARGV[a + 1] ~= current or after > math.max(now, last or 0, head))
+  if foreign then after = 0 end
+  local found, previous = {}, last or now - ARGV[a + 5]
+  if not last or last > after then
+    local from = math.max(after, now - ARGV[a + 4]) + 1
+    found = redis.call('XRANGE', KEYS[k + 2], text(from), '+', 'COUNT', ARGV[a + 3])
+  end
+  if #found > 0 then previous = tonumber(found[1][2][2]) end
+  local recovered = not foreign and (after == 0 or previous <= after)
+  local reply = {current, recovered and '1' or '0'}
+  for _, entry in ipairs(found) do
+    reply[#reply + 1] = string.match(entry[1], '^%d+')
+    reply[#reply + 1] = entry[2][4]
+  end
+  return reply
 end
-return reply
-""")
+""",
+    unit_keys=3,
+    unit_arguments=5,
+)
 """Read the log after a position."""
 
-HEAD = _script("""
--- KEYS: state, meta. ARGV[4..]: lifetime of meta (us).
+HEAD = _script(
+    """
+-- KEYS: state, meta. ARGV: lifetime of meta (us).
 -- Returns: epoch, a position that is not before any entry.
-local current = epoch(KEYS[1])
-local meta = redis.call('HMGET', KEYS[2], 'last', 'head')
-local last, head = tonumber(meta[1]), tonumber(meta[2]) or 0
-if last then return {current, text(math.max(last, head))} end
--- Stored: a later notification must come after it, even if the clock is set back.
-head = math.max(clock(), head + 1)
-redis.call('HSET', KEYS[2], 'head', text(head))
-redis.call('PEXPIRE', KEYS[2], text(tonumber(ARGV[4]) / 1000))
-return {current, text(head)}
-""")
+local function unit(k, a)
+  local current, key = epoch(KEYS[k + 1]), KEYS[k + 2]
+  local meta = redis.call('HMGET', key, 'last', 'head')
+  local last, head = tonumber(meta[1]), tonumber(meta[2]) or 0
+  if last then return {current, text(math.max(last, head))} end
+  -- Stored: a later notification must come after it, even if the clock is set back.
+  head = text(math.max(clock(), head + 1))
+  redis.call('HSET', key, 'head', head)
+  redis.call('PEXPIRE', key, text(ARGV[a + 1] / 1000))
+  return {current, head}
+end
+""",
+    unit_keys=2,
+    unit_arguments=1,
+)
 """Return the head of a room."""
 
-CLAIM = _script("""
+CLAIM = _script(
+    """
 -- KEYS: state.
-return epoch(KEYS[1])
-""")
+local function unit(k) return epoch(KEYS[k + 1]) end
+""",
+    unit_keys=1,
+)
 """Note in a partition which server is the primary. Otherwise a partition that is not used until its
 former primary takes over again would seem never to have had another one."""
 
@@ -230,30 +247,41 @@ return 1
 """Begin a new epoch if another server has acknowledged a publish since this one began the current
 epoch. Both times are durations, so that no clocks of different machines are compared."""
 
-JOIN = _script("""
--- KEYS: state, meta, rooms of the node. ARGV[4..]: lifetime of meta (us),
--- room, the node's subscribers of it.
+JOIN = _script(
+    """
+-- KEYS: state, meta, rooms of the node. ARGV: lifetime of meta (us), room, the node's subscribers
+-- of it.
 -- Returns: epoch, a position that is not before any entry.
-local current = epoch(KEYS[1])
-local before, now = tonumber(redis.call('HGET', KEYS[3], ARGV[5])) or 0, tonumber(ARGV[6])
-if now == 0 then
-  redis.call('HDEL', KEYS[3], ARGV[5])
-else
-  redis.call('HSET', KEYS[3], ARGV[5], now)
+local function unit(k, a)
+  local current, meta, rooms = epoch(KEYS[k + 1]), KEYS[k + 2], KEYS[k + 3]
+  local room, count = ARGV[a + 2], tonumber(ARGV[a + 3])
+  local before = tonumber(redis.call('HGET', rooms, room)) or 0
+  if count == 0 then
+    redis.call('HDEL', rooms, room)
+  elseif count ~= before then
+    redis.call('HSET', rooms, room, ARGV[a + 3])
+  end
+  local found = redis.call('HMGET', meta, 'last', 'head', 'subscribers')
+  local last, head = tonumber(found[1]) or 0, tonumber(found[2]) or 0
+  local all = (tonumber(found[3]) or 0) + count - before
+  local position = math.max(last, head)
+  if all < 0 or (all == 0 and count == 0) then
+    redis.call('HDEL', meta, 'subscribers')
+  elseif count > 0 and position == 0 then
+    position = clock()
+    redis.call('HSET', meta, 'subscribers', text(all), 'head', text(position))
+  elseif count ~= before then
+    redis.call('HSET', meta, 'subscribers', text(all))
+  end
+  if redis.call('PTTL', meta) < ARGV[a + 1] / 2000 then
+    redis.call('PEXPIRE', meta, text(ARGV[a + 1] / 1000))
+  end
+  return {current, text(position)}
 end
-local all = redis.call('HINCRBY', KEYS[2], 'subscribers', now - before)
-if all < 0 or (all == 0 and now == 0) then redis.call('HDEL', KEYS[2], 'subscribers') end
-local meta = redis.call('HMGET', KEYS[2], 'last', 'head')
-local last, head = tonumber(meta[1]), tonumber(meta[2]) or 0
-if not last and now > 0 and head == 0 then
-  head = clock()
-  redis.call('HSET', KEYS[2], 'head', text(head))
-end
-if redis.call('PTTL', KEYS[2]) < tonumber(ARGV[4]) / 2000 then
-  redis.call('PEXPIRE', KEYS[2], text(tonumber(ARGV[4]) / 1000))
-end
-return {current, text(math.max(last or 0, head))}
-""")
+""",
+    unit_keys=3,
+    unit_arguments=3,
+)
 """Set how many subscribers of a room a node has."""
 
 ACK = _script("""
@@ -290,19 +318,24 @@ return 0
 """)
 """Advance acknowledged cursors."""
 
-GET_ACK = _script("""
--- KEYS: state, acks. ARGV[4..]: device or '', age of a device (us).
+GET_ACK = _script(
+    """
+-- KEYS: acks. ARGV: device or '', age of a device (us).
 -- Returns: epoch and offset; nothing if there is no acknowledged cursor.
-local current = epoch(KEYS[1])
-local found = redis.call('HMGET', KEYS[2], ARGV[4], '')
-for n = 1, 2 do
-  if found[n] then
-    local by, offset, at = string.match(found[n], '^(%S+) (%S+) (%S+)$')
-    if n == 2 or tonumber(at) > clock() - tonumber(ARGV[5]) then return {by, offset} end
+local function unit(k, a)
+  local found = redis.call('HMGET', KEYS[k + 1], ARGV[a + 1], '')
+  for n = 1, 2 do
+    if found[n] then
+      local by, offset, at = string.match(found[n], '^(%S+) (%S+) (%S+)$')
+      if n == 2 or tonumber(at) > clock() - ARGV[a + 2] then return {by, offset} end
+    end
   end
+  return {}
 end
-return {}
-""")
+""",
+    unit_keys=1,
+    unit_arguments=2,
+)
 """Return an acknowledged cursor."""
 
 CHECK = _script("""
@@ -344,7 +377,9 @@ return {
 """)
 """Send a message to the node itself, and keep the node alive."""
 
-ROOMS_OF_NODE = _script("return redis.call('HKEYS', KEYS[1])")
+ROOMS_OF_NODE = _script(
+    "local function unit(k) return redis.call('HKEYS', KEYS[k + 1]) end", unit_keys=1
+)
 """Return the rooms that a node has subscribers of, in one partition."""
 
 REMOVE_NODE = _script("""
@@ -355,51 +390,59 @@ return redis.call('ZADD', KEYS[2], text(clock() + ARGV[5]), ARGV[4])
 """)
 """Remove a node from the list of nodes."""
 
-SET_PRESENCE = _script("""
--- KEYS: presence, rooms in which the node has users. ARGV[4..]: node, room, channel,
---       largest announcement, 1 to remove all users of the node that are not given, 1 if the node
---       has users of the room, then for each user: name, state or '' to remove it.
+SET_PRESENCE = _script(
+    """
+-- KEYS: presence, rooms in which the node has users. ARGV: node, room, 1 to remove all users of the
+--       node that are not given, 1 if the node has users of the room, a JSON array with name and
+--       state, or '' to remove it, of each user.
 -- Only differences are stored and announced.
-local before = tonumber(redis.call('HGET', KEYS[1], 'version')) or 0
-local prefix = ARGV[4] .. ':'
-local changed, given = {}, {}
-local function set(field, name, state)
-  if state == '' then
-    redis.call('HDEL', KEYS[1], field)
-  else
-    redis.call('HSET', KEYS[1], field, state)
+local function unit(k, a)
+  local presence, rooms, prefix = KEYS[k + 1], KEYS[k + 2], ARGV[a + 1] .. ':'
+  local given, is_given, changed = cjson.decode(ARGV[a + 5]), {}, {}
+  local before, version
+  local function set(field, state)
+    version = version or text(math.max(clock(), before + 1))
+    if state == '' then
+      redis.call('HDEL', presence, field)
+      redis.call('HSET', presence, 'version', version)
+    else
+      redis.call('HSET', presence, field, state, 'version', version)
+    end
+    changed[#changed + 1] = string.sub(field, #prefix + 1)
+    changed[#changed + 1] = state
   end
-  changed[#changed + 1] = name
-  changed[#changed + 1] = state
-end
-for n = 10, #ARGV, 2 do
-  local field = prefix .. ARGV[n]
-  given[field] = true
-  local known = redis.call('HGET', KEYS[1], field) or ''
-  if known ~= ARGV[n + 1] then set(field, ARGV[n], ARGV[n + 1]) end
-end
-if ARGV[8] == '1' then
-  for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
-    if string.sub(field, 1, #prefix) == prefix and not given[field] then
-      set(field, string.sub(field, #prefix + 1), '')
+  for n = 1, #given, 2 do
+    local field, state = prefix .. given[n], given[n + 1]
+    local known = redis.call('HMGET', presence, field, 'version')
+    before = before or tonumber(known[2]) or 0
+    is_given[field] = true
+    if (known[1] or '') ~= state then set(field, state) end
+  end
+  if ARGV[a + 3] == '1' then
+    before = before or tonumber(redis.call('HGET', presence, 'version')) or 0
+    for _, field in ipairs(redis.call('HKEYS', presence)) do
+      if string.sub(field, 1, #prefix) == prefix and not is_given[field] then set(field, '') end
     end
   end
+  if ARGV[a + 4] == '1' then
+    redis.call('SADD', rooms, ARGV[a + 2])
+  else
+    redis.call('SREM', rooms, ARGV[a + 2])
+  end
+  if #changed == 0 then return 0 end
+  if ARGV[a + 4] ~= '1' and redis.call('HLEN', presence) == 1 then
+    redis.call('DEL', presence)
+  end
+  local content = cjson.encode(changed)
+  if #content > $INLINE_BYTES then content = '' end
+  local announced = text(before) .. ' ' .. version .. ' ' .. ARGV[a + 1] .. ' ' .. content
+  return redis.call('SPUBLISH', presence, announced)
 end
-if ARGV[9] == '1' then
-  redis.call('SADD', KEYS[2], ARGV[5])
-else
-  redis.call('SREM', KEYS[2], ARGV[5])
-end
-if #changed == 0 then return 0 end
-local now = math.max(clock(), before + 1)
-redis.call('HSET', KEYS[1], 'version', text(now))
-if redis.call('HLEN', KEYS[1]) == 1 then redis.call('DEL', KEYS[1]) end
-local content = cjson.encode(changed)
-if #content > tonumber(ARGV[7]) then content = '' end
-local announced = table.concat({text(before), text(now), ARGV[4], content}, ' ')
-return redis.call('SPUBLISH', ARGV[6], announced)
-""")
-"""Store and announce users of a room at a node."""
+""",
+    unit_keys=2,
+    unit_arguments=5,
+)
+"""Store and announce users of a room at a node. The channel is named like the hash."""
 
 READ_PRESENCE = _script("""
 -- KEYS: presence, meta, rooms of the node, state. ARGV[4..]: room.
@@ -423,35 +466,40 @@ return reply
 """)
 """Read the users of a room."""
 
-COUNT_CONNECTIONS = _script("""
--- KEYS: users of the node, then the connections of each user.
--- ARGV[4..]: node, then for each user: name, connections at the node, how many more it asks for,
---       the most at all nodes.
--- Returns: for each user, how many more it gets.
-local reply = {}
-for n = 2, #KEYS do
-  local at = 4 * n - 3
-  local count, more = tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
+COUNT_CONNECTIONS = _script(
+    """
+-- KEYS: users of the node, connections of the user. ARGV: node, user, connections at the node, how
+--       many more it asks for, the most at all nodes.
+-- Returns: how many more it gets.
+local function unit(k, a)
+  local users, connections, node, user = KEYS[k + 1], KEYS[k + 2], ARGV[a + 1], ARGV[a + 2]
+  local count, more = tonumber(ARGV[a + 3]), tonumber(ARGV[a + 4])
   if more > 0 then
-    local others = -(tonumber(redis.call('HGET', KEYS[n], ARGV[4])) or 0)
-    for _, each in ipairs(redis.call('HVALS', KEYS[n])) do others = others + tonumber(each) end
-    more = math.max(0, math.min(more, tonumber(ARGV[at + 3]) - others - count))
+    local others, known = 0, redis.call('HGETALL', connections)
+    for n = 1, #known, 2 do
+      if known[n] ~= node then others = others + known[n + 1] end
+    end
+    more = math.max(0, math.min(more, ARGV[a + 5] - others - count))
     count = count + more
   end
   if count > 0 then
-    redis.call('HSET', KEYS[n], ARGV[4], text(count))
-    redis.call('SADD', KEYS[1], ARGV[at])
+    redis.call('HSET', connections, node, text(count))
+    redis.call('SADD', users, user)
   else
-    redis.call('HDEL', KEYS[n], ARGV[4])
-    redis.call('SREM', KEYS[1], ARGV[at])
+    redis.call('HDEL', connections, node)
+    redis.call('SREM', users, user)
   end
-  reply[n - 1] = more
+  return more
 end
-return reply
-""")
-"""Set how many connections users have at a node, and add some if all nodes together allow it."""
+""",
+    unit_keys=2,
+    unit_arguments=5,
+)
+"""Set how many connections a user has at a node, and add some if all nodes together allow it."""
 
-MEMBERS = _script("return redis.call('SMEMBERS', KEYS[1])")
+MEMBERS = _script(
+    "local function unit(k) return redis.call('SMEMBERS', KEYS[k + 1]) end", unit_keys=1
+)
 """Return what a node has stored in one partition."""
 
 USAGE = _script("return string.match(redis.call('INFO', 'memory'), 'used_memory:(%d+)')")

@@ -164,17 +164,13 @@ class Shards:
         else:
             self._slot_map.start()
 
-    def group(self, partition: int) -> int:
-        """Return a number that is the same for partitions whose keys one call may have."""
-        return 0 if self._only is not None else partition
-
     def call(
         self, script: Script, keys: Sequence[bytes], arguments: Sequence[bytes | int | str]
     ) -> asyncio.Future[Any]:
         """Call a script where its keys are. It may run more than once: all can be repeated.
 
         Args:
-            keys: at least one; all of partitions of one :meth:`group`.
+            keys: at least one; in a cluster, all in one partition.
 
 
         Returns:

@@ -8,7 +8,7 @@ import itertools
 import logging
 import secrets
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -146,24 +146,21 @@ class RedisStore:
 
     async def head(self, room: Room) -> Cursor:
         keys = self._keys.of_room(room)
-        epoch, offset = await self._call(HEAD, (keys.state, keys.meta), self._lifetime_us(room))
+        [(epoch, offset)] = await self._call(HEAD, (keys.state, keys.meta), self._lifetime_us(room))
         return Cursor(epoch.decode(), int(offset))
 
     async def publish(self, publications: Sequence[Publication]) -> Sequence[PublishResult]:
-        groups: defaultdict[int, list[int]] = defaultdict(list)  # those that share a call
-        for number, publication in enumerate(publications):
-            groups[self._shards.group(self._keys.of_room(publication.room).partition)].append(
-                number
-            )
+        name = b"%b%x" % (self._call_prefix, next(self._call_numbers))
+        self._rooms.publishing[name] = publications
         # All are called before one is awaited. If this is cancelled, they are stored nevertheless.
         calls = [
-            (numbers, *self._send([publications[number] for number in numbers]))
-            for numbers in groups.values()
+            (numbers, self._send(name, publications, numbers))
+            for numbers in self._groups(publications)
         ]
-        results: dict[int, PublishResult] = {}
+        results: list[Any] = [None] * len(publications)
         problem: StoreUnavailableError | None = None
         try:
-            for numbers, _, reply in calls:
+            for numbers, reply in calls:
                 try:
                     rows = await reply
                 except StoreUnavailableError as error:
@@ -172,24 +169,34 @@ class RedisStore:
                 for number, row in zip(numbers, rows, strict=True):
                     results[number] = self._has_published(publications[number], row)
         finally:
-            for _, name, reply in calls:
-                del self._rooms.publishing[name]
+            del self._rooms.publishing[name]
+            for _, reply in calls:
                 reply.cancel()  # nobody waits for it, if this was cancelled
         if problem is not None:
             raise problem
-        return [results[number] for number in range(len(publications))]
+        return results
 
-    def _send(self, publications: Sequence[Publication]) -> tuple[bytes, asyncio.Future[Any]]:
-        """Call PUBLISH. Return the name of the call, and its reply."""
-        name = b"%b%x" % (self._call_prefix, next(self._call_numbers))
-        self._rooms.publishing[name] = publications
+    def _groups(self, publications: Sequence[Publication]) -> Collection[Sequence[int]]:
+        """Return the numbers of those that share a call: in a cluster, of one partition."""
+        if not self._address.is_cluster:
+            return [range(len(publications))]
+        by_partition: defaultdict[int, list[int]] = defaultdict(list)
+        for number, publication in enumerate(publications):
+            by_partition[self._keys.of_room(publication.room).partition].append(number)
+        return by_partition.values()
+
+    def _send(
+        self, name: bytes, publications: Sequence[Publication], numbers: Iterable[int]
+    ) -> asyncio.Future[Any]:
+        """Call PUBLISH for some publications."""
         keys: list[bytes] = []
         arguments: list[bytes] = []
-        for number, (room, id, text, _) in enumerate(publications):
+        for number in numbers:
+            room, id, text, _ = publications[number]
             room_keys = self._keys.of_room(room)
             keys += (room_keys.state, room_keys.log, room_keys.meta, room_keys.dedupe + id.encode())
             arguments += (self._publish_options(room), b"%b:%d" % (name, number), text.encode())
-        return name, self._call(PUBLISH, keys, *arguments)
+        return self._call(PUBLISH, keys, *arguments)
 
     def _has_published(self, publication: Publication, row: bytes) -> PublishResult:
         offset, previous, count, is_duplicate, epoch = row.split()
@@ -201,7 +208,7 @@ class RedisStore:
 
     async def read(self, room: Room, after: Cursor, limit: int) -> Page:
         keys = self._keys.of_room(room)
-        epoch, recovered, *rows = await self._call(
+        [(epoch, recovered, *rows)] = await self._call(
             READ,
             (keys.state, keys.log, keys.meta),
             after.epoch,
@@ -220,7 +227,7 @@ class RedisStore:
     async def get_ack(self, room: Room, device: str | None = None) -> Cursor | None:
         self._send_acks(room)
         keys = self._keys.of_room(room)
-        found = await self._call(GET_ACK, (keys.state, keys.acks), device or "", us(DEVICE_AGE_S))
+        [found] = await self._call(GET_ACK, (keys.acks,), device or "", us(DEVICE_AGE_S))
         if not found:
             return None
         return Cursor(found[0].decode(), int(found[1])) if int(found[1]) else self.earliest()

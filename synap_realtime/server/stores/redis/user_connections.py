@@ -7,8 +7,7 @@ It has one call for a user under way at a time, which asks for all connections t
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,7 +18,6 @@ from .scripts import COUNT_CONNECTIONS, MEMBERS
 RETRY_S = 1.0
 """The pause before a number that could not be stored is stored again."""
 
-_BATCH = 200  # users in one call
 _RETRIED = 1000  # users that are tried again at a time
 
 
@@ -105,12 +103,7 @@ class UserConnections:
             StoreUnavailableError: some were not removed.
         """
         names = await self._users_of(node, ALL_PARTITIONS)
-        await asyncio.gather(
-            *(
-                self._store(partition, node, [(name, 0, 0, 0) for name in batch])
-                for partition, batch in _batches(names)
-            )
-        )
+        await asyncio.gather(*(self._store(name, node, 0, 0, 0) for name in names))
 
     async def close(self) -> None:
         """Store what has changed, and remove connections that are still open.
@@ -132,7 +125,7 @@ class UserConnections:
                 for partition in partitions
             )
         )
-        return [name.decode() for names in found for name in names]
+        return [name.decode() for [names] in found for name in names]
 
     def _has_changed(self, user: str, found: _User) -> None:
         if found.is_calling:
@@ -143,54 +136,48 @@ class UserConnections:
 
     def _flush(self) -> None:
         changed, self._changed = self._changed, set()
-        for partition, names in _batches(changed):
-            asked = []
-            for name in names:
-                found = self._users[name]
-                waiting = [each for each in found.waiting if not each.done()]
-                asked.append((name, found, found.count, waiting))
-                found.waiting, found.is_calling, found.is_outdated = [], True, False
+        for name in changed:
+            user = self._users[name]
+            waiting = [each for each in user.waiting if not each.done()]
+            user.waiting, user.is_calling, user.is_outdated = [], True, False
             self._has_stored = True
-            reply = self._store(
-                partition,
-                self._node,
-                [(name, count, len(waiting), found.most) for name, found, count, waiting in asked],
-            )
-            reply.add_done_callback(partial(self._has_answered, asked))
+            reply = self._store(name, self._node, user.count, len(waiting), user.most)
+            reply.add_done_callback(partial(self._has_answered, name, user.count, waiting))
 
-    def _store(
-        self, partition: int, node: str, users: Iterable[tuple[str, int, int, int]]
-    ) -> asyncio.Future[Any]:
-        users = list(users)
-        keys = [self._keys.user_connections(user[0]) for user in users]
-        arguments = (part for user in users for part in user)
-        users_key = self._keys.connected_users(partition, node)
-        return self._call(COUNT_CONNECTIONS, (users_key, *keys), node, *arguments)
+    def _store(self, name: str, node: str, count: int, more: int, most: int) -> asyncio.Future[Any]:
+        keys = self._keys
+        return self._call(
+            COUNT_CONNECTIONS,
+            (keys.connected_users(partition_of(name), node), keys.user_connections(name)),
+            *(node, name, count, more, most),
+        )
 
     def _has_answered(
         self,
-        asked: list[tuple[str, _User, int, list[asyncio.Future[bool]]]],
+        name: str,
+        count: int,
+        waiting: Sequence[asyncio.Future[bool]],
         reply: asyncio.Future[Any],
     ) -> None:
+        found = self._users[name]
         error = reply.exception()
-        granted: list[int] = [0] * len(asked) if error else reply.result()
-        for (name, found, count, waiting), more in zip(asked, granted, strict=True):
-            found.is_calling = False
-            found.stored = None if error else count + more
-            for number, each in enumerate([each for each in waiting if not each.done()]):
-                if error:
-                    each.set_exception(error)
-                else:
-                    found.count += number < more
-                    each.set_result(number < more)
-            if found.waiting or found.is_outdated:
-                self._has_changed(name, found)
-            elif found.stored is None:
-                self._retry_later()
-            elif found.stored != found.count:
-                self._has_changed(name, found)
-            elif not found.count:
-                del self._users[name]
+        [more] = [0] if error else reply.result()
+        found.is_calling = False
+        found.stored = None if error else count + more
+        for number, each in enumerate([each for each in waiting if not each.done()]):
+            if error:
+                each.set_exception(error)
+            else:
+                found.count += number < more
+                each.set_result(number < more)
+        if found.waiting or found.is_outdated:
+            self._has_changed(name, found)
+        elif found.stored is None:
+            self._retry_later()
+        elif found.stored != found.count:
+            self._has_changed(name, found)
+        elif not found.count:
+            del self._users[name]
 
     def _retry_later(self) -> None:
         if self._retry_timer is None and not self._is_closed:
@@ -208,13 +195,3 @@ class UserConnections:
             self._has_changed(name, found)
         if len(unknown) > _RETRIED:
             self._retry_later()
-
-
-def _batches(names: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
-    """Yield users of one partition, a bounded number at a time."""
-    by_partition: defaultdict[int, list[str]] = defaultdict(list)
-    for name in names:
-        by_partition[partition_of(name)].append(name)
-    for partition, found in by_partition.items():
-        for start in range(0, len(found), _BATCH):
-            yield partition, found[start : start + _BATCH]

@@ -127,7 +127,7 @@ async def test_a_call_is_asked_of_the_node_that_has_the_keys_already(
     source.command("CONFIG", "RESETSTAT")
     target.command("CONFIG", "RESETSTAT")
     key = store._keys.node_rooms_in(partition_of(ROOM), "nobody")
-    assert await store._call(ROOMS_OF_NODE, (key,)) == []
+    assert await store._call(ROOMS_OF_NODE, (key,)) == [[]]
     assert "cmdstat_asking" in target.command("INFO", "commandstats")
     servers.finish_moving(SLOT, source, target)
     await store.close()

@@ -65,9 +65,9 @@ class Server:
         self.calls += 1
         return asyncio.ensure_future(self._reply((self.epoch.encode(), str(self.head).encode())))
 
-    async def _reply(self, reply: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
+    async def _reply(self, reply: tuple[bytes, bytes]) -> list[tuple[bytes, bytes]]:
         await self.replies.wait()
-        return reply
+        return [reply]
 
 
 class ConnectedChannels:
