@@ -95,6 +95,21 @@ def test_pipelined_requests_wait_for_the_first(run: Run) -> None:
     run(test())
 
 
+def test_asks_for_a_body_after_all_earlier_responses(run: Run) -> None:
+    """The responses of one event-loop iteration are written together."""
+
+    async def test() -> None:
+        async with running_server(keyed_app()) as url, peer(url) as client:
+            expecting = publish(b"Expect: 100-continue", bearer(API_KEY))[: -len(BODY)]
+            await client.say(publish(bearer(API_KEY)) * 3 + expecting)
+            statuses = [await client.status() for _ in range(3)]
+            statuses.append((await client.answer(has_body=False))[0])
+            await client.say(BODY)
+            assert [*statuses, await client.status()] == [200, 200, 200, 100, 200]
+
+    run(test())
+
+
 def test_answers_as_many_pipelined_requests_as_allowed(run: Run) -> None:
     async def test() -> None:
         async with running_server(open_app()) as url, peer(url) as client:
