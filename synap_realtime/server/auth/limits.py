@@ -316,8 +316,11 @@ class _Budget:
         if not self._per_s:
             return
         now = time.monotonic()
-        full_at = max(self._full_at.pop(who, now), now) + cost / self._per_s
+        self._set(who, max(self._full_at.get(who, now), now) + cost / self._per_s)
+
+    def _set(self, who: str, full_at: float) -> None:
         self._full_at[who] = full_at
+        self._full_at.move_to_end(who)
         if len(self._full_at) > MAX_TRACKED_KEYS:
             self._full_at.popitem(last=False)
 
@@ -330,11 +333,14 @@ class _Rate(_Budget):
         if not self._per_s:
             return 0.0
         now = time.monotonic()
-        empty_s = max(0.0, self._full_at.get(who, now) - now)
-        wait_s = empty_s + min(cost, self._per_s) / self._per_s - 1.0
+        full_at = self._full_at.get(who, now)
+        if full_at < now:
+            full_at = now
+        full_at += cost / self._per_s if cost < self._per_s else 1.0
+        wait_s = full_at - now - 1.0
         if wait_s > _ROUNDING_S:
             return max(wait_s, 0.001)
-        self.charge(who, min(cost, self._per_s))
+        self._set(who, full_at)
         return 0.0
 
     def release(self, who: str, cost: int) -> None:
