@@ -211,7 +211,10 @@ class Metrics:
 
     def accepted(self, results: Sequence[_Accepted], size: int) -> None:
         """Count accepted notifications, including duplicates, and their bytes."""
-        duplicates = sum([result.duplicate for result in results])
+        duplicates = 0
+        for result in results:
+            if result.duplicate:
+                duplicates += 1
         self._accepted += len(results) - duplicates
         self._accepted_bytes += size
         if duplicates:
