@@ -26,7 +26,7 @@ class ServerState:
         response_bytes: the budget of responses that clients have not read.
         unread_responses: measures them.
         pacer: divides the event loop's time.
-        write_batch: the frames of this event-loop iteration.
+        write_batch: the responses and frames of this event-loop iteration.
         create_group: creates the fan-out group of a room.
         proxies: the operator's.
     """

@@ -1,7 +1,7 @@
 """Write to sockets: coalesced in one event-loop iteration, and without the transport's overhead.
 
-Waking an idle reader costs more than the write itself, so :class:`WriteBatch` flushes frames
-together at the end of the iteration.
+Waking an idle reader costs more than the write itself, so :class:`WriteBatch` flushes responses and
+frames together at the end of the iteration.
 
 While a transport has no pending data, its socket can be written to directly
 (:func:`write_direct`). That is what the transport itself would do, without its overhead.
