@@ -76,7 +76,8 @@ class DataServer(Valkey):
 
     @property
     def is_replicating(self) -> bool:
-        return bool(self.command("ROLE")[0] == b"slave" and self.command("ROLE")[3] == b"connected")
+        role = self.command("ROLE")
+        return bool(role[0] == b"slave" and role[3] == b"connected")
 
     def stop(self) -> None:
         """Stop the process as an operator does."""
