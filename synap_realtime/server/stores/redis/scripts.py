@@ -102,33 +102,27 @@ def _script(source: str, unit_keys: int = 0, unit_arguments: int = 0) -> Script:
 PUBLISH = _script(
     """
 -- A unit is a publication. KEYS: state, log, meta, the key of its id.
--- ARGV: count, dedupe window, age and lifetime of meta (ms) of the room in one, name of this
+-- ARGV: count, dedupe window (ms), age and lifetime of meta (ms) of its room, name of this
 --       publication in its call, text.
 -- Returns: offset, upper bound of the previous offset, subscribers, 1 for a duplicate, epoch. A
 --          call that is repeated with the same name is no duplicate of itself.
 local now = clock()
 local time = text(now)
-local known_options = {}
-local function options_of(packed)
-  local options = known_options[packed]
-  if not options then
-    options = {string.match(packed, '^(%d+) (%d+) (%d+) (%d+)$')}
-    known_options[packed] = options
-  end
-  return options
-end
-local room, is_stale, previous, subscribers, highest -- of the previous publication
+local room, previous, subscribers, highest -- of the previous publication
+local age_ms, lifetime_ms -- if the expiry of its room is due
 local function unit(k, a)
   local log, meta, id = KEYS[k + 2], KEYS[k + 3], KEYS[k + 4]
-  local options, call, content = options_of(ARGV[a + 1]), ARGV[a + 2], ARGV[a + 3]
-  local dedupe_ms = options[2]
+  local dedupe_ms, call, content = ARGV[a + 2], ARGV[a + 4], ARGV[a + 5]
   local current = epoch(KEYS[k + 1])
   if meta ~= room then
     local found = redis.call('HMGET', meta, 'last', 'head', 'subscribers')
     room, previous, subscribers = meta, found[1], found[3] or '0'
     highest = math.max(tonumber(previous or 0), tonumber(found[2] or 0))
-    is_stale = not previous or now - previous > 10000000
-    previous = previous or text(now - options[4] * 1000)
+    age_ms = nil
+    if not previous or now - previous > 10000000 then
+      age_ms, lifetime_ms = string.match(ARGV[a + 3], '^(%d+) (%d+)$')
+      previous = previous or text(now - lifetime_ms * 1000)
+    end
   end
   local offset, at = now, time
   if highest >= now then
@@ -147,7 +141,7 @@ local function unit(k, a)
     end
     redis.call('SET', id, value, 'PX', dedupe_ms)
   end
-  local added = redis.pcall('XADD', log, 'MAXLEN', options[1], at .. '-0',
+  local added = redis.pcall('XADD', log, 'MAXLEN', ARGV[a + 1], at .. '-0',
     'p', previous, 't', content)
   if type(added) == 'table' then -- such as WRONGTYPE: what is not stored must not be a duplicate
     redis.call('DEL', id)
@@ -157,17 +151,18 @@ local function unit(k, a)
   if #content <= $INLINE_BYTES then announced = announced .. ' ' .. content end
   redis.call('SPUBLISH', log, announced)
   redis.call('HSET', meta, 'last', at)
-  if is_stale then
-    redis.call('PEXPIRE', log, text(options[3] + 60000))
-    redis.call('PEXPIRE', meta, options[4])
-    redis.call('XTRIM', log, 'MINID', text(now - options[3] * 1000))
+  if age_ms then
+    redis.call('PEXPIRE', log, text(age_ms + 60000))
+    redis.call('PEXPIRE', meta, lifetime_ms)
+    redis.call('XTRIM', log, 'MINID', text(now - age_ms * 1000))
+    age_ms = nil
   end
-  highest, previous, is_stale = offset, at, false
+  highest, previous = offset, at
   return row .. ' 0 ' .. current
 end
 """,
     unit_keys=4,
-    unit_arguments=3,
+    unit_arguments=5,
 )
 """Store and announce publications. The channel of a room is named like its log."""
 

@@ -195,7 +195,8 @@ class RedisStore:
             room, id, text, _ = publications[number]
             room_keys = self._keys.of_room(room)
             keys += (room_keys.state, room_keys.log, room_keys.meta, room_keys.dedupe + id.encode())
-            arguments += (self._publish_options(room), b"%b:%d" % (name, number), text.encode())
+            arguments += self._publish_options(room)
+            arguments += (b"%b:%d" % (name, number), text.encode())
         return self._call(PUBLISH, keys, *arguments)
 
     def _has_published(self, publication: Publication, row: bytes) -> PublishResult:
@@ -380,13 +381,12 @@ class RedisStore:
             for (name, epoch), offset in noted.items():
                 self._note_ack(room, name, Cursor(epoch, offset))
 
-    def _get_publish_options(self, room: Room) -> bytes:
+    def _get_publish_options(self, room: Room) -> tuple[bytes, bytes, bytes]:
         retention = self._retention
-        return b"%d %d %d %d" % (
-            retention.count_of(room),
-            us(retention.dedupe_window_s) // 1000,
-            us(retention.age_s(room)) // 1000,
-            self._lifetime_us(room) // 1000,
+        return (
+            b"%d" % retention.count_of(room),
+            b"%d" % (us(retention.dedupe_window_s) // 1000),
+            b"%d %d" % (us(retention.age_s(room)) // 1000, self._lifetime_us(room) // 1000),
         )
 
     def _lifetime_us(self, room: Room) -> int:
