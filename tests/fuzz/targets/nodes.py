@@ -79,7 +79,7 @@ class _Redis:
             fields = self.presence.popleft() if self.presence else []
             reply.set_result([EPOCH.encode(), b"1", 0, *fields[: len(fields) // 2 * 2]])
         elif script is JOIN:
-            reply.set_result((EPOCH.encode(), b"1"))
+            reply.set_result([(EPOCH.encode(), b"1")])
         else:
             if script is SEND:
                 self.sent.append(arguments[0])
