@@ -43,7 +43,7 @@ PROGRAMS = [
 
 _REPLICAS_PASSWORD = "of-the-replicas"
 REPLICAS_USER = (
-    *("--user", "replica", "on", f">{_REPLICAS_PASSWORD}", "+psync", "+replconf", "+ping"),
+    *("--user", "replica", "on", f">{_REPLICAS_PASSWORD}", "allcommands", "allkeys", "allchannels"),
     *("--masteruser", "replica", "--masterauth", _REPLICAS_PASSWORD),
 )
 """The options for a user of the replicas, so that :meth:`Valkey.cut_replication` disturbs nobody
