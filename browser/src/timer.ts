@@ -1,6 +1,3 @@
-/** The longest delay of `setTimeout`. It takes a longer one for none. */
-const MAX_DELAY_MS = 2 ** 31 - 1;
-
 /** A timer of one purpose. */
 export function createTimer() {
   let handle: ReturnType<typeof setTimeout> | undefined;
@@ -14,7 +11,7 @@ export function createTimer() {
     handle = setTimeout(() => {
       handle = undefined;
       then();
-    }, Math.min(ms, MAX_DELAY_MS));
+    }, ms);
   };
   /** Start unless it is running. */
   const ensure: typeof start = (ms, then) => void (handle || start(ms, then));

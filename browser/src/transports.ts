@@ -223,7 +223,8 @@ async function readStream(target: Target, callbacks: TransportCallbacks, signal:
     }
     // A stream cannot renew its token, so it ends when the token expires.
     if (control === "synap.token_expiring") ending = { reason: REASONS[TOKEN_EXPIRED]!, code: TOKEN_EXPIRED };
-    if (/^\d+$/.test(retry ?? "") && (!isOpen || control === "synap.closing")) retryAfterMs = Number(retry);
+    // Only digits count; an absent field is tested as "undefined".
+    if ((!isOpen || control === "synap.closing") && /^\d+$/.test(retry!)) retryAfterMs = +retry!;
     if (message && !signal.aborted) callbacks.onMessage(message);
   }
 }
