@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -90,6 +91,8 @@ class DataServer(Valkey):
 class Node:
     """A ``synap-realtime serve``, through all its lives.
 
+    Several faults may stop and start it at the same time.
+
     Attributes:
         url: where it listens, in each life.
     """
@@ -100,27 +103,32 @@ class Node:
         self._command = [COMMAND, "serve", "--port", str(self._port), "--store", store, *options]
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()  # while the process is started or stopped
 
     def start(self) -> None:
-        """Start the process, without waiting for it."""
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
+        """Start the process unless it runs, without waiting for it."""
+        with self._lock, self._log.open("ab") as log:
+            if self._process is None:
+                self._process = subprocess.Popen(
+                    self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                )
 
     @property
     def is_ready(self) -> bool:
         return httpx.get(f"{self.url}/ready", timeout=2).status_code == 200
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to the process, and to the workers."""
-        assert self._process is not None
-        for each in (self._process.pid, *self.workers()):
-            os.kill(each, number)
+        """Send a signal to the process, and to the workers, if it runs."""
+        with self._lock:
+            if self._process is not None:
+                for each in (self._process.pid, *self.workers()):
+                    os.kill(each, number)
 
     def kill(self) -> None:
         """``kill -9``, also of the workers."""
-        if self._process is not None:
+        with self._lock:
+            if self._process is None:
+                return
             workers = self.workers()
             self._process.kill()
             for each in workers:
@@ -130,12 +138,14 @@ class Node:
             self._process = None
 
     def stop(self) -> None:
-        """Drain, and wait for the end of the process."""
-        assert self._process is not None
-        self._process.terminate()
-        code = self._process.wait(TIMEOUT_S)
-        assert code in (0, -signal.SIGKILL), f"exit code {code}"  # or another fault has killed it
-        self._process = None
+        """Drain, and wait for the end of the process, if it runs."""
+        with self._lock:
+            if self._process is None:
+                return
+            self._process.terminate()
+            code = self._process.wait(TIMEOUT_S)
+            self._process = None
+        assert code == 0, f"exit code {code}"
 
     def workers(self) -> list[int]:
         """Return the process ids of the workers (``--workers``)."""
