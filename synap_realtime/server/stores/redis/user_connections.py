@@ -75,6 +75,8 @@ class UserConnections:
             raise
 
     def release(self, user: str) -> None:
+        if self._is_closed:
+            return
         found = self._users[user]
         found.count -= 1
         self._has_changed(user, found)
@@ -114,6 +116,10 @@ class UserConnections:
         self._is_closed = True
         if self._retry_timer is not None:
             self._retry_timer.cancel()
+        for found in self._users.values():
+            for waiting in found.waiting:
+                if not waiting.done():
+                    waiting.set_exception(StoreUnavailableError("the store is closed"))
         self._flush()
         if self._users:
             await self.remove(self._node)
@@ -138,6 +144,8 @@ class UserConnections:
         changed, self._changed = self._changed, set()
         for name in changed:
             user = self._users[name]
+            if self._is_closed:
+                user.count = 0  # a call that is answered during the removal may lead here
             waiting = [each for each in user.waiting if not each.done()]
             user.waiting, user.is_calling, user.is_outdated = [], True, False
             self._has_stored = True

@@ -11,7 +11,7 @@ import pytest
 
 from synap_realtime.server.errors import StoreUnavailableError
 from synap_realtime.server.stores.redis.address import parse_address
-from synap_realtime.server.stores.redis.keys import partition_of
+from synap_realtime.server.stores.redis.keys import ALL_PARTITIONS, partition_of
 from synap_realtime.server.stores.redis.scripts import COUNT_CONNECTIONS, Script
 from synap_realtime.server.stores.redis.store import RedisStore
 from tests.support.polling import until
@@ -142,6 +142,19 @@ async def test_a_stopped_node_has_no_connections(empty_valkey: Valkey) -> None:
     assert await store.acquire_connection("bob", 1)
     store.release_connection("ann")
     await store.close()  # bob's client did not close its connection in time
+    assert empty_valkey.command("KEYS", "synap:*:user*") == []
+
+
+async def test_a_node_that_reports_again_while_it_stops_has_no_connections(
+    empty_valkey: Valkey,
+) -> None:
+    store = RedisStore(parse_address(empty_valkey.url))
+    assert await store.acquire_connection("bob", 1)
+    await store._connections.close()
+    await store._connections.report_again(ALL_PARTITIONS)  # the link was replaced meanwhile
+    await store._shards.close_feeds()
+    await store._shards.close()
+    store.release_connection("bob")
     assert empty_valkey.command("KEYS", "synap:*:user*") == []
 
 
