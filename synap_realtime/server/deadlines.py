@@ -248,6 +248,9 @@ class IdleTimeouts:
 def _due(
     peers: Mapping[IdleListener, float], now: float, most: int | None = None
 ) -> list[IdleListener]:
-    """Return the first peers whose time has come, from one pass over those that were removed."""
+    """Return the peers whose time has come, earliest first, at most so many.
+
+    In one pass: a search for the first item of a dictionary skips all removed ones each time.
+    """
     due = takewhile(lambda item: item[1] <= now, peers.items())
     return [peer for peer, _ in islice(due, most)]

@@ -124,8 +124,7 @@ class MemoryStore:
         return results
 
     def _publish_few(self, publications: Sequence[Publication]) -> Sequence[PublishResult]:
-        if self._timer is None:
-            self._start_ticking()
+        self._start_ticking()
         now = self._clock()
         max_bytes = self._retention.max_memory_bytes
         results = []

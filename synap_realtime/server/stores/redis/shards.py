@@ -172,7 +172,6 @@ class Shards:
         Args:
             keys: at least one; in a cluster, all in one partition.
 
-
         Returns:
             The reply; for a script with units, a reply for each. StoreUnavailableError: it was not
             called, or its reply was lost, or that of a unit is an error.
