@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from ...protocol.cursor import Cursor
+from ...protocol.folding import Fold
 from ...protocol.rooms import Room, is_control_room, is_request_room
+from .folds import Conflict
 
 OPTION = "--store (SYNAP_REALTIME_STORE)"
 """The setting that names the store, for error messages."""
@@ -60,12 +62,15 @@ class Publication(NamedTuple):
             ``cursor``.
         published_at: ``time.perf_counter`` when the publish arrived at this server; not stored. The
             delivery latency is measured from there; None: from the delivery.
+        fold: the member ``fold``, parsed. It is then the last member of ``text``, without
+            ``offset``.
     """
 
     room: Room
     id: str
     text: str
     published_at: float | None = None
+    fold: Fold | None = None
 
 
 class Entry(NamedTuple):
@@ -76,26 +81,37 @@ class Entry(NamedTuple):
             notifications of other rooms, so that they reveal nothing about them.
         text: the JSON that every subscriber receives, with ``room`` and ``cursor``.
         size: the length of ``text`` in bytes of UTF-8.
+        fold: the member ``fold``, parsed. For ``append``, it always has an offset: 0 for the whole
+            text, which a read returns.
     """
 
     cursor: Cursor
     text: str
     size: int
+    fold: Fold | None = None
 
 
-def make_entry(room: Room, cursor: Cursor, text: str) -> Entry:
+def make_entry(room: Room, cursor: Cursor, text: str, fold: Fold | None = None) -> Entry:
     """Add a cursor to the text of a publication. (Neither room nor cursor can contain a quote.)"""
     full = f'{text[:-1]},"room":"{room}","cursor":"{cursor.epoch}-{cursor.offset}"}}'
-    return Entry(cursor, full, len(full) if full.isascii() else len(full.encode()))
+    return Entry(cursor, full, len(full) if full.isascii() else len(full.encode()), fold)
 
 
 class PublishResult(NamedTuple):
-    """The result of a publish. For a duplicate, that of the first publish."""
+    """The result of a publish. For a duplicate, that of the first publish.
+
+    A piece of a text that is there already is a duplicate, too: it has the present cursor of the
+    folded notification, and a count of 0.
+
+    Attributes:
+        conflict: why nothing was stored; the members before it mean nothing then.
+    """
 
     id: str
     cursor: Cursor
     broadcast_count: int
     duplicate: bool
+    conflict: Conflict | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +181,10 @@ class LogStore(Protocol):
     - *Order*: the offsets of a room grow in the order of the publish calls.
     - *Offset 0* comes before every entry and is the position of none. A room without publications
       has an empty log; reading it neither creates it nor fails.
+    - *Folding*: of the publications with the same ``fold.key``, a room's log has one entry, at the
+      position of the last one, until a final one closes the key: see ``folds.py``. It counts as
+      published when the last one was. A publication with ``fold.offset`` that is not final is
+      recognized by its offset: its id is not kept.
     """
 
     def earliest(self) -> Cursor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +13,7 @@ from itertools import islice
 from sys import getsizeof
 
 from ...protocol.cursor import Cursor
+from ...protocol.folding import Fold
 from ...protocol.rooms import Room, is_control_room, is_request_room
 from .base import (
     DEVICE_AGE_S,
@@ -30,6 +31,8 @@ from .base import (
     make_entry,
 )
 from .clock import OffsetClock, RunningClock
+from .folds import Conflict, Placement, with_offset
+from .memory_folds import RoomKeys
 
 MAX_DEVICES_IN_ALL = 100_000
 """Most devices over all rooms. Above it, the one that has not connected for longest is removed."""
@@ -57,6 +60,7 @@ class _Log:
     # Room and id of each offset whose entry or id is kept. All rooms share the store's, except
     # control rooms: what is only in a room's own is never evicted.
     kept: OrderedDict[int, tuple[Room, str]] = field(default_factory=OrderedDict)
+    keys: RoomKeys | None = None  # None until something is folded
 
 
 class MemoryStore:
@@ -128,7 +132,7 @@ class MemoryStore:
         now = self._clock()
         max_bytes = self._retention.max_memory_bytes
         results = []
-        for room, id, text, published_at in publications:
+        for room, id, text, published_at, fold in publications:
             log = self._logs.get(room) or self._log(room)
             if now >= log.next_expiry:
                 self._trim(room, log, now)
@@ -140,16 +144,28 @@ class MemoryStore:
                 continue
             self._offset = offset = self._offset_clock.next(self._offset)
             cursor = Cursor(self._epoch, offset)
-            entry = make_entry(room, cursor, text)
+            keeps_id = True
+            if fold is not None:
+                placed = self._fold(log, fold, text, offset, now)
+                if not isinstance(placed, Placement):
+                    results.append(PublishResult(id, *placed))
+                    continue
+                keeps_id = fold.keeps_id
+                fold = fold.placed_at(placed.offset)
+                text = with_offset(text, fold)
+            entry = make_entry(room, cursor, text, fold)
             log.entries.append((now, entry))
             if not ids or len(log.entries) == 1:
                 keep_s = min(self._retention.age_s(room), self._retention.dedupe_window_s)
                 log.next_expiry = min(log.next_expiry, now + keep_s)
             log.kept[offset] = (room, id)
             count = self._deliver(room, entry, published_at)
-            ids[id] = (now, offset, count)
             results.append(PublishResult(id, cursor, count, False))
             self._bytes += getsizeof(entry.text) + getsizeof(id) + _ENTRY_BYTES + _ID_BYTES
+            if keeps_id:
+                ids[id] = (now, offset, count)
+            else:
+                self._bytes -= _id_bytes(id)
             if len(log.entries) > log.max_entries:
                 self._remove_entry(log)
             while self._bytes > max_bytes and len(self._kept) > 1:
@@ -159,11 +175,46 @@ class MemoryStore:
             self._sweep(now, _SWEEP)
         return results
 
+    def _fold(
+        self, log: _Log, fold: Fold, text: str, offset: int, now: float
+    ) -> Placement | tuple[Cursor, int, bool, Conflict | None]:
+        """Fold a publication into the entry of its key, which leaves its position.
+
+        Returns:
+            Where the piece is; or, if nothing is stored, the result without its id.
+        """
+        if log.keys is None:
+            log.keys = RoomKeys()
+        placement = log.keys.place(fold, text, now)
+        if isinstance(placement, Conflict):
+            return Cursor(self._epoch, 0), 0, False, placement
+        if not isinstance(placement, Placement):
+            return Cursor(self._epoch, log.keys.offset_of(fold.key)), 0, True, None
+        self._bytes -= log.keys.bytes
+        replaced = log.keys.write(fold, placement, offset, now)
+        self._bytes += log.keys.bytes
+        if replaced is not None:
+            self._take_entry(log, replaced)
+        return placement
+
+    def _take_entry(self, log: _Log, offset: int) -> None:
+        """Remove an entry whose content is in a later one. Nothing is missing without it."""
+        position = bisect_left(log.entries, offset, key=lambda kept: kept[1].cursor.offset)
+        self._bytes -= _entry_bytes(log.entries[position][1])
+        del log.entries[position]
+        seen = log.ids.get(log.kept[offset][1])
+        if seen is None or seen[1] != offset:
+            del log.kept[offset]
+        else:
+            assert log.keys is not None  # noqa: S101 - it is a key's entry
+            log.keys.left_offsets.add(offset)
+
     def _evict(self) -> None:
         """Delete the oldest notification of all rooms, with its id."""
         offset, (room, id) = next(iter(self._kept.items()))
         log = self._logs[room]
-        if offset > log.trimmed:
+        was_left = log.keys is not None and offset in log.keys.left_offsets
+        if offset > log.trimmed and not was_left:
             self._remove_entry(log)
             self._evicted += 1
         if offset in self._kept:
@@ -174,6 +225,10 @@ class MemoryStore:
         _, entry = log.entries.popleft()
         log.trimmed = offset = entry.cursor.offset
         self._bytes -= _entry_bytes(entry)
+        if log.keys is not None:
+            self._bytes -= log.keys.bytes
+            log.keys.remove(offset)
+            self._bytes += log.keys.bytes
         _, id = log.kept[offset]
         if id not in log.ids or log.ids[id][1] != offset:
             del log.kept[offset]
@@ -181,7 +236,8 @@ class MemoryStore:
     def _remove_id(self, log: _Log, id: str) -> None:
         _, offset, _ = log.ids.pop(id)
         self._bytes -= _id_bytes(id)
-        if offset <= log.trimmed:  # its entry is deleted, too
+        was_left = log.keys is not None and log.keys.forget_left(offset)
+        if was_left or offset <= log.trimmed:  # its entry is not there, either
             del log.kept[offset]
 
     def _remove_device(self, room: Room, device: str) -> None:
@@ -200,6 +256,8 @@ class MemoryStore:
         start = 0 if foreign else after.offset
         first = bisect_right(log.entries, start, key=lambda kept: kept[1].cursor.offset)
         entries = [entry for _, entry in islice(log.entries, first, first + limit)]
+        if log.keys is not None:
+            entries = [log.keys.expand(entry) for entry in entries]
         lost = 0 < start < log.trimmed
         return Page(entries, recovered=not foreign and not lost)
 

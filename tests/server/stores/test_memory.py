@@ -12,6 +12,7 @@ from synap_realtime.protocol.rooms import Room
 from synap_realtime.server.stores import memory
 from synap_realtime.server.stores.base import Publication, Retention
 from synap_realtime.server.stores.memory import MemoryStore
+from tests.support.folding import write
 
 MEBIBYTE = 1024 * 1024
 
@@ -55,6 +56,22 @@ async def test_resuming_before_the_dropped_entries_is_not_recovered() -> None:
     assert (await store.read(room, second.cursor, 10)).recovered, "nothing after it has gone"
 
 
+async def test_growing_text_is_counted_and_evicted_with_its_key() -> None:
+    store = MemoryStore(Retention(max_memory_bytes=MEBIBYTE))
+    for number in range(20):
+        for piece in range(10):
+            room = Room(f"user_{number}")
+            await write(store, f"p{piece}", piece="x" * 10_000, room=room, offset=piece * 10_000)
+            assert (await store.usage()).bytes <= MEBIBYTE
+    assert 5 <= (await store.usage()).evicted <= 15
+    for number in range(20):
+        room = Room(f"user_{number}")
+        is_kept = bool((await store.read(room, store.earliest(), 10)).entries)
+        result = await write(store, "next", piece="x", room=room, offset=100_000)
+        assert (result.conflict is None) == is_kept
+    await store.close()
+
+
 async def test_accounting_is_exact_after_any_sequence() -> None:
     """Rooms, ids and devices that end by count, age and size leave nothing behind."""
     now = 0.0
@@ -75,6 +92,17 @@ async def test_accounting_is_exact_after_any_sequence() -> None:
         room = f"{kind}_{chance.randrange(40)}"
         size = chance.choice((0, 10, 60_000))
         await publish(store, notification(room, f"n{chance.randrange(100)}", size))
+        if chance.random() < 0.3:
+            await write(
+                store,
+                f"p{chance.randrange(1000)}",
+                chance.choice(("append", "replace")),
+                "x" * chance.choice((0, 10, 10_000)),
+                key=chance.choice("abc"),
+                room=Room(room),
+                attempt=chance.choice((0, 0, 0, 0, 1)),
+                final=chance.random() < 0.1,
+            )
         if chance.random() < 0.2:
             store.register_device(
                 Room(room), f"d{chance.randrange(80)}", await store.head(Room(room))

@@ -192,7 +192,7 @@ class RedisStore:
         keys: list[bytes] = []
         arguments: list[bytes] = []
         for number in numbers:
-            room, id, text, _ = publications[number]
+            room, id, text, *_ = publications[number]
             room_keys = self._keys.of_room(room)
             keys += (room_keys.state, room_keys.log, room_keys.meta, room_keys.dedupe + id.encode())
             arguments += self._publish_options(room)

@@ -63,7 +63,7 @@ def describe_problem(error: Exception) -> str:
 
 
 _APPLICATION_ID = 0x53594E50  # "SYNP"
-_VERSION = 2
+_VERSION = 3
 
 # entry.offset: see OffsetClock. AUTOINCREMENT keeps the highest offset that was issued, even if it
 # was only the head of an idle room, so that no offset is reused. At each start it continues from
@@ -82,10 +82,32 @@ CREATE TABLE entry (
     offset INTEGER PRIMARY KEY AUTOINCREMENT,
     room_id INTEGER NOT NULL,
     expires_at REAL NOT NULL,                 -- by the store's clock: see Database.now
-    text TEXT NOT NULL
+    text TEXT NOT NULL,
+    fold_id INTEGER                           -- the key that it belongs to
 );
 CREATE INDEX entry_room_id ON entry (room_id);
 CREATE INDEX entry_expires_at ON entry (expires_at);
+CREATE TABLE fold (                           -- a key of an entry
+    id INTEGER PRIMARY KEY,
+    room_id INTEGER NOT NULL,
+    key TEXT,                                 -- NULL: a later one has this key
+    mode TEXT NOT NULL,
+    attempt INTEGER NOT NULL DEFAULT 0,
+    length INTEGER NOT NULL DEFAULT 0,        -- of the text, in code points
+    size INTEGER NOT NULL DEFAULT 0,          -- of the text in JSON, in bytes
+    is_closed INTEGER NOT NULL DEFAULT 0,
+    offset INTEGER NOT NULL DEFAULT 0,        -- of its entry
+    written_at REAL NOT NULL DEFAULT 0,       -- by the store's clock
+    joined_length INTEGER NOT NULL DEFAULT 0, -- of the text in rows of joined pieces
+    loose_count INTEGER NOT NULL DEFAULT 0,   -- the number of the rows after these
+    UNIQUE (room_id, key)
+);
+CREATE TABLE piece (                          -- of the text of a key
+    fold_id INTEGER NOT NULL,
+    start INTEGER NOT NULL,                   -- its offset in the text, in code points
+    text TEXT NOT NULL,
+    PRIMARY KEY (fold_id, start)
+) WITHOUT ROWID;
 CREATE TABLE dedupe (
     offset INTEGER PRIMARY KEY,
     room_id INTEGER NOT NULL,

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from ....protocol.folding import Fold
 from ....protocol.rooms import Room
 from ..base import DEVICE_AGE_S, StoreStats
 from .database import Database, last_offset, trimmed_key
+from .keys import read_folded
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -17,9 +19,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class PageRows:
-    """The rows of a page: offsets and texts."""
+    """The rows of a page: offsets, texts and folds."""
 
-    entries: Sequence[tuple[int, str]]
+    entries: Sequence[tuple[int, str, Fold | None]]
     recovered: bool
 
 
@@ -136,10 +138,13 @@ class DatabaseReader:
         start = 0 if foreign else after
         deleted = max(trimmed, self._last_expired(id))
         rows = execute(
-            "SELECT offset, text FROM entry WHERE room_id = ? AND offset > ?"
+            "SELECT offset, text, fold_id FROM entry WHERE room_id = ? AND offset > ?"
             " ORDER BY offset LIMIT ?",
             (id, max(start, deleted), limit),
         ).fetchall()
+        for number, (offset, text, key) in enumerate(rows):
+            if key is not None:
+                rows[number] = (offset, *read_folded(self._db, key, text))
         return PageRows(rows, recovered=not foreign and not 0 < start < deleted)
 
     def _last_trimmed(self, room: Room) -> int:

@@ -30,6 +30,7 @@ from ..base import (
     make_entry,
 )
 from ..clock import RunningClock
+from ..folds import with_offset
 from .database import DATABASE_ERRORS, Database
 from .reader import DatabaseReader
 from .write_queue import Health, WriteQueue, WriteRequest
@@ -137,7 +138,10 @@ class SqliteStore:
         idle_head = self._writer.idle_head
         rows = await self._read(self._reader.page, room, start, limit, idle_head)
         return Page(
-            [make_entry(room, Cursor(self._epoch, offset), text) for offset, text in rows.entries],
+            [
+                make_entry(room, Cursor(self._epoch, offset), text, fold)
+                for offset, text, fold in rows.entries
+            ],
             recovered=rows.recovered and not foreign,
         )
 
@@ -225,11 +229,14 @@ class SqliteStore:
         bytes_since_yield = 0
         for publication, row in zip(request.publications, stored, strict=True):
             cursor = Cursor(self._epoch, row.offset)
-            if row.duplicate:
+            if row.duplicate or row.conflict is not None:
                 pending = self._counts.get(row.offset)
                 count = row.count if pending is None else pending
             else:
-                entry = make_entry(publication.room, cursor, publication.text)
+                text, fold = publication.text, row.fold
+                if fold is not None:
+                    text = with_offset(text, fold)
+                entry = make_entry(publication.room, cursor, text, fold)
                 try:
                     count = self._handler(publication.room, entry, publication.published_at)
                 except Exception:  # a broken handler must not stop the completion loop
@@ -241,5 +248,7 @@ class SqliteStore:
                 if bytes_since_yield > _YIELD_BYTES:
                     bytes_since_yield = 0
                     await asyncio.sleep(0)
-            results.append(PublishResult(publication.id, cursor, count, row.duplicate))
+            results.append(
+                PublishResult(publication.id, cursor, count, row.duplicate, row.conflict)
+            )
         return results

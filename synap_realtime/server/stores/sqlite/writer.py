@@ -11,10 +11,13 @@ from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from ....errors import ConfigurationError
+from ....protocol.folding import Fold
 from ....protocol.rooms import Room
 from ..base import DEVICE_AGE_S, MAX_DEVICES, Publication, Retention
 from ..clock import OffsetClock
+from ..folds import Conflict, Effect
 from .database import Database, last_offset, trimmed_key
+from .keys import KeyTable
 
 K = TypeVar("K")
 
@@ -71,11 +74,23 @@ AckKey = tuple[Room, str | None]
 
 @dataclass(frozen=True, slots=True)
 class InsertResult:
-    """The offset of a publication. For a duplicate, that of the first publish."""
+    """The offset of a publication. For a duplicate, that of the first publish.
+
+    Attributes:
+        fold: its ``fold``, with the offset of its piece.
+        conflict: why nothing was stored.
+    """
 
     offset: int
     duplicate: bool
     count: int
+    fold: Fold | None = None
+    conflict: Conflict | None = None
+
+    @property
+    def is_new(self) -> bool:
+        """Whether something was stored."""
+        return not self.duplicate and self.conflict is None
 
 
 class _Room:
@@ -311,17 +326,23 @@ class DatabaseWriter:
         known = self._find_duplicates(keys, now)
         results, entries, ids = [], [], []
         offset = last_offset(self._db)
-        for room, key, (_, id, text, _) in zip(rooms, keys, publications, strict=True):
+        for room, key, publication in zip(rooms, keys, publications, strict=True):
             duplicate = known.get(key)
             if duplicate is not None:
                 results.append(duplicate)
                 continue
             offset = self._offsets.next(offset)
-            entries.append((offset, room.id, now + self._retention.age_s(room.name), text))
-            ids.append((offset, room.id, id, now + self._retention.dedupe_window_s))
-            room.pending_growth += 1
-            results.append(InsertResult(offset, duplicate=False, count=0))
-            known[key] = InsertResult(offset, duplicate=True, count=0)
+            expires_at = now + self._retention.age_s(room.name)
+            if publication.fold is None:
+                entries.append((offset, room.id, expires_at, publication.text))
+                room.pending_growth += 1
+                result = InsertResult(offset, duplicate=False, count=0)
+            else:
+                result = self._fold(room, publication, publication.fold, offset, now, expires_at)
+            results.append(result)
+            if publication.fold is None or (publication.fold.keeps_id and result.is_new):
+                ids.append((offset, *key, now + self._retention.dedupe_window_s))
+                known[key] = InsertResult(offset, duplicate=True, count=0)
         self._execute_values(
             "INSERT INTO entry (offset, room_id, expires_at, text) VALUES {}", entries
         )
@@ -330,6 +351,24 @@ class DatabaseWriter:
         )
         self._update_counts(rooms)
         return results
+
+    def _fold(
+        self,
+        room: _Room,
+        publication: Publication,
+        fold: Fold,
+        offset: int,
+        now: float,
+        expires_at: float,
+    ) -> InsertResult:
+        placed = KeyTable(self._db).write(room.id, publication, offset, now, expires_at)
+        if isinstance(placed, Conflict):
+            return InsertResult(0, duplicate=False, count=0, conflict=placed)
+        if isinstance(placed, int):
+            return InsertResult(placed, duplicate=True, count=0)
+        if placed.effect is Effect.BEGIN:
+            room.pending_growth += 1
+        return InsertResult(offset, duplicate=False, count=0, fold=fold.placed_at(placed.offset))
 
     def _find_duplicates(
         self, keys: Sequence[tuple[int, str]], now: float
@@ -399,24 +438,28 @@ class DatabaseWriter:
 
     def _delete_oldest(self, room: _Room, count: int) -> None:
         oldest = self._db.execute(
-            "SELECT offset FROM entry WHERE room_id = ? ORDER BY offset LIMIT ?", (room.id, count)
+            "SELECT offset, room_id, fold_id FROM entry WHERE room_id = ? ORDER BY offset LIMIT ?",
+            (room.id, count),
         ).fetchall()
-        self._delete([(offset, room.id) for (offset,) in oldest])
+        self._delete(oldest)
 
-    def _delete(self, entries: Sequence[tuple[int, int]]) -> None:
+    def _delete(self, entries: Sequence[tuple[int, int, int | None]]) -> None:
         self._db.executemany("DELETE FROM entry WHERE offset = ?", [(e[0],) for e in entries])
+        if keys := [key for _, _, key in entries if key is not None]:
+            KeyTable(self._db).delete(keys)
         self._db.executemany(
             "UPDATE room SET entry_count = entry_count - 1,"
             " trimmed_offset = max(trimmed_offset, ?) WHERE id = ?",
-            entries,
+            [(offset, id) for offset, id, _ in entries],
         )
-        for _, id in entries:
+        for _, id, _ in entries:
             self._rooms.decrement(id)
 
     def _sweep(self, limit: int) -> None:
         now, execute = self._file.now(), self._db.execute
         entries = execute(
-            "SELECT offset, room_id FROM entry WHERE expires_at <= ? ORDER BY expires_at LIMIT ?",
+            "SELECT offset, room_id, fold_id FROM entry WHERE expires_at <= ?"
+            " ORDER BY expires_at LIMIT ?",
             (now, limit),
         ).fetchall()
         self._delete(entries)
@@ -431,7 +474,7 @@ class DatabaseWriter:
             " ORDER BY connected_at LIMIT ?)",
             (now - DEVICE_AGE_S, limit),
         )
-        for room in {room for _, room in (*entries, *ids)}:
+        for room in {row[1] for row in (*entries, *ids)}:
             deleted = execute(
                 "DELETE FROM room WHERE id = ? AND entry_count = 0"
                 " AND NOT EXISTS (SELECT 1 FROM dedupe WHERE room_id = room.id)"
