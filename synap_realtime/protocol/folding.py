@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, TypeGuard
+from typing import Any, Literal, NamedTuple
 
 from pydantic_core import to_json
 
 from ..errors import InvalidArgumentError
 
 MAX_KEY_LENGTH = 128
-"""The longest key, in Unicode code points."""
+"""The longest key, in characters, which are printable ones of ASCII."""
 
 MAX_ATTEMPT = 2**31 - 1
 """The highest attempt, and the highest offset."""
@@ -18,6 +19,7 @@ MAX_ATTEMPT = 2**31 - 1
 Mode = Literal["append", "replace"]
 """``append``: the texts of a key's notifications are joined. ``replace``: the last one counts."""
 
+_KEY = re.compile(rf"[ -~]{{1,{MAX_KEY_LENGTH}}}")
 _MEMBERS = {"key", "mode", "attempt", "offset", "final"}
 
 
@@ -95,9 +97,9 @@ def parse_fold(value: object, data: Mapping[str, Any]) -> Fold:
         if name not in _MEMBERS:
             raise InvalidArgumentError("fold", f"unknown member {ascii(name)[:60]}")
     key, mode = value.get("key"), value.get("mode")
-    if not isinstance(key, str) or not 1 <= len(key) <= MAX_KEY_LENGTH or not key.isprintable():
+    if not isinstance(key, str) or not _KEY.fullmatch(key):
         raise InvalidArgumentError(
-            "fold.key", f"expected 1 to {MAX_KEY_LENGTH} printable characters"
+            "fold.key", f"expected 1 to {MAX_KEY_LENGTH} printable ASCII characters"
         )
     if not (mode == "append" or mode == "replace"):
         raise InvalidArgumentError("fold.mode", "expected 'append' or 'replace'")
@@ -121,11 +123,11 @@ def parse_fold(value: object, data: Mapping[str, Any]) -> Fold:
         ) from None
 
 
-def _number(field: str, value: object) -> int | None:
-    if value is None or _is_number(value):
-        return value
+def _number(field: str, value: Any) -> int | None:
+    if value is None:
+        return None
+    # JSON does not distinguish 1.0 from 1.
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if is_number and 0 <= value <= MAX_ATTEMPT and value == int(value):
+        return int(value)
     raise InvalidArgumentError(field, f"expected an integer from 0 to {MAX_ATTEMPT}")
-
-
-def _is_number(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_ATTEMPT

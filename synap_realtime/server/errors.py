@@ -8,7 +8,8 @@
     ├── PermissionDeniedError      the credential does not allow the action
     ├── RateLimitedError           a rate or another limit is reached
     │   └── UserConnectionLimitError
-    └── UnavailableError           not possible now; a later attempt may succeed
+    ├── UnavailableError           not possible now; a later attempt may succeed
+    └── ConflictError              the publish does not fit what the log has for its fold key
 
 A store raises :class:`StoreUnavailableError`. None of them knows HTTP: ``messages.py`` gives
 each its status, its code and its headers.
@@ -83,6 +84,24 @@ class UserConnectionLimitError(RateLimitedError):
 
 class UnavailableError(RejectedError):
     """The server cannot do this now."""
+
+
+class ConflictError(RejectedError):
+    """A publish does not fit what the log has for its fold key. See PROTOCOL.md, "Folding".
+
+    Attributes:
+        code: as in PROTOCOL.md, "Errors".
+        offset: where the next piece has to begin; None if that is not the cause.
+        attempt: the attempt of the key; None if the key is not the cause.
+    """
+
+    def __init__(
+        self, code: str, details: str, offset: int | None = None, attempt: int | None = None
+    ) -> None:
+        super().__init__(details)
+        self.code = code
+        self.offset = offset
+        self.attempt = attempt
 
 
 class StoreUnavailableError(SynapRealtimeError):

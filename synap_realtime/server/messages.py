@@ -10,7 +10,7 @@ import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import unquote, unquote_plus
 
 import pydantic_core
@@ -24,6 +24,7 @@ from ..protocol.rooms import Room, parse_room
 from ..tokens import parse_device
 from .auth.claims import Claims
 from .errors import (
+    ConflictError,
     PeerRejectedError,
     PermissionDeniedError,
     RateLimitedError,
@@ -180,6 +181,7 @@ class Request:
 
 
 _NONE: Mapping[str, str] = MappingProxyType({})
+_NO_MEMBERS: Mapping[str, int] = MappingProxyType({})
 
 
 class Response(NamedTuple):
@@ -195,7 +197,7 @@ class Response(NamedTuple):
     body: bytes
     headers: Mapping[str, str] = _NONE
     content_type: str = "application/json"
-    error: Mapping[str, str] | None = None
+    error: Mapping[str, Any] | None = None
     rest: AsyncGenerator[bytes] | None = None
 
     def with_headers(self, headers: Mapping[str, str]) -> Response:
@@ -228,9 +230,14 @@ class RequestError(Exception):
         error: str,
         details: str,
         headers: Mapping[str, str] | None = None,
+        members: Mapping[str, int] = _NO_MEMBERS,
     ) -> None:
+        """
+        Args:
+            members: further members of the body.
+        """
         super().__init__(error)
-        self.body = {"error": error, "details": details, "code": code}
+        self.body: dict[str, Any] = {"error": error, "details": details, "code": code, **members}
         content = json_response(status, self.body).body
         self.response = Response(status, content, headers or {}, error=self.body)
 
@@ -456,6 +463,12 @@ def to_request_error(error: RequestError | DomainError) -> RequestError:
         case RateLimitedError():
             headers = {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
             return RequestError(429, "rate_limited", "Too many requests", details, headers)
+        case ConflictError(code="payload_too_large"):
+            return payload_too_large(details)
+        case ConflictError():
+            known = {"offset": error.offset, "attempt": error.attempt}
+            members = {name: value for name, value in known.items() if value is not None}
+            return RequestError(409, error.code, "Conflict", details, members=members)
         case _:
             headers = {"Retry-After": str(RETRY_AFTER_S)}
             return RequestError(503, "unavailable", "Try again later", details, headers)

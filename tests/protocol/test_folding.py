@@ -20,7 +20,7 @@ def fold(**members: Any) -> dict[str, Any]:
 
 
 def test_parses_every_member() -> None:
-    value = fold(attempt=2, offset=7, final=True)
+    value = fold(attempt=2.0, offset=7, final=True)
     assert parse_fold(value, DATA) == Fold("k", "append", 2, True, 7, "é", 2)
     assert parse_fold(fold(mode="replace", attempt=MAX_ATTEMPT), {}) == Fold(
         "k", "replace", MAX_ATTEMPT
@@ -42,13 +42,15 @@ def test_optional_member_that_is_null_is_absent() -> None:
         (fold(key=7), DATA, "fold.key"),
         (fold(key="k" * 129), DATA, "fold.key"),
         (fold(key="a\nb"), DATA, "fold.key"),
+        (fold(key="é"), DATA, "fold.key"),
         (fold(key="\ud800"), DATA, "fold.key"),
         ({"key": "k"}, DATA, "fold.mode"),
         (fold(mode="Append"), DATA, "fold.mode"),
         (fold(mode=["append"]), DATA, "fold.mode"),
         (fold(attempt=-1), DATA, "fold.attempt"),
         (fold(attempt=True), DATA, "fold.attempt"),
-        (fold(attempt=1.0), DATA, "fold.attempt"),
+        (fold(attempt=1.5), DATA, "fold.attempt"),
+        (fold(attempt=float("inf")), DATA, "fold.attempt"),
         (fold(attempt=MAX_ATTEMPT + 1), DATA, "fold.attempt"),
         (fold(offset=-1), DATA, "fold.offset"),
         (fold(offset="0"), DATA, "fold.offset"),

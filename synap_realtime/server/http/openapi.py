@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+from ...protocol.folding import MAX_ATTEMPT, MAX_KEY_LENGTH
 from ...protocol.notification import MAX_BATCH_NOTIFICATIONS
 from ...protocol.rooms import ROOM_PATTERN
 
@@ -24,6 +25,32 @@ def _ref(name: str) -> dict[str, str]:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
+_NUMBER: dict[str, Any] = {"type": "integer", "minimum": 0, "maximum": MAX_ATTEMPT}
+_OPTIONAL_NUMBER = {**_NUMBER, "type": ["integer", "null"]}
+
+
+def _fold(mode: str, **members: Any) -> dict[str, Any]:
+    """Return a member ``fold`` of a published notification."""
+    fold = _object(
+        "key", "mode",
+        key={"type": "string", "pattern": f"^[ -~]{{1,{MAX_KEY_LENGTH}}}$"},
+        mode={"const": mode},
+        attempt=_OPTIONAL_NUMBER,
+        final={"type": ["boolean", "null"]},
+        **members,
+    )  # fmt: skip
+    return {**fold, "additionalProperties": False}
+
+
+_FOLDED = [
+    _object(fold={"anyOf": [{"type": "null"}, _fold("replace", offset={"type": "null"})]}),
+    _object(
+        "fold",
+        fold=_fold("append", offset=_OPTIONAL_NUMBER),
+        data=_object("delta", delta=_TEXT),
+    ),
+]
+
 _NOTIFICATION = _object(
     "type",
     "data",
@@ -42,6 +69,7 @@ _NOTIFICATION = _object(
     timestamp={"type": ["string", "null"], "format": "date-time"},
 )
 _NOTIFICATION["properties"]["id"]["type"] = ["string", "null"]
+_NOTIFICATION["anyOf"] = _FOLDED
 _NOTIFICATION["description"] = "Unknown members are kept and delivered."
 _NOTIFICATION["properties"] |= {
     name: {"description": "Set by the server on delivery. A published value is replaced."}
@@ -54,6 +82,11 @@ _DELIVERED = _object(
     status={"enum": ["pending", "success", "error"]},
     timestamp={"type": "string", "format": "date-time", "pattern": "\\.[0-9]{3}Z$"},
     room=_TEXT, cursor=_CURSOR,
+    fold=_object(
+        "key", "mode", "attempt",
+        key=_TEXT, mode={"enum": ["append", "replace"]},
+        attempt=_NUMBER, offset=_NUMBER, final=_FLAG,
+    ),
 )  # fmt: skip
 
 _CODE = {
@@ -70,6 +103,10 @@ _CODE = {
         "rate_limited",
         "unavailable",
         "misconfigured",
+        "offset_mismatch",
+        "stale_attempt",
+        "fold_mode",
+        "too_many_keys",
     ],
 }
 
@@ -81,6 +118,12 @@ _PARTIAL = {
 }
 
 _RECEIPT = {"broadcastCount": _COUNT, "cursor": _CURSOR, "duplicate": _FLAG}
+
+_ERROR = {
+    "error": _TEXT, "details": _TEXT, "code": _CODE,
+    "offset": {**_NUMBER, "description": "For offset_mismatch: where the next piece begins."},
+    "attempt": {**_NUMBER, "description": "For a conflict: the attempt of the fold key."},
+}  # fmt: skip
 
 _SCHEMAS: dict[str, Any] = {
     "Notification": _NOTIFICATION,
@@ -122,7 +165,15 @@ _SCHEMAS: dict[str, Any] = {
                     ),
                     _object(
                         "success", "error", "details", "code",
-                        success={"const": False}, error=_TEXT, details=_TEXT, code=_CODE,
+                        success={"const": False}, **_ERROR,
+                        id=_TEXT, broadcastCount=_COUNT,
+                        rooms={
+                            "type": "object",
+                            "description": "For a conflict: the result for each room.",
+                            "additionalProperties": {
+                                "anyOf": [_object(*_RECEIPT, **_RECEIPT), _ref("Error")]
+                            },
+                        },
                     ),
                 ]
             },
@@ -159,7 +210,7 @@ _SCHEMAS: dict[str, Any] = {
         "success", "revoked", "closed",
         success={"const": True}, revoked={"type": "boolean"}, closed=_COUNT, partial=_PARTIAL,
     ),
-    "Error": _object("error", "details", "code", error=_TEXT, details=_TEXT, code=_CODE),
+    "Error": _object("error", "details", "code", **_ERROR),
 }  # fmt: skip
 
 _ROOM = {
@@ -287,7 +338,7 @@ def document() -> dict[str, Any]:
                 "post": {
                     **_operation(
                         "broadcast", "Publish a notification to a room.",
-                        _ok("Receipt"), 400, 401, 403, 408, 413, 415, 429, 503,
+                        _ok("Receipt"), 400, 401, 403, 408, 409, 413, 415, 429, 503,
                     ),
                     "requestBody": _json_body("Notification"),
                 },

@@ -21,6 +21,7 @@ from pydantic_core import CoreConfig, SchemaValidator, to_json
 from typing_extensions import TypedDict
 
 from ...errors import InvalidArgumentError
+from ...protocol.folding import Fold, parse_fold
 from ...protocol.notification import (
     MAX_BATCH_FANOUT_BYTES,
     MAX_BATCH_NOTIFICATIONS,
@@ -40,6 +41,7 @@ from ..auth.authorization import AccessControl, require_scope
 from ..auth.claims import Claims
 from ..auth.limits import Limits
 from ..errors import (
+    ConflictError,
     PermissionDeniedError,
     RateLimitedError,
     StoreUnavailableError,
@@ -108,7 +110,9 @@ _read_notification, _read_batch = _reader(_RawWire), _reader(_Batch)
 _check_wire = TypeAdapter(_Wire).validator.validate_python
 
 
-def validate_notification(content: bytes, traceparent: str | None) -> tuple[str, str, Span]:
+def validate_notification(
+    content: bytes, traceparent: str | None
+) -> tuple[str, str, Fold | None, Span]:
     """Validate the body of a publish to one room, fill in its defaults, and start its span.
 
     Args:
@@ -116,7 +120,7 @@ def validate_notification(content: bytes, traceparent: str | None) -> tuple[str,
         traceparent: the ``traceparent`` of the request.
 
     Returns:
-        The id, the JSON for the store, and the span.
+        The id, the JSON for the store, its ``fold``, and the span.
 
     Raises:
         RequestError: 400 or 413, the notification is invalid or too large.
@@ -145,7 +149,7 @@ class BatchItem:
         self._value = value
         self._is_checked = is_checked
 
-    def validate(self, traceparent: str | None) -> tuple[str, str, Span]:
+    def validate(self, traceparent: str | None) -> tuple[str, str, Fold | None, Span]:
         """Validate it, as :func:`validate_notification` does. Its rooms must be valid."""
         del self._value["rooms"]
         return encode_notification(self._value, traceparent, is_checked=self._is_checked)
@@ -207,7 +211,7 @@ def decode_batch(content: bytes) -> tuple[list[Any], bool]:
 
 def encode_notification(
     value: Any, traceparent: str | None, *, is_checked: bool
-) -> tuple[str, str, Span]:
+) -> tuple[str, str, Fold | None, Span]:
     """Validate a decoded notification and encode it; see :func:`validate_notification`.
 
     Args:
@@ -226,6 +230,7 @@ def encode_notification(
             wire["timestamp"] = now_as_timestamp()
         if is_enabled():
             span = start_publish_span(wire, traceparent)
+        fold = _move_fold(wire) if "fold" in wire else None
         content = to_json(wire)
         if b"Infinity" in content or b"NaN" in content:  # perhaps a number
             content = encode_json("notification", wire)
@@ -237,7 +242,21 @@ def encode_notification(
     if len(content) > MAX_NOTIFICATION_BYTES:
         span.end("too large")
         raise payload_too_large(f"a notification has at most {MAX_NOTIFICATION_BYTES} bytes")
-    return wire["id"], content.decode(), span
+    return wire["id"], content.decode(), fold, span
+
+
+def _move_fold(wire: dict[str, Any]) -> Fold | None:
+    """Parse the member ``fold``, and make it the last one, without its offset.
+
+    Raises:
+        InvalidArgumentError: names the member that is invalid.
+    """
+    value = wire.pop("fold")
+    if value is None:  # null counts as absent
+        return None
+    fold = parse_fold(value, wire["data"])
+    wire["fold"] = fold.to_wire()
+    return fold
 
 
 def _read(read: Callable[[bytes], Any], content: bytes) -> dict[str, Any] | None:
@@ -322,10 +341,12 @@ class PublishService:
         claims = await self._access.authenticate(request)
         await self._access.authorize(claims, "broadcast", room)
         content = await read_json_body(request)
-        id, text, span = validate_notification(content, request.headers.get("traceparent"))
+        id, text, fold, span = validate_notification(content, request.headers.get("traceparent"))
         spans = () if span is NOOP_SPAN else (span,)
-        publications = (Publication(room, id, text, began_at),)
+        publications = (Publication(room, id, text, began_at, fold),)
         (result,) = await self._publish(claims, publications, len(text), spans)
+        if result.conflict is not None:
+            raise ConflictError(*result.conflict)
         return Response(200, _encode_result(result))
 
     async def broadcast_batch(self, request: Request) -> Response:
@@ -391,10 +412,11 @@ class PublishService:
             )
         self._metrics.published("rejected", rejected)
         try:
-            stored = iter(await self._publish(claims, publications, size, spans))
-            failure = None
+            kept = await self._publish(claims, publications, size, spans)
+            stored, failure = iter(kept), None
+            is_stored = not rejected and all([each.conflict is None for each in kept])
         except StoreUnavailableError as error:
-            failure = to_request_error(error)
+            failure, is_stored = to_request_error(error), False
         results = []
         for entry in validated:
             problem = entry if isinstance(entry, RequestError) else failure
@@ -404,7 +426,7 @@ class PublishService:
             else:
                 assert not isinstance(entry, RequestError)  # noqa: S101 - else problem is set
                 results.append(_encode_item_result(entry, stored))
-        return _encode_results(results, success=failure is None and not rejected)
+        return _encode_results(results, success=is_stored)
 
     async def _publish(
         self,
@@ -445,10 +467,13 @@ class PublishService:
         finally:
             for span in spans:
                 span.end(problem)
-        self._metrics.accepted(results, size)
+        stored = [result for result in results if result.conflict is None]
+        self._metrics.accepted(stored, size)
+        if len(stored) != count:
+            self._metrics.published("rejected", count - len(stored))
         if events.logger.isEnabledFor(DEBUG):
             rooms = (publication.room for publication in publications)
-            kept = zip(rooms, results, strict=True)
+            kept = (each for each in zip(rooms, results, strict=True) if each[1].conflict is None)
             events.log_published(claims, kept, self._access.is_credential)
         return results
 
@@ -467,17 +492,17 @@ def _validate_item(
         if room in denied:
             return to_request_error(denied[room])
     try:
-        id, text, span = item.validate(traceparent)
+        id, text, fold, span = item.validate(traceparent)
     except RequestError as error:
         return error
     if span is not NOOP_SPAN:
         spans.append(span)
-    return [Publication(room, id, text, published_at) for room in item.rooms]
+    return [Publication(room, id, text, published_at, fold) for room in item.rooms]
 
 
 def _encode_result(result: PublishResult) -> bytes:
     """Encode the result of one notification for one room. (A cursor contains no quote.)"""
-    id, (epoch, offset), count, duplicate = result
+    id, (epoch, offset), count, duplicate, _ = result
     return (
         f'{{"success":true,"broadcastCount":{count},"message":"Notification broadcasted",'
         f'"id":{as_json(id)},"cursor":"{epoch}-{offset}",'
@@ -490,23 +515,31 @@ def _encode_item_result(
 ) -> str:
     """Encode the results of one notification of a batch, over its rooms.
 
-    (Neither a room nor a cursor contains a quote.)
+    It has failed if it conflicts in one of them. (Neither a room nor a cursor contains a quote.)
 
     Args:
         publications: one for each room.
         stored: begins with their results.
     """
-    total, rooms, name = 0, [], ""
-    for (room, id, _, _), (_, (epoch, offset), count, duplicate) in zip(
+    total, rooms, name, failure = 0, [], "", None
+    for (room, id, *_), (_, (epoch, offset), count, duplicate, conflict) in zip(
         publications, stored, strict=False
     ):
         total += count
         name = as_json(id)
+        if conflict is not None:
+            error = to_request_error(ConflictError(*conflict)).body
+            rooms.append(f'"{room}":{json.dumps(error)}')
+            failure = failure or error
+            continue
         rooms.append(
             f'"{room}":{{"broadcastCount":{count},"cursor":"{epoch}-{offset}",'
             f'"duplicate":{"true" if duplicate else "false"}}}'
         )
-    return f'{{"success":true,"broadcastCount":{total},"id":{name},"rooms":{{{",".join(rooms)}}}}}'
+    outcome = (
+        '"success":true' if failure is None else f'"success":false,{json.dumps(failure)[1:-1]}'
+    )
+    return f'{{{outcome},"broadcastCount":{total},"id":{name},"rooms":{{{",".join(rooms)}}}}}'
 
 
 def _encode_results(results: Iterable[str], *, success: bool) -> Response:

@@ -6,6 +6,7 @@ import pytest
 
 from synap_realtime.server import StoreUnavailableError
 from synap_realtime.server.errors import (
+    ConflictError,
     PeerRejectedError,
     PermissionDeniedError,
     RateLimitedError,
@@ -29,6 +30,8 @@ CASES: list[tuple[RejectedError | StoreUnavailableError, int, str, dict[str, str
     (RateLimitedError("x", 0.001), 429, "rate_limited", {"Retry-After": "1"}),
     (RateLimitedError("x", 1.5), 429, "rate_limited", {"Retry-After": "2"}),
     (UserConnectionLimitError(5), 429, "rate_limited", {"Retry-After": "10"}),
+    (ConflictError("stale_attempt", "x", attempt=2), 409, "stale_attempt", {}),
+    (ConflictError("payload_too_large", "x"), 413, "payload_too_large", {}),
     (UnavailableError("x"), 503, "unavailable", {"Retry-After": "1"}),
     (StoreUnavailableError("x"), 503, "unavailable", {"Retry-After": "1"}),
 ]
@@ -49,6 +52,22 @@ def test_every_kind_of_error_has_a_case() -> None:
         return {kind}.union(*map(kinds, kind.__subclasses__()))
 
     assert kinds(RejectedError) - {RejectedError} <= {type(error) for error, *_ in CASES}
+
+
+def test_a_conflict_names_the_offset_and_the_attempt_that_are_known() -> None:
+    mismatch = to_request_error(ConflictError("offset_mismatch", "x", 0, 2)).body
+    assert mismatch == {
+        "error": "Conflict",
+        "details": "x",
+        "code": "offset_mismatch",
+        "offset": 0,
+        "attempt": 2,
+    }
+    assert to_request_error(ConflictError("too_many_keys", "x")).body.keys() == {
+        "error",
+        "details",
+        "code",
+    }
 
 
 def test_an_error_of_http_stays_the_same() -> None:
