@@ -36,6 +36,7 @@ from .logging import faults
 from .metrics import Metrics
 from .resources.byte_budget import Budgets
 from .rooms.hub import Hub
+from .rooms.pieces import Pacer
 from .rooms.presence import Presence
 from .rooms.sessions import SessionRegistry
 from .stores import open_store
@@ -83,6 +84,8 @@ class Node:
         self._metrics = metrics = Metrics(own_version, settings.max_connections, worker)
         metrics.show_limits(settings.limits())
         self._hub = hub = Hub(metrics.delivered)
+        interval_s = settings.piece_interval_ms / 1000
+        self._pacer = Pacer(hub.broadcast, hub.subscriber_count, interval_s)
         store.subscribe(self._deliver, self._on_gap)
         surveys = Surveys(store)
         self._limits = limits = Limits(
@@ -147,7 +150,9 @@ class Node:
         """Deliver an entry of the store's log: the one handler of all publishes."""
         if room == REVOCATIONS_ROOM:
             return self._revocations.apply(entry)
-        return self._hub.broadcast(room, entry, published_at)
+        if entry.fold is None and not self._pacer.pending:
+            return self._hub.broadcast(room, entry, published_at)
+        return self._pacer.deliver(room, entry, published_at)
 
     def _on_gap(self, room: Room, position: Cursor) -> None:
         """Let the subscribers of a room know that entries may have been lost."""
@@ -156,6 +161,7 @@ class Node:
             self._reloading.add(reloading)
             reloading.add_done_callback(self._reloading.discard)
         else:
+            self._pacer.flush(room)
             self._hub.report_gap(room, position)
 
     @property
@@ -224,6 +230,7 @@ class Node:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.drain_timeout_s):
                 await self._in_flight.drain()
+        self._pacer.flush_all()
         subscriptions = self.sessions.subscriptions()
         spread_ms = min(_MAX_SPREAD_MS, 10 * len(subscriptions))
         size = max(_DRAIN_BATCH, len(subscriptions) // 20)

@@ -171,6 +171,10 @@ class ServerSettings(BaseSettings):
     """Ping a WebSocket after this time without a frame from its client, in seconds. 0 sends no
     pings."""
 
+    piece_interval_ms: Annotated[int, Field(ge=0, le=10_000)] = 40
+    """Join the pieces of a text that are published within this time for its subscribers, in
+    milliseconds. 0 delivers each piece alone."""
+
     max_memory_bytes: Annotated[int, Field(ge=1024 * 1024, le=2**53)] = 512 * 1024 * 1024
     """The approximate maximum size of the memory store, in bytes. The oldest notifications are
     evicted first."""

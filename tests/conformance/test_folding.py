@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from .client import Client, Json, fresh_room, ids_of, note, room_path
+from .client import Client, Json, Listener, fresh_room, ids_of, note, room_path
+
+pytestmark = pytest.mark.folding
 
 
 def append(piece: object, id: str | None = None, **members: Any) -> Json:
@@ -34,6 +36,16 @@ async def conflict(client: Client, room: str, notification: Json) -> Json:
     assert answer.pop("error") == "Conflict"
     assert isinstance(answer.pop("details"), str)
     return answer
+
+
+async def take_text(listener: Listener, text: str) -> list[Json]:
+    """Take what has the rest of a text. The server may join pieces."""
+    received: list[Json] = []
+    while not received or received[-1]["fold"]["offset"] + len(received[-1]["data"]["delta"]) < len(
+        text
+    ):
+        received.append(await listener.next())
+    return received
 
 
 def text_of(received: list[Json]) -> str:
@@ -67,9 +79,10 @@ async def test_append_is_live_in_pieces_and_replayed_whole(client: Client) -> No
         await listener.subscribed()
         for number, piece in enumerate(pieces):
             await publish(client, room, append(piece, f"p{number}", index=number))
-        live = await listener.take(4)
+        live = await take_text(listener, "".join(pieces))
     assert text_of(live) == "".join(pieces)
-    assert [message["fold"]["offset"] for message in live] == [0, 2, 4, 4]
+    assert live[0]["data"] == {"delta": "aé", "index": 0}
+    assert [message["data"]["index"] for message in live] == list(range(len(live)))
     (whole,) = await client.whole_history(room)
     assert whole["id"] == "p3"
     assert whole["data"] == {"delta": "".join(pieces), "index": 0}
@@ -108,11 +121,24 @@ async def test_a_client_of_version_1_counts_pieces_from_the_replayed_text(client
             await client.until_connections(room, 2)
             await publish(client, room, append("5", index=5))
             await publish(client, room, note("n0", data={"index": 7}))
-            await publish(client, room, append("6", index=6))
+            await publish(client, room, append("6", index=6, final=True))
             received = await listener.take(3)
             assert [message["data"]["index"] for message in received] == [1, 7, 2]
             unchanged = await other.take(3)
             assert [message["data"]["index"] for message in unchanged] == [5, 7, 6]
+
+
+async def test_pieces_may_be_joined(client: Client) -> None:
+    """Folding: pieces that come fast are joined, and come before what was published after them."""
+    room = fresh_room()
+    async with client.listen(room, v1=True) as listener:
+        await listener.subscribed()
+        items = [{**append("xy", offset=2 * n, index=n), "rooms": [room]} for n in range(50)]
+        await client.batch([*items, {**note("n0"), "rooms": [room]}])
+        received = await listener.until("n0")
+    assert text_of(received[:-1]) == "xy" * 50
+    assert [message["data"]["index"] for message in received[:-1]] == list(range(len(received) - 1))
+    assert received[-2]["cursor"] == (await client.history(room))["notifications"][0]["cursor"]
 
 
 async def test_a_repeated_piece_is_a_duplicate(client: Client) -> None:

@@ -414,7 +414,7 @@ class PublishService:
         try:
             kept = await self._publish(claims, publications, size, spans)
             stored, failure = iter(kept), None
-            is_stored = not rejected and all([each.conflict is None for each in kept])
+            is_stored = not rejected and all(each.conflict is None for each in kept)
         except StoreUnavailableError as error:
             failure, is_stored = to_request_error(error), False
         results = []

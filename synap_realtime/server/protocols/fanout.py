@@ -188,10 +188,11 @@ class SocketFanoutGroup:
         """See :class:`hub.FanoutGroup`.
 
         Deliveries are not batched while tracing is on, since each has its own span, nor for an
-        entry that a member has already replayed from the log.
+        entry that a member has already replayed from the log, or a part of it.
         """
         offset = entry.cursor.offset
-        if offset <= self._highest_offset or is_enabled():
+        first = entry.parts[0][0] if entry.parts else offset
+        if first <= self._highest_offset or is_enabled():
             return False
         self.last_offset = self._highest_offset = offset
         frame = encode_entry_frame(entry)

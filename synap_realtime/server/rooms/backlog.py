@@ -12,6 +12,7 @@ from ...protocol.control import CloseCode, ControlFrame
 from ..resources.byte_budget import BacklogBudget, Caller, Holder
 from ..stores.base import Entry
 from .hub import FanoutGroup
+from .pieces import Queued, cut, fold_queue
 
 MAX_BACKLOG_BYTES = 1024 * 1024
 """A subscriber with a larger backlog is closed as a slow consumer."""
@@ -27,6 +28,8 @@ MAX_JOINED_BYTES = 16 * 1024
 """The notifications of a replay that are joined into one write, in bytes."""
 
 _CHARGE_BYTES = 16 * 1024
+_PART_BYTES = 120  # measured memory of a part of a joined entry
+_FOLD_BYTES = 64 * 1024  # a smaller backlog is folded only when it is written
 
 
 class Sink(Protocol):
@@ -130,27 +133,39 @@ class Backlog:
 
     Attributes:
         closing_frame: the last control frame, sent after all others.
+        is_after_replay: whether the subscriber has received everything before these entries.
     """
 
     __slots__ = (
         "_budget",
         "_bytes",
         "_caller",
+        "_can_fold",
         "_charged",
         "_entries",
+        "_fold_above",
         "_frames",
         "_held_bytes",
         "_holder",
         "_timer",
         "closing_frame",
+        "is_after_replay",
     )  # fmt: skip
 
-    def __init__(self, holder: Holder, budget: BacklogBudget, caller: Caller) -> None:
+    def __init__(
+        self,
+        holder: Holder,
+        budget: BacklogBudget,
+        caller: Caller,
+        *,
+        is_after_replay: bool = False,
+    ) -> None:
         """
         Args:
             holder: the subscriber.
             budget: bounds the backlogs of all subscribers.
             caller: charged for this one.
+            is_after_replay: see above. Otherwise call :meth:`finish_replay` when that is so.
         """
         self._holder = holder
         self._budget = budget
@@ -158,6 +173,9 @@ class Backlog:
         self._entries: deque[tuple[Entry, float]] = deque()
         self._bytes = 0
         self._charged = 0  # bytes of the entries that are charged to the budget
+        self._fold_above = _FOLD_BYTES
+        self.is_after_replay = is_after_replay
+        self._can_fold = False  # something with fold was added since the last time
         self._held_bytes = 0  # the same for a page that is being replayed
         self._frames: deque[ControlFrame] = deque()
         self._timer: asyncio.TimerHandle | None = None  # while the socket is blocked
@@ -166,8 +184,12 @@ class Backlog:
     def add(self, entry: Entry, published_at: float) -> None:
         """Queue an entry."""
         self._entries.append((entry, published_at))
-        self._bytes += entry.size
+        self._bytes += _size_of(entry)
         self._budget.add(entry)
+        if entry.fold is not None:
+            self._can_fold = True
+            if self._bytes > self._fold_above:
+                self._fold()
         if self._bytes > MAX_BACKLOG_BYTES:
             self._holder.over_budget()
         elif self._bytes > self._charged:
@@ -176,13 +198,46 @@ class Backlog:
             self._charge()
 
     def pop(self) -> tuple[Entry, float] | None:
-        """Remove the oldest entry. Return it and the time of its publish; None if there is none."""
+        """Remove the oldest entry. Return it and the time of its publish; None if there is none.
+
+        Pieces of a text that follow each other are removed together, as one entry.
+        """
         if not self._entries:
             return None
+        if self._can_fold:
+            self._fold()
         entry, published_at = self._entries.popleft()
-        self._bytes -= entry.size
+        self._bytes -= _size_of(entry)
         self._budget.remove(entry)
         return entry, published_at
+
+    def finish_replay(self, offset: int) -> None:
+        """Drop what was replayed: everything up to an offset. What is added later is after it."""
+        self.is_after_replay = True
+        rest = [
+            (cut(entry, offset), at) for entry, at in self._entries if entry.cursor.offset > offset
+        ]
+        self._replace_entries(rest)
+
+    def _fold(self) -> None:
+        """Join the pieces of texts, and drop what a later entry replaces.
+
+        :meth:`add` does so whenever the backlog has doubled, so that a character is copied a few
+        times only.
+        """
+        folded = fold_queue(self._entries, keeps_parts=not self.is_after_replay)
+        if len(folded) < len(self._entries):
+            self._replace_entries(folded)
+        self._can_fold = False
+        self._fold_above = min(max(_FOLD_BYTES, 2 * self._bytes), MAX_BACKLOG_BYTES)
+
+    def _replace_entries(self, entries: Sequence[Queued]) -> None:
+        for entry, _ in self._entries:
+            self._budget.remove(entry)
+        for entry, _ in entries:
+            self._budget.add(entry)
+        self._entries = deque(entries)
+        self._bytes = sum([_size_of(entry) for entry, _ in entries])
 
     def add_frame(self, frame: ControlFrame) -> None:
         """Queue a control frame. Frames are sent before entries."""
@@ -243,3 +298,7 @@ class Backlog:
 
     def _charge(self) -> None:
         self._budget.charge(self._holder, self._caller, self._charged + self._held_bytes)
+
+
+def _size_of(entry: Entry) -> int:
+    return entry.size + _PART_BYTES * len(entry.parts) if entry.parts else entry.size

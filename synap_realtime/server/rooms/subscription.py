@@ -23,6 +23,7 @@ from ..stores.base import Entry, Store
 from ..tracing import start_delivery_span
 from .backlog import NULL_SINK, Backlog, Sink
 from .hub import FanoutGroup, Hub
+from .pieces import PieceNumbers, cut
 from .replay import Replay
 
 _MIN_RESUME_MS, _RESUME_SPREAD_MS = 50, 1000
@@ -105,6 +106,7 @@ class Subscription:
         "_is_replaying",
         "_last_seen",
         "_metrics",
+        "_numbers",
         "_replay_wakeup",
         "_room",
         "_sent_offset",
@@ -161,6 +163,7 @@ class Subscription:
         self._epoch = ""  # of what was written
         self._sent_offset = 0  # the highest offset that was written outside of a fan-out group
         self._unacked: Cursor | None = None  # written, but still in a send buffer
+        self._numbers = PieceNumbers()
         self._group: FanoutGroup | None = None
         self._is_replaying = True  # until the replay is complete
         self._replay_wakeup: asyncio.Event | None = None  # while the replay waits for the socket
@@ -179,6 +182,8 @@ class Subscription:
             offset = entry.cursor.offset
             if offset <= self._sent_offset:
                 return True
+            if entry.fold is not None:
+                entry = self._numbers.number(cut(entry, self._sent_offset))
             if not self.acknowledges or is_enabled():
                 is_writable = self._send(entry)
             else:
@@ -191,6 +196,10 @@ class Subscription:
             return False
         self._last_seen = entry.cursor.offset
         if self.state is _BLOCKED or self.state is _CATCHING_UP:
+            if not self._is_replaying:
+                if entry.cursor.offset <= self._sent_offset:  # it was replayed
+                    return True
+                entry = cut(entry, self._sent_offset)
             self._ensure_backlog().add(entry, published_at)
             return self.state is not _CLOSED  # its backlog may be too large
         return True
@@ -198,12 +207,13 @@ class Subscription:
     def join_group(self) -> None:
         """See :class:`hub.Subscriber`.
 
-        A subscription without acknowledgements that has a device stays ungrouped: its own position
-        has to be stored for each entry.
+        A subscription that numbers pieces stays ungrouped. So does one without acknowledgements
+        that has a device: its own position has to be stored for each entry.
         """
         if (
             self.state is _LIVE
             and self._group is None
+            and not self._numbers
             and (self.acknowledges or self._device is None)
             and not is_enabled()
         ):
@@ -359,6 +369,8 @@ class Subscription:
         await self._replay(replay)
         self._is_replaying = False
         self._replay_wakeup = None
+        if self._backlog is not None:
+            self._backlog.finish_replay(self._sent_offset)
         self._flush_backlog()
 
     def on_writable(self) -> None:
@@ -488,9 +500,12 @@ class Subscription:
             queued = None if self._backlog is None else self._backlog.pop()
             if queued is not None:
                 entry, published_at = queued
-                if entry.cursor.offset > self._sent_offset:
-                    self._send(entry)
-                    self._metrics.delivered_from_backlog(published_at)
+                if entry.fold is not None:
+                    entry = self._numbers.number(entry)
+                    if entry.parts:  # joined in this backlog, perhaps
+                        self._numbers.count_from(entry)
+                self._send(entry)
+                self._metrics.delivered_from_backlog(published_at)
             elif self.state is _DRAINING:
                 self.close(CloseCode.DRAINING)
             else:
@@ -519,6 +534,9 @@ class Subscription:
 
     def _send_replayed(self, entries: Sequence[Entry]) -> None:
         """Write entries of the log by one write; with tracing, each alone in a span of its own."""
+        for entry in entries:
+            if entry.fold is not None:
+                self._numbers.count_from(entry)
         if is_enabled() or len(entries) == 1:
             for entry in entries:
                 self._send(entry)
@@ -542,7 +560,9 @@ class Subscription:
     def _ensure_backlog(self) -> Backlog:
         if self._backlog is None:
             caller = caller_of(self.claims, self._address)
-            self._backlog = Backlog(self, self._budget, caller)
+            self._backlog = Backlog(
+                self, self._budget, caller, is_after_replay=not self._is_replaying
+            )
         return self._backlog
 
     def _drop_backlog(self) -> None:

@@ -83,12 +83,15 @@ class Entry(NamedTuple):
         size: the length of ``text`` in bytes of UTF-8.
         fold: the member ``fold``, parsed. For ``append``, it always has an offset: 0 for the whole
             text, which a read returns.
+        parts: for pieces that were joined on their way to subscribers: the offset in the log and
+            the offset in the text of each. Empty in a store.
     """
 
     cursor: Cursor
     text: str
     size: int
     fold: Fold | None = None
+    parts: tuple[tuple[int, int], ...] = ()
 
 
 def make_entry(room: Room, cursor: Cursor, text: str, fold: Fold | None = None) -> Entry:

@@ -25,6 +25,7 @@ from synap_realtime.server.rooms.subscription import DeliveryState, Subscription
 from synap_realtime.server.stores.base import Entry, Page, Publication
 from synap_realtime.server.stores.memory import MemoryStore
 from tests.support.clocks import in_virtual_time
+from tests.support.stores import LateStore
 from tests.support.timeouts import TIMEOUT_S
 
 USER = Room("user_1")
@@ -213,6 +214,27 @@ async def test_everything_published_is_written_once_whatever_the_state(
     await room.publish()
     assert [each for each in room.sink.written if each in room.published] == room.published
     assert room.sink.written.count("synap.subscribed") == 1
+    await room.finish()
+
+
+async def test_entry_that_was_replayed_before_its_delivery_is_not_written_again() -> None:
+    """A store may deliver an entry a while after it can be read, and the socket block meanwhile."""
+    room = SubscribedRoom()
+    late = LateStore()
+    late.subscribe(room.hub.broadcast)
+    room.store = late
+    room.subscription = Subscription(
+        late, room.hub, USER, Metrics("test", 0), acknowledges=True, budget=room.budget
+    )
+    await room.publish()
+    await room.start()
+    await asyncio.sleep(0)
+    room.block()
+    await room.publish()
+    late.release()
+    room.free()
+    await asyncio.sleep(0)
+    assert [each for each in room.sink.written if each in room.published] == ["n1", "n2"]
     await room.finish()
 
 
