@@ -36,7 +36,7 @@ from .logging import faults
 from .metrics import Metrics
 from .resources.byte_budget import Budgets
 from .rooms.hub import Hub
-from .rooms.pieces import Pacer
+from .rooms.pieces import PiecePacer
 from .rooms.presence import Presence
 from .rooms.sessions import SessionRegistry
 from .stores import open_store
@@ -85,7 +85,7 @@ class Node:
         metrics.show_limits(settings.limits())
         self._hub = hub = Hub(metrics.delivered)
         interval_s = settings.piece_interval_ms / 1000
-        self._pacer = Pacer(hub.broadcast, hub.subscriber_count, interval_s)
+        self._pacer = PiecePacer(hub.broadcast, hub.subscriber_count, interval_s)
         store.subscribe(self._deliver, self._on_gap)
         surveys = Surveys(store)
         self._limits = limits = Limits(

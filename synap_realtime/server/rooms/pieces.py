@@ -236,7 +236,7 @@ class _Pending:
         self.timer = timer
 
 
-class Pacer:
+class PiecePacer:
     """Delivers at most one piece of a text in each interval, on the way from the log to the hub.
 
     The first piece is delivered immediately. Those that follow within the interval are joined and

@@ -32,7 +32,7 @@ from .base import (
 )
 from .clock import OffsetClock, RunningClock
 from .folds import Conflict, Placement, with_offset
-from .memory_folds import RoomKeys
+from .memory_folds import FoldedKeys
 
 MAX_DEVICES_IN_ALL = 100_000
 """Most devices over all rooms. Above it, the one that has not connected for longest is removed."""
@@ -60,7 +60,7 @@ class _Log:
     # Room and id of each offset whose entry or id is kept. All rooms share the store's, except
     # control rooms: what is only in a room's own is never evicted.
     kept: OrderedDict[int, tuple[Room, str]] = field(default_factory=OrderedDict)
-    keys: RoomKeys | None = None  # None until something is folded
+    keys: FoldedKeys | None = None  # None until something is folded
 
 
 class MemoryStore:
@@ -184,7 +184,7 @@ class MemoryStore:
             Where the piece is; or, if nothing is stored, the result without its id.
         """
         if log.keys is None:
-            log.keys = RoomKeys()
+            log.keys = FoldedKeys()
         placement = log.keys.place(fold, text, now)
         if isinstance(placement, Conflict):
             return Cursor(self._epoch, 0), 0, False, placement

@@ -51,7 +51,7 @@ class Key:
         return self.text.length
 
 
-class RoomKeys:
+class FoldedKeys:
     """The keys of a room, each with the entry that its writes were folded into.
 
     Attributes:

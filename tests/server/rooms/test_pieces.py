@@ -22,8 +22,8 @@ from synap_realtime.server.rooms.hub import Hub
 from synap_realtime.server.rooms.pieces import (
     MAX_PENDING_BYTES,
     MAX_STREAMS,
-    Pacer,
     PieceNumbers,
+    PiecePacer,
     can_join,
     cut,
     fold_queue,
@@ -161,8 +161,8 @@ class Broadcasts:
         self.times.append(asyncio.get_running_loop().time())
         return self.subscribers
 
-    def pacer(self, interval_s: float = INTERVAL_S) -> Pacer:
-        return Pacer(self, lambda _: self.subscribers, interval_s)
+    def pacer(self, interval_s: float = INTERVAL_S) -> PiecePacer:
+        return PiecePacer(self, lambda _: self.subscribers, interval_s)
 
     def deltas(self) -> list[str]:
         return [wire["data"].get("delta", wire["id"]) for wire in self.wires]
@@ -373,7 +373,7 @@ class SharedRoom:
         self.store = SlowStore()
         self.hub = Hub()
         self.metrics = Metrics("test", 0)
-        self.pacer = Pacer(self.hub.broadcast, self.hub.subscriber_count, INTERVAL_S)
+        self.pacer = PiecePacer(self.hub.broadcast, self.hub.subscriber_count, INTERVAL_S)
         self.store.subscribe(self.pacer.deliver)
         self.tasks: list[asyncio.Task[None]] = []
         self.subscribers = [Subscriber(self) for _ in range(3)]
