@@ -222,6 +222,20 @@ async def test_a_text_is_bounded(client: Client) -> None:
     await publish(client, room, append("y", offset=1_000_000))
 
 
+async def test_many_large_texts(client: Client) -> None:
+    """Folding: history and replays have all of them, however large they are together."""
+    room = fresh_room()
+    for number in range(5):
+        for _ in range(3):
+            await publish(client, room, append(str(number) * 200_000, key=f"k{number}"))
+    await publish(client, room, note("n0"))
+    whole = await client.whole_history(room)
+    assert [len(message["data"].get("delta", "")) for message in whole] == [*[600_000] * 5, 0]
+    async with client.listen(room, "earliest", v1=True) as listener:
+        assert await listener.take(6) == whole
+        assert (await listener.subscribed())["replayed"] == 6
+
+
 async def test_a_batch_has_a_result_for_each_write(client: Client) -> None:
     """Folding: in a batch, a conflict is the result of that notification, for each room."""
     room, other = fresh_room(), fresh_room()

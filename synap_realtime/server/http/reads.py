@@ -128,7 +128,7 @@ class RoomReads:
             page = await self._store.read(room, position, page_size)
             if not page.recovered:
                 recovered, position = False, self._store.earliest()
-            more = len(page.entries) == page_size
+            more = len(page.entries) == page_size or page.ends_early
             count_read(sum([entry.size for entry in page.entries]))
             for entry in page.entries:
                 if count == wanted or size >= MAX_HISTORY_BYTES:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from ...protocol.cursor import Cursor
 from ...protocol.rooms import Room
-from ..stores.base import Entry, LogStore
+from ..stores.base import Entry, LogStore, Page
 
 _ENTRY_BYTES = 1024  # counted per notification beside its size: the cost of a write
 
@@ -66,15 +66,16 @@ class Replay:
         Raises:
             StoreUnavailableError: the log cannot be read now.
         """
-        entries = await self._read()
-        if not entries and not self.position.offset:
+        page = await self._read()
+        if not page.entries and not self.position.offset:
             # The position of an empty room is its head. An entry that was published before the head
             # was read would be skipped, so the log is read once more.
             head = await self._store.head(self._room)
-            entries = await self._read()
-            if not entries:
+            page = await self._read()
+            if not page.entries:
                 self.position = head
-        self.is_at_end = len(entries) < self._page_size
+        entries = page.entries
+        self.is_at_end = len(entries) < self._page_size and not page.ends_early
         if entries:
             self.position = entries[-1].cursor
             self.count += len(entries)
@@ -84,9 +85,9 @@ class Replay:
                 self._page_size = max(1, min(_PAGE, self._page_size * _PAGE_BYTES // size))
         return entries
 
-    async def _read(self) -> Sequence[Entry]:
+    async def _read(self) -> Page:
         page = await self._store.read(self._room, self.position, self._page_size)
         if not page.recovered:
             self.recovered = False
             self.position = self._store.earliest()
-        return page.entries
+        return page

@@ -126,10 +126,13 @@ class Page:
         recovered: False if an entry after the requested position may have been deleted, or if the
             position belongs to another log. The page then starts with the oldest retained entry.
             True guarantees that nothing is missing.
+        ends_early: whether more entries may follow although there are fewer than requested, because
+            these are large: see :data:`folds.MAX_PAGE_BYTES`.
     """
 
     entries: Sequence[Entry]
     recovered: bool
+    ends_early: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,12 @@ MAX_FOLDED_BYTES = 1024 * 1024 - 1024
 With them it is at most 1 MiB, which is the largest message that clients read.
 """
 
+MAX_PAGE_BYTES = 1024 * 1024
+"""A page ends with the entry by which its folded entries reach this size, in bytes.
+
+A reader holds a page in memory, and folded entries are larger than others.
+"""
+
 MAX_OPEN_KEYS = 64
 """Most open keys of a room. For another one, a store closes the key that is idle longest, if that
 is :data:`IDLE_KEY_S`; else the result is :data:`TOO_MANY_KEYS`."""

@@ -256,10 +256,12 @@ class MemoryStore:
         start = 0 if foreign else after.offset
         first = bisect_right(log.entries, start, key=lambda kept: kept[1].cursor.offset)
         entries = [entry for _, entry in islice(log.entries, first, first + limit)]
+        found = len(entries)
         if log.keys is not None:
-            entries = [log.keys.expand(entry) for entry in entries]
+            entries = log.keys.expand_page(entries)
         lost = 0 < start < log.trimmed
-        return Page(entries, recovered=not foreign and not lost)
+        recovered = not foreign and not lost
+        return Page(entries, recovered, ends_early=len(entries) < found)
 
     async def get_ack(self, room: Room, device: str | None = None) -> Cursor | None:
         log = self._logs.get(room)

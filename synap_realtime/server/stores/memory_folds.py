@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from sys import getsizeof
 
@@ -11,6 +12,7 @@ from .base import Entry
 from .folds import (
     IDLE_KEY_S,
     MAX_OPEN_KEYS,
+    MAX_PAGE_BYTES,
     TOO_MANY_KEYS,
     Conflict,
     Effect,
@@ -141,6 +143,17 @@ class FoldedKeys:
         key = self._by_offset[entry.cursor.offset]
         text, fold = expand(entry.text, key.text.whole(), key.size)
         return Entry(entry.cursor, text, utf8_size(text), fold)
+
+    def expand_page(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Return entries of the log with their whole texts, up to :data:`MAX_PAGE_BYTES`."""
+        expanded, size = [], 0
+        for entry in entries:
+            expanded.append(self.expand(entry))
+            if entry.fold is not None:
+                size += expanded[-1].size
+                if size >= MAX_PAGE_BYTES:
+                    break
+        return expanded
 
     def _close(self, key: Key) -> None:
         key.is_closed = True

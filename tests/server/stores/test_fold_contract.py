@@ -213,6 +213,26 @@ async def test_text_is_bounded_and_the_write_over_the_bound_changes_nothing(
     assert (await write(store, "end", piece="x", offset=1_000_000)).conflict is None
 
 
+async def test_a_page_of_large_texts_ends_early(open_folding_store: OpenStore) -> None:
+    store = open_folding_store()
+    texts = {f"k{number}": str(number) * 200_000 for number in range(12)}
+    for number, (key, text) in enumerate(texts.items()):
+        await write(store, f"p{number}", piece=text, key=key)
+    await publish(store, "n0")
+    found: list[Any] = []
+    after, pages = store.earliest(), 0
+    while True:
+        page = await store.read(USER, after, 100)
+        pages += 1
+        assert sum(entry.size for entry in page.entries) < 1_300_000
+        found += [json.loads(entry.text) for entry in page.entries]
+        if not page.ends_early:
+            break
+        after = page.entries[-1].cursor
+    assert pages == 3
+    assert [wire["id"] for wire in found] == [*(f"p{number}" for number in range(12)), "n0"]
+
+
 async def test_retention_counts_a_key_once_and_by_its_last_write(
     open_folding_store: OpenStore, clock: Clock
 ) -> None:

@@ -10,6 +10,7 @@ from typing import ParamSpec, TypeVar
 from ....protocol.folding import Fold
 from ....protocol.rooms import Room
 from ..base import DEVICE_AGE_S, StoreStats
+from ..folds import MAX_PAGE_BYTES, utf8_size
 from .database import Database, last_offset, trimmed_key
 from .keys import read_folded
 
@@ -23,6 +24,7 @@ class PageRows:
 
     entries: Sequence[tuple[int, str, Fold | None]]
     recovered: bool
+    ends_early: bool = False
 
 
 class DatabaseReader:
@@ -142,10 +144,18 @@ class DatabaseReader:
             " ORDER BY offset LIMIT ?",
             (id, max(start, deleted), limit),
         ).fetchall()
-        for number, (offset, text, key) in enumerate(rows):
+        recovered = not foreign and not 0 < start < deleted
+        entries: list[tuple[int, str, Fold | None]] = []
+        size = 0
+        for offset, text, key in rows:
+            fold = None
             if key is not None:
-                rows[number] = (offset, *read_folded(self._db, key, text))
-        return PageRows(rows, recovered=not foreign and not 0 < start < deleted)
+                text, fold = read_folded(self._db, key, text)
+                size += utf8_size(text)
+            entries.append((offset, text, fold))
+            if size >= MAX_PAGE_BYTES:
+                break
+        return PageRows(entries, recovered, ends_early=len(entries) < len(rows))
 
     def _last_trimmed(self, room: Room) -> int:
         """Return the highest offset of the deleted logs of this kind of room."""

@@ -143,6 +143,7 @@ class SqliteStore:
                 for offset, text, fold in rows.entries
             ],
             recovered=rows.recovered and not foreign,
+            ends_early=rows.ends_early,
         )
 
     async def get_ack(self, room: Room, device: str | None = None) -> Cursor | None:
