@@ -14,8 +14,13 @@ from typing import Any
 
 import pydantic_core
 
+from .rooms import Room
+
 SUBPROTOCOL = "synap.v1"
 """The WebSocket subprotocol of clients that want control frames."""
+
+SUBPROTOCOL_V2 = "synap.v2"
+"""The WebSocket subprotocol of connections with many rooms."""
 
 BEARER_SUBPROTOCOL = "bearer."
 """The prefix of a subprotocol that carries a token, for clients that cannot set a header."""
@@ -37,7 +42,18 @@ PONG_TIMEOUT_S = 10.0
 MAX_CLIENT_TEXT_BYTES = 4 * 1024
 """The longest text that a client may send."""
 
+MAX_ACTION_BYTES = 12 * 1024
+"""The same on a connection with many rooms, where an action may contain a token."""
+
+MAX_ROOMS = 128
+"""The maximum number of rooms of one connection."""
+
+MAX_STREAM_ROOMS = 24
+"""The maximum number of rooms of one event stream, whose address contains them all."""
+
 SUBSCRIBED = "synap.subscribed"
+UNSUBSCRIBED = "synap.unsubscribed"
+ERROR = "synap.error"
 PRESENCE = "synap.presence"
 TOKEN_EXPIRING = "synap.token_expiring"  # noqa: S105 - the name of a frame
 CLOSING = "synap.closing"
@@ -79,13 +95,25 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class ControlFrame:
-    """``{"type":…,"data":{…}}``, for clients that offered :data:`SUBPROTOCOL`."""
+    """``{"type":…,"data":{…}}``, for clients that speak ``synap.v1`` or ``synap.v2``."""
 
     type: str
     data: Mapping[str, Any]
 
     def encoded(self) -> str:
         return self._text
+
+    def in_room(self, room: Room) -> ControlFrame:
+        """Return the frame with ``data.room``, for a connection with many rooms.
+
+        Args:
+            room: the same at each call.
+        """
+        if "room" in self.data:
+            return self
+        if (frame := self.__dict__.get("_in_room")) is None:
+            frame = self.__dict__["_in_room"] = ControlFrame(self.type, {"room": room, **self.data})
+        return frame
 
     @cached_property
     def _text(self) -> str:
@@ -95,23 +123,33 @@ class ControlFrame:
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """``{"action":"ack","cursor":…}``: the client has received everything up to the cursor."""
+    """``{"action":"ack","cursor":…}``: the client has received everything up to the cursor.
+
+    Attributes:
+        room: None on a connection with one room.
+    """
 
     cursor: str
+    room: Room | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Authenticate:
-    """``{"action":"authenticate","token":…}``: a new token in place of the old one."""
+    """``{"action":"authenticate","token":…}``: a new token in place of the old one.
+
+    Attributes:
+        room: the room whose token it is; None: it is the token of the connection.
+    """
 
     token: str
+    room: Room | None = None
 
     def __repr__(self) -> str:
         return "Authenticate(…)"
 
 
 def parse_action(text: str) -> Ack | Authenticate | None:
-    """Parse the action in a client's message; None for every other text."""
+    """Parse the action in a message on a connection with one room; None for every other text."""
     if not text.startswith("{"):
         return None
     try:

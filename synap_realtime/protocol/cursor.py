@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from ..errors import InvalidArgumentError
+from .rooms import Room
 
 _CURSOR = re.compile(r"([A-Za-z0-9]{1,32})-([0-9]{1,18})")
 
@@ -38,3 +40,22 @@ def parse_cursor(text: str) -> Cursor:
 
 def is_cursor(text: str) -> bool:
     return _CURSOR.fullmatch(text) is not None
+
+
+def format_positions(positions: Mapping[Room, str]) -> str:
+    """Return the positions in several rooms as one id of an event: ``room/cursor,room/cursor``.
+
+    Neither a room nor a cursor contains one of the separators.
+    """
+    return ",".join([f"{room}/{cursor}" for room, cursor in positions.items()])
+
+
+def parse_positions(text: str) -> dict[str, str] | None:
+    """Parse what :func:`format_positions` returned. None if it is not that."""
+    positions = {}
+    for part in text.split(","):
+        room, _, cursor = part.strip().partition("/")
+        if not room or not is_cursor(cursor):
+            return None
+        positions[room] = cursor
+    return positions
