@@ -38,7 +38,7 @@ from .resources.byte_budget import Budgets
 from .rooms.hub import Hub
 from .rooms.pieces import PiecePacer
 from .rooms.presence import Presence
-from .rooms.sessions import SessionRegistry
+from .rooms.registry import SessionRegistry
 from .stores import open_store
 from .stores.base import (
     Entry,
@@ -231,7 +231,7 @@ class Node:
             async with asyncio.timeout(self._settings.drain_timeout_s):
                 await self._in_flight.drain()
         self._pacer.flush_all()
-        subscriptions = self.sessions.subscriptions()
+        subscriptions = self.sessions.deliveries()
         spread_ms = min(_MAX_SPREAD_MS, 10 * len(subscriptions))
         size = max(_DRAIN_BATCH, len(subscriptions) // 20)
         batches = [
@@ -246,7 +246,7 @@ class Node:
             for subscription in batch:
                 subscription.drain(100 + secrets.randbelow(spread_ms))
         await self.sessions.wait_drained(end)
-        for subscription in self.sessions.subscriptions():
+        for subscription in self.sessions.deliveries():
             subscription.close(CloseCode.DRAINING)
         await self.sessions.wait_drained(asyncio.get_running_loop().time() + CLOSE_TIMEOUT_S)
 

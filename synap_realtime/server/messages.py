@@ -17,7 +17,7 @@ import pydantic_core
 
 from ..errors import InvalidArgumentError
 from ..lexical import OWS
-from ..protocol.control import BEARER_SUBPROTOCOL, SUBPROTOCOL
+from ..protocol.control import BEARER_SUBPROTOCOL, SUBPROTOCOL, SUBPROTOCOL_V2
 from ..protocol.cursor import Cursor, parse_cursor
 from ..protocol.notification import MAX_BATCH_BYTES
 from ..protocol.rooms import Room, parse_room
@@ -125,7 +125,7 @@ class Request:
         """
         self.path_segments = self._split() if self.root_path else split_path(self.path)
         if self.query_string:
-            self.query = _parse_query(self.query_string)
+            self.query = dict(_split_query(self.query_string))
         self.credential = self._find_credential()
 
     def hold_response(self, response: Response) -> None:
@@ -145,20 +145,28 @@ class Request:
             pass
         return None
 
+    def values(self, name: str) -> list[str]:
+        """Return all values of a parameter that may be repeated, without empty ones."""
+        return [value for each, value in _split_query(self.query_string) if each == name]
+
     @property
     def supports_control_frames(self) -> bool:
-        """Return whether the client offered ``synap.v1``."""
-        return SUBPROTOCOL in self.subprotocols
+        """Return whether the client offered the subprotocol of the route."""
+        return self._own_subprotocol in self.subprotocols
 
     @property
     def chosen_subprotocol(self) -> str | None:
-        """Return ``synap.v1``, else the one with the token.
+        """Return the subprotocol of the route if it was offered, else the one with the token.
 
         A browser fails the handshake unless the server selects a subprotocol that it offered.
         """
         if self.supports_control_frames:
-            return SUBPROTOCOL
+            return self._own_subprotocol
         return next((n for n in self.subprotocols if n.startswith(BEARER_SUBPROTOCOL)), None)
+
+    @property
+    def _own_subprotocol(self) -> str:
+        return SUBPROTOCOL if len(self.path_segments) > 1 else SUBPROTOCOL_V2
 
     def _split(self) -> tuple[str, ...]:
         segments = split_path(self.path)
@@ -307,8 +315,8 @@ def method_not_allowed(right: str) -> RequestError:
     )  # fmt: skip
 
 
-def _parse_query(query: str) -> dict[str, str]:
-    """Return the parameters of a query (URL standard, section 5.1).
+def _split_query(query: str) -> list[tuple[str, str]]:
+    """Return the parameters of a query, without empty ones (URL standard, section 5.1).
 
     Raises:
         RequestError: 400.
@@ -317,11 +325,11 @@ def _parse_query(query: str) -> dict[str, str]:
     if len(fields) > MAX_QUERY_FIELDS:
         details = f"a query has at most {MAX_QUERY_FIELDS} parameters"
         raise bad_request("Invalid query", details)
-    parameters = {}
+    parameters = []
     for field in fields:
         name, _, value = field.partition("=")
         if value:
-            parameters[unquote_plus(name)] = unquote_plus(value)
+            parameters.append((unquote_plus(name), unquote_plus(value)))
     return parameters
 
 

@@ -24,7 +24,7 @@ from synap_realtime.server.http.routes import Router
 from synap_realtime.server.messages import Response
 from synap_realtime.server.protocols import ws_codec
 from synap_realtime.server.protocols.http1 import Http1Protocol
-from synap_realtime.server.rooms.sessions import SessionRegistry
+from synap_realtime.server.rooms.registry import SessionRegistry
 from synap_realtime.server.stores.redis.live_rooms import LiveRooms
 from synap_realtime.server.stores.redis.presence import SharedPresence
 from synap_realtime.server.stores.redis.survey import RedisSurveys

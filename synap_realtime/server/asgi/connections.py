@@ -11,7 +11,7 @@ import logging
 import re
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from ...errors import SynapRealtimeError
 from ...lexical import parse_digits
@@ -34,8 +34,10 @@ from ..protocols.sse import COMMENT, HEARTBEAT_S, encode_event, encode_retry
 from ..protocols.ws_codec import cut_reason
 from ..resources.byte_budget import MIN_UNREAD_BYTES, Budgets, ByteBudget, NoRoomError, caller_of
 from ..rooms.backlog import SLOW_CONSUMER_TIMEOUT_S, UnbatchedSink
-from ..rooms.subscription import Subscription
+from ..rooms.sessions import Delivery
 from ..stores.base import Entry
+
+T = TypeVar("T")
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -242,11 +244,16 @@ def request_of(scope: Scope) -> AsgiRequest:
 logger = logging.getLogger(__name__)
 
 
-class _QueueSink(UnbatchedSink):
-    """A sink that queues what a subscription sends, and awaits each send in order."""
+class _QueueSink(UnbatchedSink, Generic[T]):
+    """A sink that queues what a connection receives, and awaits each send in order."""
 
-    def __init__(self) -> None:
-        self._queue: deque[Entry | ControlFrame] = deque()
+    def __init__(self, encode: Callable[[Entry | ControlFrame], T]) -> None:
+        """
+        Args:
+            encode: called for each message when it is queued.
+        """
+        self._encode = encode
+        self._queue: deque[T] = deque()
         self._not_empty = asyncio.Event()
         self._is_sending = False
 
@@ -255,27 +262,25 @@ class _QueueSink(UnbatchedSink):
         return not (self._is_sending or self._queue)
 
     def send(self, entry: Entry) -> bool:
-        self._queue.append(entry)
+        self._queue.append(self._encode(entry))
         self._not_empty.set()
         return False
 
     send_batched = send
 
     def send_control(self, frame: ControlFrame) -> None:
-        self._queue.append(frame)
+        self._queue.append(self._encode(frame))
         self._not_empty.set()
 
     def close(self, code: CloseCode) -> None:
-        """Do nothing: :func:`_run_until_closed` waits for the end of the subscription."""
+        """Do nothing: :func:`_run_until_closed` waits for the end of the delivery."""
 
-    async def run(
-        self, subscription: Subscription, send: Callable[[Entry | ControlFrame], Awaitable[None]]
-    ) -> None:
+    async def run(self, delivery: Delivery, send: Callable[[T], Awaitable[None]]) -> None:
         """Send the queued frames until cancelled."""
         while True:
             self._is_sending = False
             if not self._queue:
-                subscription.on_writable()
+                delivery.on_writable()
             while not self._queue:
                 self._not_empty.clear()
                 await self._not_empty.wait()
@@ -284,18 +289,19 @@ class _QueueSink(UnbatchedSink):
                 async with asyncio.timeout(SLOW_CONSUMER_TIMEOUT_S):
                     await send(self._queue.popleft())
             except TimeoutError:
-                subscription.close(CloseCode.SLOW_CONSUMER)
+                delivery.close(CloseCode.SLOW_CONSUMER)
                 return
 
 
 async def run_subscription(
-    subscription: Subscription,
+    delivery: Delivery,
     after: str | None,
     send: Callable[[Entry | ControlFrame], Awaitable[None]],
 ) -> CloseCode:
-    """Replay the log from ``after``, then send live notifications until the subscription is closed.
+    """Replay the log from ``after``, then send live notifications until the delivery is closed.
 
     Args:
+        delivery: a subscription, or a connection with many rooms.
         send: writes one entry or control frame; an error that it raises ends the connection.
 
     Returns:
@@ -305,13 +311,22 @@ async def run_subscription(
         InvalidArgumentError: ``after`` is not a position.
         StoreUnavailableError: the log cannot be read now.
     """
-    sink = _QueueSink()
+    return await _deliver(delivery, after, send, lambda message: message)
+
+
+async def _deliver(
+    delivery: Delivery,
+    after: str | None,
+    send: Callable[[T], Awaitable[None]],
+    encode: Callable[[Entry | ControlFrame], T],
+) -> CloseCode:
+    sink = _QueueSink(encode)
     try:
         return await _run_until_closed(
-            subscription, sink.run(subscription, send), subscription.run(after, sink)
+            delivery, sink.run(delivery, send), delivery.run(after, sink)
         )
     finally:
-        subscription.detach()
+        delivery.detach()
 
 
 async def run_websocket(
@@ -322,7 +337,7 @@ async def run_websocket(
     send: Send,
 ) -> None:
     """Accept a WebSocket and serve it until one side ends it."""
-    session, subscription = opened.session, opened.session.subscription
+    session, delivery = opened.session, opened.session.delivery
     await send({"type": "websocket.accept", "subprotocol": request.chosen_subprotocol})
 
     async def write(message: Entry | ControlFrame) -> None:
@@ -340,7 +355,7 @@ async def run_websocket(
                 async with asyncio.timeout(limit_s):
                     message = await receive()
             except TimeoutError:
-                return subscription.close(CloseCode.IDLE_TIMEOUT)
+                return delivery.close(CloseCode.IDLE_TIMEOUT)
             if message["type"] == "websocket.disconnect":
                 raise DisconnectedError
             received = message["bytes"] if message.get("text") is None else message["text"]
@@ -351,14 +366,14 @@ async def run_websocket(
                     async with asyncio.timeout(SLOW_CONSUMER_TIMEOUT_S):
                         await send({"type": "websocket.send", "text": answer})
                 except TimeoutError:
-                    return subscription.close(CloseCode.SLOW_CONSUMER)
+                    return delivery.close(CloseCode.SLOW_CONSUMER)
 
     try:
         code = await _run_until_closed(
-            subscription, listen(), _follow(subscription, opened.after, write)
+            delivery, listen(), _follow(delivery, opened.after, write, lambda message: message)
         )
         async with asyncio.timeout(CLOSE_TIMEOUT_S):
-            reason = cut_reason(subscription.reason)
+            reason = cut_reason(delivery.reason)
             await send({"type": "websocket.close", "code": int(code), "reason": reason})
     except (DisconnectedError, OSError, TimeoutError):
         logger.debug("subscriber disconnected")
@@ -381,7 +396,8 @@ async def run_event_stream(
     Args:
         leave: called when the subscription has ended, before the peer has received the rest.
     """
-    subscription, head = opened.session.subscription, opened.head
+    session, head = opened.session, opened.head
+    delivery = session.delivery
     assert head is not None  # noqa: S101 - of an event stream
     headers = [(k.lower().encode(), v.encode("latin-1")) for k, v in head.header_fields().items()]
     has_begun = False
@@ -398,10 +414,12 @@ async def run_event_stream(
                 await begin()
                 await put(encode_retry())
         except TimeoutError:  # the peer does not read an earlier response
-            subscription.close(CloseCode.SLOW_CONSUMER)
+            delivery.close(CloseCode.SLOW_CONSUMER)
             return
         started.set()
-        await _follow(subscription, opened.after, lambda message: put(encode_event(message)))
+        await _follow(
+            delivery, opened.after, put, lambda message: encode_event(message, session.position)
+        )
 
     async def put(text: bytes) -> None:
         await send({"type": "http.response.body", "body": text, "more_body": True})
@@ -418,7 +436,7 @@ async def run_event_stream(
             await put(COMMENT)
 
     try:
-        await _run_until_closed(subscription, listen(), beat(), start())
+        await _run_until_closed(delivery, listen(), beat(), start())
         leave()
         # An app cannot abort a connection. Returning before the end would log an error in the host,
         # and the socket of a peer that does not read would stay open anyway.
@@ -430,20 +448,19 @@ async def run_event_stream(
 
 
 async def _follow(
-    subscription: Subscription,
+    delivery: Delivery,
     after: str | None,
-    write: Callable[[Entry | ControlFrame], Awaitable[None]],
+    send: Callable[[T], Awaitable[None]],
+    encode: Callable[[Entry | ControlFrame], T],
 ) -> None:
     try:
-        await run_subscription(subscription, after, write)
+        await _deliver(delivery, after, send, encode)
     except StoreUnavailableError:
-        subscription.close(CloseCode.DRAINING)
+        delivery.close(CloseCode.DRAINING)
 
 
-async def _run_until_closed(
-    subscription: Subscription, *parts: Coroutine[Any, Any, object]
-) -> CloseCode:
-    """Run the parts of a connection until the subscription is closed.
+async def _run_until_closed(delivery: Delivery, *parts: Coroutine[Any, Any, object]) -> CloseCode:
+    """Run the parts of a connection until the delivery is closed.
 
     Raises:
         DisconnectedError, OSError, SynapRealtimeError: the error that ended it before.
@@ -451,7 +468,7 @@ async def _run_until_closed(
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(part) for part in parts]
-            code = await subscription.wait_closed()
+            code = await delivery.wait_closed()
             for task in tasks:
                 task.cancel()
     except ExceptionGroup as errors:

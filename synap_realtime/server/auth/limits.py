@@ -25,14 +25,18 @@ MAX_TRACKED_KEYS = 100_000
 
 
 class ConnectionSlot(NamedTuple):
-    """The counters that one connection occupies."""
+    """The counters that one connection occupies.
+
+    Attributes:
+        room: its room; None if it has many, which are counted by :meth:`Limits.admit_room`.
+    """
 
     user: str | None
-    room: Room
+    room: Room | None
     address: str | None
 
 
-def slot_of(claims: Claims, room: Room, address: str | None) -> ConnectionSlot:
+def slot_of(claims: Claims, room: Room | None, address: str | None) -> ConnectionSlot:
     """Return the counters that a connection of this client occupies."""
     return ConnectionSlot(claims.user, room, _limited_address(address))
 
@@ -188,8 +192,11 @@ class Limits:
         """Count a message of a connection. Return False if it is over the limit."""
         return not self._messages.acquire(str(connection), 1)
 
-    async def admit(self, claims: Claims, room: Room, address: str | None) -> ConnectionSlot:
+    async def admit(self, claims: Claims, room: Room | None, address: str | None) -> ConnectionSlot:
         """Count a connection. Call :meth:`release` when it has ended.
+
+        Args:
+            room: None for a connection with many rooms; see :meth:`admit_room`.
 
         Raises:
             RateLimitedError: over the limit in total, of rooms, of this room, or of this address.
@@ -211,12 +218,24 @@ class Limits:
             raise UserConnectionLimitError(most)
         return slot
 
+    def admit_room(self, room: Room) -> None:
+        """Count a room of a connection with many. Call :meth:`release_room` when it has ended.
+
+        Raises:
+            RateLimitedError: over the limit of rooms, or of connections of this room.
+        """
+        self._check_room(room)
+        self._by_room[room] = self._by_room.get(room, 0) + 1
+
+    def release_room(self, room: Room) -> None:
+        _decrement(self._by_room, room)
+
     def release(self, slot: ConnectionSlot) -> None:
         self._release(slot)
         if self._shared_connections is not None and slot.user is not None:
             self._shared_connections.release_connection(slot.user)
 
-    def _acquire(self, claims: Claims, room: Room, address: str | None) -> ConnectionSlot:
+    def _acquire(self, claims: Claims, room: Room | None, address: str | None) -> ConnectionSlot:
         """Count a connection at this node.
 
         Raises:
@@ -237,11 +256,8 @@ class Limits:
                 raise RateLimitedError(f"connection limit ({most}) per address reached", 10)
         if _at_limit(self._connections, settings.max_connections):
             raise RateLimitedError(f"connection limit ({settings.max_connections}) reached", 10)
-        if room not in self._by_room and _at_limit(len(self._by_room), settings.max_rooms):
-            raise RateLimitedError(f"active room limit ({settings.max_rooms}) reached", 10)
-        if _at_limit(self._by_room.get(room, 0), settings.max_connections_per_room):
-            most = settings.max_connections_per_room
-            raise RateLimitedError(f"connection limit ({most}) of the room reached", 10)
+        if room is not None:
+            self._check_room(room)
         if user is not None and _at_limit(
             self._by_user.get(user, 0), settings.max_connections_per_user
         ):
@@ -251,19 +267,37 @@ class Limits:
             counter[name] = counter.get(name, 0) + 1
         return slot
 
+    def _check_room(self, room: Room) -> None:
+        """Check that a room may have one more connection.
+
+        Raises:
+            RateLimitedError: over a limit.
+        """
+        settings = self._settings
+        if room not in self._by_room and _at_limit(len(self._by_room), settings.max_rooms):
+            raise RateLimitedError(f"active room limit ({settings.max_rooms}) reached", 10)
+        if _at_limit(self._by_room.get(room, 0), settings.max_connections_per_room):
+            most = settings.max_connections_per_room
+            raise RateLimitedError(f"connection limit ({most}) of the room reached", 10)
+
     def _release(self, slot: ConnectionSlot) -> None:
         self._connections -= 1
         for counter, name in self._counters(slot):
-            counter[name] -= 1
-            if not counter[name]:
-                del counter[name]
+            _decrement(counter, name)
 
     def _counters(self, slot: ConnectionSlot) -> Iterator[tuple[dict[str, int], str]]:
         if slot.user is not None:
             yield self._by_user, slot.user
-        yield self._by_room, slot.room
+        if slot.room is not None:
+            yield self._by_room, slot.room
         if slot.address is not None:
             yield self._by_address, slot.address
+
+
+def _decrement(counter: dict[str, int], name: str) -> None:
+    counter[name] -= 1
+    if not counter[name]:
+        del counter[name]
 
 
 def _caller(claims: Claims | None, address: str | None) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+from ...protocol.control import MAX_STREAM_ROOMS
 from ...protocol.folding import MAX_ATTEMPT, MAX_KEY_LENGTH
 from ...protocol.notification import MAX_BATCH_NOTIFICATIONS
 from ...protocol.rooms import ROOM_PATTERN
@@ -372,6 +373,43 @@ def document() -> dict[str, Any]:
                         {
                             "name": "Last-Event-ID", "in": "header", "schema": _TEXT,
                             "description": "Resumes after this cursor. Overrides after.",
+                        },
+                    ],
+                },
+            },
+            "/subscribe": {
+                "get": _operation(
+                    "subscribeMany", "Subscribe to many rooms by one WebSocket.",
+                    {"101": {"description": "The handshake, for a request with an upgrade."}},
+                    400, 401, 403, 404, 426, 429, 503,
+                ),
+            },
+            "/events": {
+                "get": {
+                    **_operation(
+                        "eventsOfMany", "Subscribe to many rooms by Server-Sent Events.",
+                        {"200": {
+                            "description": "The event stream.",
+                            "content": {"text/event-stream": {"schema": _TEXT}},
+                        }},
+                        400, 401, 403, 404, 429, 503,
+                    ),
+                    "parameters": [
+                        {
+                            "name": "room", "in": "query", "required": True,
+                            "description": "Each of the rooms.",
+                            "schema": {
+                                "type": "array", "items": _ROOM_ID,
+                                "minItems": 1, "maxItems": MAX_STREAM_ROOMS,
+                            },
+                            "example": ["user_42"],
+                        },
+                        _query("after", "Where to start: room/cursor,room/cursor,…", _TEXT),
+                        _DEVICE,
+                        _PRESENCE,
+                        {
+                            "name": "Last-Event-ID", "in": "header", "schema": _TEXT,
+                            "description": "Resumes after these positions. Overrides after.",
                         },
                     ],
                 },

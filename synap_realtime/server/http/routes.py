@@ -80,6 +80,8 @@ def route_table(
             "GET", subscribing.reject_plain_request, subscribing.accept_websocket
         ),
         "/rooms/{room}/events": Route("GET", subscribing.accept_event_stream),
+        "/subscribe": Route("GET", subscribing.reject_plain_request, subscribing.accept_connection),
+        "/events": Route("GET", subscribing.accept_stream_of_rooms),
         "/rooms/{room}/history": Route("GET", reads.history),
         "/rooms/{room}/presence": Route("GET", reads.presence),
         "/rooms/{room}/health": Route("GET", reads.health),
@@ -158,7 +160,10 @@ class Router:
             route = self._match(request.path_segments)
             if route is None or route.accept_websocket is None:
                 raise RequestError(
-                    404, "not_found", "Not found", "subscribe at /rooms/{room}/subscribe"
+                    404,
+                    "not_found",
+                    "Not found",
+                    "subscribe at /subscribe or /rooms/{room}/subscribe",
                 )
             return await route.accept_websocket(request)
         except CloseHandshakeError as error:

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
-from ...protocol.control import CloseCode
-from ...protocol.cursor import is_cursor
+from ...protocol.control import MAX_STREAM_ROOMS, CloseCode
+from ...protocol.cursor import is_cursor, parse_positions
 from ...protocol.rooms import Room, key_of
-from ..auth.authorization import AccessControl
+from ..auth.authorization import AccessControl, Action
 from ..auth.claims import Claims
 from ..auth.limits import Limits
 from ..errors import (
     PermissionDeniedError,
+    RejectedError,
     StoreUnavailableError,
     UnauthenticatedError,
     UserConnectionLimitError,
@@ -32,12 +33,16 @@ from ..messages import (
     parse_device_param,
     parse_room_param,
 )
-from ..rooms.sessions import Session, SessionRegistry
+from ..rooms.registry import SessionRegistry
+from ..rooms.sessions import ClientConnection, Session
 from ..rooms.subscription import UNKNOWN_POSITION
 from .in_flight import InFlight
 
 SSE_RETRY_MS = 1000
 """The delay after which a browser reconnects when an event stream has ended, in milliseconds."""
+
+MAX_STREAM_ROOM_CHARACTERS = 1536
+"""The maximum length of all rooms of a stream together. They are part of the id of each event."""
 
 _EVENT_STREAM = "text/event-stream; charset=utf-8"
 _EVENT_STREAM_HEADERS = {
@@ -52,11 +57,11 @@ class AcceptedSubscription:
 
     Attributes:
         session: pass it to :meth:`SessionRegistry.close` when the connection has ended.
-        after: the position where it starts.
+        after: the position where it starts; None if it has many rooms.
         head: the status and the headers of an event stream; None for a WebSocket.
     """
 
-    session: Session
+    session: ClientConnection
     after: str | None
     head: Response | None = None
 
@@ -114,9 +119,44 @@ class SubscribeService:
                 "Presence requires subprotocol synap.v1",
                 "presence: offer the subprotocol synap.v1",
             )
+        return await self._or_close(request, self._accept_room(request, params))
+
+    async def accept_connection(self, request: Request) -> AcceptedSubscription:
+        """Handle the WebSocket handshake of ``/subscribe``: a connection with many rooms.
+
+        Raises:
+            CloseHandshakeError, RequestError, RejectedError, StoreUnavailableError: as
+                :meth:`accept_websocket`.
+        """
+        if not request.supports_control_frames:
+            raise bad_request(
+                "Subprotocol synap.v2 required",
+                "offer the subprotocol synap.v2, or subscribe at /rooms/{room}/subscribe",
+            )
+        return await self._or_close(request, self._accept_connection(request))
+
+    async def _accept_room(self, request: Request, params: SubscribeParams) -> AcceptedSubscription:
         self._in_flight.ensure_accepting()
+        claims = await self._admit(request, params)
+        session = await self._open(request, params, claims, "websocket")
+        return AcceptedSubscription(session, params.after)
+
+    async def _accept_connection(self, request: Request) -> AcceptedSubscription:
+        self._in_flight.ensure_accepting()
+        claims = await self._access.authenticate_counted(request)
+        connection = await self._sessions.open_connection(
+            claims, request.address, transport="websocket"
+        )
+        return AcceptedSubscription(connection, None)
+
+    async def _or_close(
+        self, request: Request, accepting: Awaitable[AcceptedSubscription]
+    ) -> AcceptedSubscription:
+        """Accept a WebSocket. Translate the errors that a page has to be able to read."""
         try:
-            claims = await self._admit(request, params)
+            return await accepting
+        except UserConnectionLimitError as error:
+            raise CloseHandshakeError(CloseCode.CONNECTION_LIMIT, error.details) from None
         except UnauthenticatedError as error:
             if "origin" not in request.headers:
                 raise
@@ -127,20 +167,16 @@ class SubscribeService:
             if "origin" not in request.headers:
                 raise
             raise CloseHandshakeError(CloseCode.FORBIDDEN, error.details) from None
-        try:
-            session = await self._open(request, params, claims, "websocket")
-        except UserConnectionLimitError as error:
-            raise CloseHandshakeError(CloseCode.CONNECTION_LIMIT, error.details) from None
-        return AcceptedSubscription(session, params.after)
 
     async def reject_plain_request(self, request: Request) -> NoReturn:
-        """Handle a request for ``/rooms/{room}/subscribe`` that is not a WebSocket handshake.
+        """Handle a request for ``…/subscribe`` that is not a WebSocket handshake.
 
         Raises:
             RequestError: 426, or another one.
         """
         self._limits.check_request(None, request.address)
-        parse_room_param(request.path_segments[1])
+        if len(request.path_segments) > 1:
+            parse_room_param(request.path_segments[1])
         raise RequestError(
             426,
             "upgrade_required",
@@ -171,18 +207,64 @@ class SubscribeService:
             return _ended_event_stream()
         return AcceptedSubscription(session, after, _event_stream())
 
+    async def accept_stream_of_rooms(self, request: Request) -> Response | AcceptedSubscription:
+        """Handle ``GET /events``: an event stream with many rooms.
+
+        Raises:
+            RequestError, RejectedError, StoreUnavailableError: reject the request.
+        """
+        params = parse_stream_params(request)
+        claims = await self._access.authenticate_counted(request)
+        rooms = list(params)
+        actions: list[Action] = ["subscribe"]
+        if params[rooms[0]].wants_presence:
+            actions.append("presence")
+        for action in actions:
+            denied = await self._access.authorize_many(claims, action, rooms)
+            for error in denied.values():
+                raise error
+        for each in params.values():
+            self._check_names(each)
+        if request.method == "HEAD":
+            return _event_stream()
+        if self._in_flight.is_draining:
+            return _ended_event_stream()
+        try:
+            connection = await self._sessions.open_connection(
+                claims, request.address, transport="sse"
+            )
+        except StoreUnavailableError:
+            return _ended_event_stream()
+        try:
+            for room, each in params.items():
+                connection.start_at(room, each.after)
+                connection.open_room(
+                    room, claims, device=each.device, wants_presence=each.wants_presence
+                )
+        except RejectedError:
+            self._sessions.close(connection)
+            raise
+        return AcceptedSubscription(connection, None, _event_stream())
+
     async def _admit(self, request: Request, params: SubscribeParams) -> Claims:
         """Authenticate and authorize a subscriber."""
         claims = await self._access.authenticate_counted(request)
         await self._access.authorize(claims, "subscribe", params.room)
         if params.wants_presence:
             await self._access.authorize(claims, "presence", params.room)
-        # The log would show the room and the device.
+        self._check_names(params)
+        return claims
+
+    def _check_names(self, params: SubscribeParams) -> None:
+        """Check that neither the room nor the device is a credential: the log would show them.
+
+        Raises:
+            RequestError: 400.
+        """
         for name, text in (("room", key_of(params.room)), ("device", params.device)):
             if text is not None and self._access.is_credential(text):
                 details = f"{name}: this is a credential; send it as Authorization: Bearer …"
                 raise bad_request("Credential in the wrong place", details)
-        return claims
 
     async def _open(
         self, request: Request, params: SubscribeParams, claims: Claims, transport: str
@@ -226,8 +308,57 @@ def parse_subscribe_params(segment: str, query: dict[str, str]) -> SubscribePara
     """
     room = parse_room_param(segment)
     after = query.get("after")
-    if after not in (None, "earliest", "latest"):
+    if after not in (None, *_POSITIONS):
         parse_cursor_param(after)
+    return SubscribeParams(room, after, parse_device_param(query), _parse_presence(query))
+
+
+def parse_stream_params(request: Request) -> dict[Room, SubscribeParams]:
+    """Parse the parameters of an event stream with many rooms. Return those of each room.
+
+    Raises:
+        RequestError: a parameter is invalid.
+    """
+    query = request.query
+    rooms = dict.fromkeys(parse_room_param(text) for text in request.values("room"))
+    if not 1 <= len(rooms) <= MAX_STREAM_ROOMS:
+        details = f"room: expected 1 to {MAX_STREAM_ROOMS} parameters; got {len(rooms)}"
+        raise bad_request("Invalid room", details)
+    if sum(map(len, rooms)) > MAX_STREAM_ROOM_CHARACTERS:
+        details = f"room: expected at most {MAX_STREAM_ROOM_CHARACTERS} characters in all rooms"
+        raise bad_request("Invalid room", details)
+    start, positions = _parse_stream_start(request)
+    device, wants_presence = parse_device_param(query), _parse_presence(query)
+    return {
+        room: SubscribeParams(room, positions.get(room, start), device, wants_presence)
+        for room in rooms
+    }
+
+
+def _parse_stream_start(request: Request) -> tuple[str | None, dict[str, str]]:
+    """Return where the rooms of a stream start, and the cursors of those that have one.
+
+    Raises:
+        RequestError: ``after`` is invalid.
+    """
+    if last := request.headers.get("last-event-id"):
+        # A page cannot choose this header. So an invalid one is a lost position, not a 400.
+        positions = parse_positions(last)
+        return (UNKNOWN_POSITION, {}) if positions is None else (None, positions)
+    after = request.query.get("after")
+    if after is None or after in _POSITIONS:
+        return after, {}
+    positions = parse_positions(after)
+    if positions is None:
+        details = "after: expected room/cursor,room/cursor…, 'earliest' or 'latest'"
+        raise bad_request("Invalid positions", details)
+    return None, positions
+
+
+_POSITIONS = ("earliest", "latest")
+
+
+def _parse_presence(query: Mapping[str, str]) -> bool:
     if (presence := query.get("presence", "0")) not in ("0", "1"):
         raise bad_request("Invalid presence", "presence: expected 0 or 1")
-    return SubscribeParams(room, after, parse_device_param(query), wants_presence=presence == "1")
+    return presence == "1"

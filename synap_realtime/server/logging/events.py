@@ -157,9 +157,13 @@ def log_rejected(
 
 
 def log_opened(
-    room: Room, claims: Claims, address: str | None, device: str | None, kind: str
+    room: Room | None, claims: Claims, address: str | None, device: str | None, kind: str
 ) -> None:
-    """Log that a connection was accepted."""
+    """Log that a connection was accepted.
+
+    Args:
+        room: None if it has many, each of which has a record of its own.
+    """
     if logger.isEnabledFor(logging.DEBUG):
         _write(
             logging.DEBUG, "connected", claims,
@@ -168,7 +172,7 @@ def log_opened(
 
 
 def log_closed(
-    room: Room,
+    room: Room | None,
     claims: Claims,
     address: str | None,
     device: str | None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from array import array
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from ...tracing import is_enabled
 from ..rooms.subscription import Subscription
@@ -119,6 +119,13 @@ class BatchWriter(Generic[M]):
         self._lengths = self._block.cast("I")[LENGTH_AT // 4 :: ENTRY_BYTES // 4]
 
 
+class PauseListener(Protocol):
+    """What shares the writes of a socket, and bypasses its transport."""
+
+    def on_pause(self, socket: Any, /) -> None:
+        """Called when the socket is blocked or closing: it is no longer written to directly."""
+
+
 class GroupSocket(Member, Protocol):
     """A WebSocket that can share the writes of a group, which bypass its transport.
 
@@ -128,7 +135,7 @@ class GroupSocket(Member, Protocol):
     """
 
     descriptor: int | None
-    group: SocketFanoutGroup | None
+    group: Any
 
     def resume_write(self, frame: bytes, sent: int) -> None:
         """Write the rest of a frame that the group could not write whole.
@@ -137,6 +144,58 @@ class GroupSocket(Member, Protocol):
             frame: the whole frame.
             sent: how many of its bytes were written; -1 if the connection is closed.
         """
+
+
+class RoomMember:
+    """A WebSocket with many rooms, as a member of the group of one of them.
+
+    Attributes:
+        descriptor, group, index: see :class:`GroupSocket`.
+        subscription: of the room.
+    """
+
+    __slots__ = ("_rooms", "descriptor", "group", "index", "subscription")
+
+    def __init__(self, rooms: SharedSocket, subscription: Subscription) -> None:
+        self.descriptor = rooms.socket.descriptor
+        self.group: SocketFanoutGroup | None = None
+        self.index = -1
+        self.subscription = subscription
+        self._rooms = rooms
+
+    def resume_write(self, frame: bytes, sent: int) -> None:
+        """See :class:`GroupSocket`."""
+        self._rooms.socket.resume_write(frame, sent)
+
+    def leave(self) -> None:
+        """See :class:`backlog.GroupMember`."""
+        assert self.group is not None  # noqa: S101 - it is a member
+        self.group.discard(self)
+        self._rooms.members.discard(self)
+
+
+class SharedSocket:
+    """A WebSocket with many rooms, which is a member of a group for each large one.
+
+    Attributes:
+        members: one for each group that it is in.
+        socket: the WebSocket.
+    """
+
+    __slots__ = ("members", "socket")
+
+    def __init__(self, socket: GroupSocket) -> None:
+        self.members: set[RoomMember] = set()
+        self.socket = socket
+
+    def create_member(self, subscription: Subscription) -> RoomMember:
+        """Return a member for the group of one more room."""
+        return RoomMember(self, subscription)
+
+    def on_pause(self, _socket: object) -> None:
+        """Leave all groups: the socket is blocked or closing."""
+        for member in tuple(self.members):
+            member.subscription.leave_group()
 
 
 class SocketFanoutGroup:

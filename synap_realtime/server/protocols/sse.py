@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from ...protocol.control import CloseCode, ControlFrame
 from ..http.subscribe import SSE_RETRY_MS
 from ..rooms.backlog import MAX_JOINED_BYTES, UnbatchedSink
-from ..rooms.sessions import Session, SessionRegistry
+from ..rooms.registry import SessionRegistry
+from ..rooms.sessions import ClientConnection
 from ..stores.base import Entry
 from .requests import LAST_CHUNK, encode_chunk
 from .writes import reset
@@ -28,13 +29,17 @@ def encode_retry() -> bytes:
     return f"retry: {SSE_RETRY_MS}\n\n".encode()
 
 
-def encode_event(message: Entry | ControlFrame) -> bytes:
-    """Encode a notification or a control frame as one event."""
+def encode_event(message: Entry | ControlFrame, position: str | None = None) -> bytes:
+    """Encode a notification or a control frame as one event.
+
+    Args:
+        position: the id of the event; None: the cursor.
+    """
     if isinstance(message, Entry):
-        return f"id: {message.cursor}\ndata: {message.text}\n\n".encode()
+        return f"id: {position or message.cursor}\ndata: {message.text}\n\n".encode()
     fields = ""
     if cursor := message.data.get("cursor"):
-        fields += f"id: {cursor}\n"
+        fields += f"id: {position or cursor}\n"
     if retry_ms := message.data.get("reconnectAfterMs"):
         fields += f"retry: {retry_ms}\n"
     data = json.dumps(message.data, separators=(",", ":"))
@@ -49,7 +54,7 @@ class SseSink(UnbatchedSink):
     def __init__(
         self,
         transport: asyncio.Transport,
-        session: Session,
+        session: ClientConnection,
         sessions: SessionRegistry,
         *,
         chunked: bool,
@@ -84,7 +89,7 @@ class SseSink(UnbatchedSink):
         return self._is_writable()
 
     def send(self, entry: Entry) -> bool:
-        self._write(encode_event(entry))
+        self._write(encode_event(entry, self._session.position))
         return self._is_writable()
 
     send_batched = send
@@ -94,7 +99,7 @@ class SseSink(UnbatchedSink):
         return self._is_writable()
 
     def send_control(self, frame: ControlFrame) -> None:
-        self._write(encode_event(frame))
+        self._write(encode_event(frame, self._session.position))
 
     def close(self, code: CloseCode) -> None:
         is_writable = self._is_writable()
@@ -107,7 +112,7 @@ class SseSink(UnbatchedSink):
             reset(self._transport)
 
     def on_resume(self) -> None:
-        self._session.subscription.on_writable()
+        self._session.delivery.on_writable()
 
     def on_disconnect(self) -> None:
         """Stop: the connection has ended."""

@@ -15,9 +15,12 @@ from ..http.subscribe import CloseHandshakeError
 from ..resources.pacing import Pacer
 from ..rooms.backlog import MAX_JOINED_BYTES
 from ..rooms.hub import FanoutGroup
-from ..rooms.sessions import Session, SessionRegistry
+from ..rooms.registry import SessionRegistry
+from ..rooms.room_delivery import GroupMember
+from ..rooms.sessions import ClientConnection, Session
+from ..rooms.subscription import Subscription
 from ..stores.base import Entry
-from .fanout import SocketFanoutGroup
+from .fanout import GroupSocket, PauseListener, SharedSocket, SocketFanoutGroup
 from .flow_control import PacedProtocol
 from .requests import HttpRequest, encode_switching_protocols
 from .server_state import ServerState
@@ -86,7 +89,8 @@ class WebSocketProtocol(PacedProtocol):
     Attributes:
         descriptor: the socket's descriptor, if it can be written to directly. It is open until
             :meth:`connection_lost` has returned.
-        group: the group whose writes it shares; None unless :attr:`is_writable`.
+        group: the group whose writes it shares, or the groups of its rooms; None unless
+            :attr:`is_writable`.
         index: its position in the group, which sets it.
     """
 
@@ -139,7 +143,7 @@ class WebSocketProtocol(PacedProtocol):
         """
         super().__init__(pacer)
         self.descriptor = descriptor
-        self.group: SocketFanoutGroup | None = None
+        self.group: PauseListener | None = None
         self.index = -1
         self._transport = transport
         self._handler = handler
@@ -369,11 +373,11 @@ class WebSocketSink:
     __slots__ = (
         "_connections",
         "_create_group",
+        "_delivery",
         "_idle_timeouts",
         "_pending_answer",
         "_session",
         "_sessions",
-        "_subscription",
         "_supports_control_frames",
         "_task",
         "socket",
@@ -385,7 +389,7 @@ class WebSocketSink:
 
     def __init__(
         self,
-        session: Session,
+        session: ClientConnection,
         sessions: SessionRegistry,
         idle_timeouts: IdleTimeouts,
         connections: set[Closable],
@@ -395,7 +399,7 @@ class WebSocketSink:
     ) -> None:
         self._create_group = create_group
         self._session = session
-        self._subscription = session.subscription
+        self._delivery = session.delivery
         self._sessions = sessions
         self._idle_timeouts = idle_timeouts
         self._connections = connections
@@ -426,25 +430,42 @@ class WebSocketSink:
             self.socket.write(text_frame(frame.encoded().encode()))
 
     def close(self, code: CloseCode) -> None:
-        self.socket.close(code, self._subscription.reason)
+        self.socket.close(code, self._delivery.reason)
         self._sessions.close_soon(self._session)
 
     def abort(self) -> None:
         self.socket.abort()
 
     def join_group(self, group: FanoutGroup | None) -> FanoutGroup | None:
-        if self.socket.descriptor is None:
-            return None
-        if group is None:
-            group = self._create_group()
-        assert isinstance(group, SocketFanoutGroup)  # noqa: S101 - the sinks of a server create it
-        group.add(self.socket, self._subscription)
-        return group
+        assert isinstance(self._session, Session)  # noqa: S101 - of one room
+        return self._join(group, self.socket, self._session.subscription)
 
     def leave_group(self) -> None:
         group = self.socket.group
         assert isinstance(group, SocketFanoutGroup)  # noqa: S101
         group.discard(self.socket)
+
+    def join_room_group(
+        self, group: FanoutGroup | None, subscription: Subscription
+    ) -> GroupMember | None:
+        if not isinstance(rooms := self.socket.group, SharedSocket):
+            rooms = self.socket.group = SharedSocket(self.socket)
+        member = rooms.create_member(subscription)
+        if self._join(group, member, subscription) is None:
+            return None
+        rooms.members.add(member)
+        return member
+
+    def _join(
+        self, group: FanoutGroup | None, member: GroupSocket, subscription: Subscription
+    ) -> FanoutGroup | None:
+        if self.socket.descriptor is None:
+            return None
+        if group is None:
+            group = self._create_group()
+        assert isinstance(group, SocketFanoutGroup)  # noqa: S101 - the sinks of a server create it
+        group.add(member, subscription)
+        return group
 
     def on_activity(self) -> None:
         self._idle_timeouts.touch(self)
@@ -460,12 +481,12 @@ class WebSocketSink:
             self._pending_answer = answer
 
     def on_pause(self) -> None:
-        self._subscription.on_write_blocked()
+        self._delivery.on_write_blocked()
 
     def on_resume(self) -> None:
         answer, self._pending_answer = self._pending_answer, None
         if answer is None or self.socket.write(text_frame(answer.encode())):
-            self._subscription.on_writable()
+            self._delivery.on_writable()
 
     def on_close(self) -> None:
         self._sessions.close_soon(self._session)
@@ -483,11 +504,11 @@ class WebSocketSink:
             self.socket.write(_PING)
 
     def on_idle(self) -> None:
-        self._subscription.close(CloseCode.IDLE_TIMEOUT)
+        self._delivery.close(CloseCode.IDLE_TIMEOUT)
 
     def shutdown(self) -> None:
         """Close with ``DRAINING``. The server stops."""
-        self._subscription.close(CloseCode.DRAINING)
+        self._delivery.close(CloseCode.DRAINING)
 
 
 MAX_MESSAGE_BYTES = 16 * MAX_CLIENT_TEXT_BYTES

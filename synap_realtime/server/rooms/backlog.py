@@ -106,6 +106,9 @@ class UnbatchedSink:
     def leave_group(self) -> None:
         raise NotImplementedError
 
+    def join_room_group(self, group: FanoutGroup | None, subscription: object) -> None:
+        """See :class:`room_delivery.ConnectionSink`."""
+
 
 class NullSink(UnbatchedSink):
     """The sink of a subscription that has not started or has ended."""
@@ -132,13 +135,13 @@ class Backlog:
     demand: most subscribers have none.
 
     Attributes:
+        bytes: the size of the queued entries.
         closing_frame: the last control frame, sent after all others.
         is_after_replay: whether the subscriber has received everything before these entries.
     """
 
     __slots__ = (
         "_budget",
-        "_bytes",
         "_caller",
         "_can_fold",
         "_charged",
@@ -148,6 +151,7 @@ class Backlog:
         "_held_bytes",
         "_holder",
         "_timer",
+        "bytes",
         "closing_frame",
         "is_after_replay",
     )  # fmt: skip
@@ -171,7 +175,7 @@ class Backlog:
         self._budget = budget
         self._caller = caller
         self._entries: deque[tuple[Entry, float]] = deque()
-        self._bytes = 0
+        self.bytes = 0
         self._charged = 0  # bytes of the entries that are charged to the budget
         self._fold_above = _FOLD_BYTES
         self.is_after_replay = is_after_replay
@@ -184,17 +188,17 @@ class Backlog:
     def add(self, entry: Entry, published_at: float) -> None:
         """Queue an entry."""
         self._entries.append((entry, published_at))
-        self._bytes += _size_of(entry)
+        self.bytes += _size_of(entry)
         self._budget.add(entry)
         if entry.fold is not None:
             self._can_fold = True
-            if self._bytes > self._fold_above:
+            if self.bytes > self._fold_above:
                 self._fold()
-        if self._bytes > MAX_BACKLOG_BYTES:
+        if self.bytes > MAX_BACKLOG_BYTES:
             self._holder.over_budget()
-        elif self._bytes > self._charged:
+        elif self.bytes > self._charged:
             # Charge in steps: most backlogs are written within one or two loop iterations.
-            self._charged = self._bytes + _CHARGE_BYTES
+            self._charged = self.bytes + _CHARGE_BYTES
             self._charge()
 
     def pop(self) -> tuple[Entry, float] | None:
@@ -207,7 +211,7 @@ class Backlog:
         if self._can_fold:
             self._fold()
         entry, published_at = self._entries.popleft()
-        self._bytes -= _size_of(entry)
+        self.bytes -= _size_of(entry)
         self._budget.remove(entry)
         return entry, published_at
 
@@ -229,7 +233,7 @@ class Backlog:
         if len(folded) < len(self._entries):
             self._replace_entries(folded)
         self._can_fold = False
-        self._fold_above = min(max(_FOLD_BYTES, 2 * self._bytes), MAX_BACKLOG_BYTES)
+        self._fold_above = min(max(_FOLD_BYTES, 2 * self.bytes), MAX_BACKLOG_BYTES)
 
     def _replace_entries(self, entries: Sequence[Queued]) -> None:
         for entry, _ in self._entries:
@@ -237,7 +241,7 @@ class Backlog:
         for entry, _ in entries:
             self._budget.add(entry)
         self._entries = deque(entries)
-        self._bytes = sum([_size_of(entry) for entry, _ in entries])
+        self.bytes = sum([_size_of(entry) for entry, _ in entries])
 
     def add_frame(self, frame: ControlFrame) -> None:
         """Queue a control frame. Frames are sent before entries."""

@@ -176,6 +176,11 @@ class Subscription:
         group = self._group
         return self._sent_offset if group is None else max(self._sent_offset, group.last_offset)
 
+    @property
+    def backlog_bytes(self) -> int:
+        """The bytes of the live notifications that are not written yet."""
+        return 0 if self._backlog is None else self._backlog.bytes
+
     def deliver(self, entry: Entry, published_at: float) -> bool:
         """See :class:`hub.Subscriber`."""
         if self.state is _LIVE:

@@ -146,7 +146,7 @@ class AsgiTarget(Target):
             self._start()
         self.converse(data, crc32(data))
         require(not self._loop.problems, f"the loop's exception handler: {self._loop.problems}")
-        require(not self._app.node.sessions.subscriptions(), "no subscription is left")
+        require(not self._app.node.sessions.deliveries(), "no subscription is left")
         tasks = len(asyncio.all_tasks(self._loop)) - self._tasks
         require(tasks <= 0, f"{tasks} tasks are left")
         self._log.check(2 * LINE_BYTES)

@@ -56,7 +56,7 @@ async def stalled(url: str, sent: bytes) -> asyncio.StreamWriter:
 
 async def until_there_are(app: RoomServer, count: int) -> None:
     async with asyncio.timeout(TIMEOUT_S):
-        while len(app.node.sessions.subscriptions()) != count:  # noqa: ASYNC110
+        while len(app.node.sessions.deliveries()) != count:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
@@ -132,7 +132,7 @@ async def test_a_host_that_has_closed_a_websocket_has_no_error_either() -> None:
     async with asyncio.timeout(TIMEOUT_S):
         await app(scope, receive, send)
     assert sent == ["websocket.accept", "websocket.send"]
-    assert not app.node.sessions.subscriptions()
+    assert not app.node.sessions.deliveries()
     await app.close()
 
 

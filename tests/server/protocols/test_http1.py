@@ -39,7 +39,7 @@ async def nothing_is_left(app: RoomServer, tasks: int) -> None:
     """No session, no place of the limits, no listener, no task."""
     async with asyncio.timeout(TIMEOUT_S):
         while (  # noqa: ASYNC110 - there is no event for all of it
-            app.node.sessions.subscriptions()
+            app.node.sessions.deliveries()
             or len(asyncio.all_tasks()) > tasks
             or app.node.sessions._limits._connections
             or app.node.sessions._hub.subscriber_count("user_1")  # type: ignore[arg-type]

@@ -18,7 +18,8 @@ from ...auth.authorization import AccessControl, require_scope
 from ...messages import Request, RequestError, Response, json_response, parse_room_param
 from ...metrics import Metrics
 from ...rooms.hub import Hub
-from ...rooms.sessions import Session, SessionRegistry
+from ...rooms.registry import SessionRegistry
+from ...rooms.sessions import Session
 from ...surveys import Answer, Surveys
 from .answers import (
     MAX_CONNECTIONS,
