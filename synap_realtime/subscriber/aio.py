@@ -12,9 +12,19 @@ from typing import TYPE_CHECKING
 
 from ..event_loops import running_loop
 from ..protocol.notification import Notification
-from . import connect, core
+from ..protocol.rooms import Room
+from . import connect, core, rooms
 from .keepalive import Keepalive
-from .options import OnGap, OnStateChange, Options, Token, brought, check
+from .options import (
+    After,
+    OnGap,
+    OnStateChange,
+    Options,
+    RoomsOptions,
+    Token,
+    brought,
+    check_any,
+)
 from .reconnect import Failure
 
 if TYPE_CHECKING:
@@ -22,11 +32,11 @@ if TYPE_CHECKING:
 
 
 def subscribe(
-    room: str,
+    room: str | list[str] | tuple[str, ...],
     url: str | None = None,
     token: Token = None,
     *,
-    after: str | None = None,
+    after: After = None,
     max_reconnects: int | None = 5,
     acknowledge: bool = True,
     on_gap: OnGap = None,
@@ -47,14 +57,17 @@ def subscribe(
     server closes it.
 
     Args:
-        room: ``user_42``, ``request_7f3a``, ``workspace_7``.
+        room: ``user_42``, ``request_7f3a``, ``workspace_7``. Or up to 128 of them, which share one
+            connection; a notification names its ``room``. If the server has no such connections,
+            each room has its own.
         url: the room server, ``http(s)://`` or ``ws(s)://``. Default: ``REALTIME_URL``, then
             ``http://127.0.0.1:8787``.
         token: sent as a bearer token. A function (which may be ``async``) is called at each
             connect; an exception that it raises ends the subscription. If it takes over 10 s, the
             connect has failed.
-        after: where to start: a cursor, ``earliest`` or ``latest``. Default: in a user's room the
-            acknowledged cursor, in a request's room the beginning.
+        after: where to start: a cursor, ``earliest`` or ``latest``; for several rooms, a mapping
+            from rooms to positions. Default: in a user's room the acknowledged cursor, in a
+            request's room the beginning.
         max_reconnects: maximum number of consecutive reconnects, after about 1, 2, 4, 8, 16, 16, …
             s; None for no limit.
         acknowledge: advance the room's acknowledged cursor (servers with ``synap.v1``).
@@ -73,7 +86,7 @@ def subscribe(
 
     See PROTOCOL.md, "Subscribing" and "Clients".
     """
-    options = check(
+    options = check_any(
         room,
         url,
         token,
@@ -83,12 +96,66 @@ def subscribe(
         on_gap=on_gap,
         on_state_change=on_state_change,
     )
+    if isinstance(options, RoomsOptions):
+        return _notifications_of_rooms(options)
     return _notifications(options)
 
 
-async def _notifications(options: Options) -> AsyncGenerator[Notification, None]:
+async def _notifications_of_rooms(options: RoomsOptions) -> AsyncGenerator[Notification, None]:
+    try:
+        steps = rooms.run(options, time.monotonic, random.random)
+        async with contextlib.aclosing(_run(options, steps)) as notifications:
+            async for notification in notifications:
+                yield notification
+    except rooms.OneRoomOnlyError as error:
+        options = options.starting_at(error.positions)
+    else:
+        return
+    async with contextlib.aclosing(_merged(options)) as notifications:
+        async for notification in notifications:
+            yield notification
+
+
+async def _merged(options: RoomsOptions) -> AsyncGenerator[Notification, None]:
+    """Subscribe to each room by a connection of its own."""
+    queue: asyncio.Queue[tuple[Notification, asyncio.Event]] = asyncio.Queue()
+
+    async def follow(room: Room) -> None:
+        async with contextlib.aclosing(_notifications(options.of(room))) as notifications:
+            async for notification in notifications:
+                is_processed = asyncio.Event()
+                queue.put_nowait((notification, is_processed))
+                await is_processed.wait()
+
+    following = [asyncio.ensure_future(follow(room)) for room in options.rooms]
+    try:
+        while True:
+            coming = asyncio.ensure_future(queue.get())
+            try:
+                await asyncio.wait([coming, *following], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                coming.cancel()
+            if coming.done() and not coming.cancelled():
+                notification, is_processed = coming.result()
+                yield notification
+                is_processed.set()
+            for task in following:
+                if task.done():
+                    task.result()  # it ends with an error only
+    finally:
+        for task in following:
+            task.cancel()
+        await asyncio.wait(following)
+
+
+def _notifications(options: Options) -> AsyncGenerator[Notification, None]:
+    return _run(options, core.run(options, time.monotonic, random.random))
+
+
+async def _run(
+    options: Options | RoomsOptions, steps: core.Steps
+) -> AsyncGenerator[Notification, None]:
     running_loop("subscribe()", "iterate subscribe_sync() in a thread")
-    steps = core.run(options, time.monotonic, random.random)
     answer: core.EffectResult = None
     line = _Connection(options)
     try:
@@ -104,6 +171,8 @@ async def _notifications(options: Options) -> AsyncGenerator[Notification, None]
                     line.keep(keepalive)
                 case core.Receive(timeout_s):
                     answer = await line.receive(timeout_s)
+                case core.Send(text):
+                    await line.send(text)
                 case core.WakeKeepalive():
                     line.wake.set()
                 case core.Disconnect():
@@ -121,7 +190,7 @@ async def _notifications(options: Options) -> AsyncGenerator[Notification, None]
 class _Connection:
     """The current connection and its keepalive task."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options | RoomsOptions) -> None:
         self._options = options
         self._ws: ClientConnection | None = None
         self._keepalive: Keepalive | None = None
@@ -166,6 +235,10 @@ class _Connection:
             return None
         except ConnectionClosed as error:
             return connect.read_closed(error)
+
+    async def send(self, text: str) -> None:
+        assert self._ws is not None  # noqa: S101 - the core connects first
+        await _send_all(self._ws, [text])
 
     async def disconnect(self) -> None:
         """Close the connection and its task; do nothing if there is none."""

@@ -18,8 +18,7 @@ from .. import network
 from ..endpoint import authorization_header
 from ..errors import ConfigurationError
 from ..extras import lacks
-from ..protocol.control import SUBPROTOCOL
-from .options import Options
+from .options import Options, RoomsOptions
 from .reconnect import Failure, from_close_frame, from_http_response
 
 MAX_MESSAGE_BYTES = 1024 * 1024
@@ -150,7 +149,7 @@ def connection_class(name: str) -> Any:
 
 
 def dial_arguments(
-    name: str, options: Options, after: str | None, token: str | None
+    name: str, options: Options | RoomsOptions, after: str | None, token: str | None
 ) -> dict[str, Any]:
     """Return the arguments of ``connect``, asynchronous or synchronous.
 
@@ -162,7 +161,7 @@ def dial_arguments(
     return {
         "create_connection": connection_class(name),
         "uri": options.uri(after, with_token=bool(token)),
-        "subprotocols": [SUBPROTOCOL],
+        "subprotocols": [options.subprotocol],
         "additional_headers": {"Authorization": authorization_header("token", token)}
         if token
         else None,
@@ -178,7 +177,7 @@ def dial_arguments(
     }
 
 
-def dial_socket(arguments: dict[str, Any], options: Options) -> None:
+def dial_socket(arguments: dict[str, Any], options: Options | RoomsOptions) -> None:
     """Connect a socket for the synchronous ``connect``, which does not limit the total time.
 
     The library gives each address of a host the whole timeout, and a name lookup has none. The rest

@@ -26,7 +26,7 @@ from ..protocol.control import (
 )
 from ..protocol.notification import Notification, parse_notification
 from .keepalive import Keepalive
-from .options import Options, SubscriptionState
+from .options import Options, SubscriptionState, Token
 from .reconnect import Failure, ReconnectPolicy
 
 logger = logging.getLogger("synap_realtime.subscriber")
@@ -65,6 +65,13 @@ class Deliver:
     notification: Notification
 
 
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send a text. No result: a closed connection is reported by the next :class:`Receive`."""
+
+    text: str
+
+
 class WakeKeepalive:
     """Wake the keepalive because a text is due. No result."""
 
@@ -88,7 +95,17 @@ class Notify:
     value: SubscriptionState | str
 
 
-Step = Connect | StartKeepalive | Receive | Deliver | WakeKeepalive | Disconnect | Sleep | Notify
+Step = (
+    Connect
+    | StartKeepalive
+    | Receive
+    | Deliver
+    | Send
+    | WakeKeepalive
+    | Disconnect
+    | Sleep
+    | Notify
+)
 EffectResult = str | bytes | Failure | None
 Steps = Generator[Step, EffectResult, None]
 
@@ -123,7 +140,7 @@ MAX_INTERRUPTED_REPLAYS = 3
 """
 
 
-class _Subscription:
+class RoomProgress:
     """The state that outlives a connection: the position, and the ids received."""
 
     def __init__(self, options: Options) -> None:
@@ -155,6 +172,19 @@ class _Subscription:
         self._is_replay_complete = self.reports_gaps = True
         self._interrupted_replays = 0
         self.move_to(cursor)
+
+    def subscribed(self, frame: ControlFrame) -> bool:
+        """Apply ``synap.subscribed``. Return whether to report a gap.
+
+        The last connection may have ended before its last acknowledgement, so the caller repeats
+        it.
+        """
+        has_gap = frame.data.get("recovered") is False and self.reports_gaps
+        self.replay_complete(frame.data.get("cursor"))
+        if has_gap:  # the log of the last one may be gone
+            self.received = self.cursor
+            logger.info("gap: missed notifications are no longer retained")
+        return has_gap
 
     def lost(self) -> bool:
         """Record that the connection was lost. Return whether a gap may stay unreported."""
@@ -188,16 +218,13 @@ class _Subscription:
 
 def run(options: Options, clock: Callable[[], float], random: Callable[[], float]) -> Steps:
     """Run one subscription: connect, receive, and reconnect until a permanent failure."""
-    subscription = _Subscription(options)
+    subscription = RoomProgress(options)
     reconnect = ReconnectPolicy(options.max_reconnects, random)
     while True:
         answer = yield Connect(subscription.after)
         up_s = 0.0
         if isinstance(answer, Failure):
-            failure = answer
-            if failure.status == 401 and callable(options.token):
-                is_expired = re.search(r"\bexpired\b", failure.reason) is not None
-                failure = replace(failure, is_expired=is_expired)
+            failure = explain_expiry(answer, options.token)
         else:
             start = clock()
             speaks_v1 = answer == SUBPROTOCOL
@@ -218,8 +245,15 @@ def run(options: Options, clock: Callable[[], float], random: Callable[[], float
         yield Sleep(delay_s)
 
 
+def explain_expiry(failure: Failure, token: Token) -> Failure:
+    """Note that a handshake was rejected because a token expired that a function can replace."""
+    if failure.status != 401 or not callable(token):
+        return failure
+    return replace(failure, is_expired=re.search(r"\bexpired\b", failure.reason) is not None)
+
+
 def _connected(
-    subscription: _Subscription,
+    subscription: RoomProgress,
     keepalive: Keepalive,
     clock: Callable[[], float],
     *,
@@ -247,23 +281,19 @@ def _connected(
                     yield WakeKeepalive()
             elif isinstance(content, ControlFrame) and speaks_v1:
                 if content.type == SUBSCRIBED:
-                    has_gap = content.data.get("recovered") is False and subscription.reports_gaps
-                    subscription.replay_complete(content.data.get("cursor"))
-                    if has_gap:  # the log of the last one may be gone
-                        subscription.received = subscription.cursor
-                    # The last connection may have ended before its last acknowledgement.
+                    has_gap = subscription.subscribed(content)
                     if keepalive.acknowledge(subscription.received):
                         yield WakeKeepalive()
                     if has_gap:
-                        logger.info("gap: missed notifications are no longer retained")
                         yield Notify(subscription.options.on_gap, subscription.options.room)
                 elif content.type == CLOSING:
-                    asked_s = _seconds(content.data.get("reconnectAfterMs"))
+                    asked_s = seconds(content.data.get("reconnectAfterMs"))
         if keepalive.is_dead:
             return Failure(f"no pong within {PONG_TIMEOUT_S:g} s", retry_after_s=asked_s)
 
 
-def _seconds(milliseconds: object) -> float | None:
+def seconds(milliseconds: object) -> float | None:
+    """Return a delay that the server asks for; None if it is not one."""
     if not isinstance(milliseconds, int | float) or isinstance(milliseconds, bool):
         return None
     return milliseconds / 1000 if 0 <= milliseconds < 1e9 else None

@@ -63,13 +63,20 @@ class Keepalive:
         if cursor == self._acknowledged:
             return []
         self._acknowledged = cursor
-        self._next_ack_at = self._clock() + ACK_INTERVAL_S
+        self._ack_again_later()
         return [json.dumps({"action": "ack", "cursor": cursor})]
+
+    @property
+    def _has_pending_ack(self) -> bool:
+        return self._received != self._acknowledged
+
+    def _ack_again_later(self) -> None:
+        self._next_ack_at = self._clock() + ACK_INTERVAL_S
 
     def next_wakeup_s(self) -> float:
         """Return how long the keepalive may sleep."""
         at = self._next_ping_at
-        if self._received != self._acknowledged:
+        if self._has_pending_ack:
             at = min(at, self._next_ack_at)
         return max(0.0, at - self._clock())
 

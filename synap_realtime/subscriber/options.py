@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 from urllib.parse import quote
 
 from ..endpoint import SCHEMES, ServerUrl, authorization_header, parse_server_url
 from ..errors import ConfigurationError, InvalidArgumentError
+from ..protocol.control import MAX_ROOMS, SUBPROTOCOL, SUBPROTOCOL_V2
 from ..protocol.rooms import Room, parse_room
 
 Token = str | Callable[[], str | Awaitable[str]] | None
 """A bearer token, or a function that is called at each connect."""
+
+After = str | Mapping[str, str] | None
+"""Where to start: one position, or one for each room."""
 
 _POSITION = re.compile(r"[A-Za-z0-9-]{1,64}")  # the format of a cursor is opaque to clients
 
@@ -79,14 +83,137 @@ class Options(NamedTuple):
     on_gap: OnGap
     on_state_change: OnStateChange
 
+    @property
+    def subprotocol(self) -> str:
+        return SUBPROTOCOL
+
     def uri(self, after: str | None, *, with_token: bool) -> str:
         """The WebSocket's address. A token replaces the URL's user and password."""
-        url = self.address.url
-        if with_token:
-            url = url.copy_with(username=None, password=None)
-        base = re.sub("^http", "ws", str(url)).rstrip("/")
         query = f"?after={quote(after, safe='')}" if after else ""
+        base = _base(self.address, with_token=with_token)
         return f"{base}/rooms/{quote(self.room, safe='')}/subscribe{query}"
+
+
+class RoomsOptions(NamedTuple):
+    """The validated arguments of ``subscribe`` for several rooms."""
+
+    positions: dict[Room, str | None]
+    address: ServerUrl
+    token: Token
+    max_reconnects: int | None
+    acknowledge: bool
+    on_gap: OnGap
+    on_state_change: OnStateChange
+
+    @property
+    def rooms(self) -> tuple[Room, ...]:
+        return tuple(self.positions)
+
+    @property
+    def subprotocol(self) -> str:
+        return SUBPROTOCOL_V2
+
+    def uri(self, after: str | None, *, with_token: bool) -> str:  # noqa: ARG002 - of each room
+        """The WebSocket's address; see :meth:`Options.uri`."""
+        return f"{_base(self.address, with_token=with_token)}/subscribe"
+
+    def of(self, room: Room) -> Options:
+        """Return the arguments for one of the rooms."""
+        return Options(
+            room=room,
+            address=self.address,
+            token=self.token,
+            after=self.positions[room],
+            max_reconnects=self.max_reconnects,
+            acknowledge=self.acknowledge,
+            on_gap=self.on_gap,
+            on_state_change=self.on_state_change,
+        )
+
+    def starting_at(self, positions: dict[Room, str | None]) -> RoomsOptions:
+        """Return a copy whose rooms start elsewhere."""
+        return self._replace(positions=positions)
+
+
+def _base(address: ServerUrl, *, with_token: bool) -> str:
+    url = address.url
+    if with_token:
+        url = url.copy_with(username=None, password=None)
+    return re.sub("^http", "ws", str(url)).rstrip("/")
+
+
+def check_any(
+    room: str | list[str] | tuple[str, ...],
+    url: str | None,
+    token: Token,
+    *,
+    after: After,
+    max_reconnects: int | None,
+    acknowledge: bool,
+    on_gap: OnGap,
+    on_state_change: OnStateChange,
+) -> Options | RoomsOptions:
+    """Validate the arguments of ``subscribe``, for one room or for several.
+
+    Raises:
+        InvalidArgumentError, ConfigurationError: as :func:`check`.
+    """
+    if isinstance(room, list | tuple):
+        return check_rooms(
+            room, url, token,
+            after=after, max_reconnects=max_reconnects, acknowledge=acknowledge, on_gap=on_gap,
+            on_state_change=on_state_change,
+        )  # fmt: skip
+    if isinstance(after, Mapping):
+        raise InvalidArgumentError("after", "expected one position for one room, got a mapping")
+    return check(
+        room, url, token,
+        after=after, max_reconnects=max_reconnects, acknowledge=acknowledge, on_gap=on_gap,
+        on_state_change=on_state_change,
+    )  # fmt: skip
+
+
+def check_rooms(
+    rooms: list[str] | tuple[str, ...],
+    url: str | None,
+    token: Token,
+    *,
+    after: After,
+    max_reconnects: int | None,
+    acknowledge: bool,
+    on_gap: OnGap,
+    on_state_change: OnStateChange,
+) -> RoomsOptions:
+    """Validate the arguments of ``subscribe`` for several rooms.
+
+    Raises:
+        InvalidArgumentError, ConfigurationError: as :func:`check`.
+    """
+    if not 1 <= len(rooms) <= MAX_ROOMS:
+        raise InvalidArgumentError("room", f"expected 1 to {MAX_ROOMS} rooms; got {len(rooms)}")
+    starts: Mapping[str, str | None] = {}
+    if isinstance(after, Mapping):
+        starts, after = after, None
+        if unknown := set(starts) - set(rooms):
+            raise InvalidArgumentError("after", f"names {len(unknown)} rooms that are not in room")
+    each = [
+        check(
+            room, url, token,
+            after=starts.get(room, after), max_reconnects=max_reconnects, acknowledge=acknowledge,
+            on_gap=on_gap, on_state_change=on_state_change,
+        )
+        for room in rooms
+    ]  # fmt: skip
+    first = each[0]
+    return RoomsOptions(
+        positions={options.room: options.after for options in each},
+        address=first.address,
+        token=token,
+        max_reconnects=max_reconnects,
+        acknowledge=acknowledge,
+        on_gap=on_gap,
+        on_state_change=on_state_change,
+    )
 
 
 def check(

@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
+import queue
 import random
 import socket
 import threading
 import time
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import InvalidArgumentError
 from ..protocol.notification import Notification
-from . import connect, core
+from . import connect, core, rooms
 from .keepalive import Keepalive
-from .options import OnGap, OnStateChange, Options, brought, check
+from .options import After, OnGap, OnStateChange, Options, RoomsOptions, brought, check_any
 from .reconnect import Failure
 
 if TYPE_CHECKING:
     from websockets.sync.client import ClientConnection
 
 
+T = TypeVar("T")
+
+
 def subscribe_sync(
-    room: str,
+    room: str | list[str] | tuple[str, ...],
     url: str | None = None,
     token: str | Callable[[], str] | None = None,
     *,
-    after: str | None = None,
+    after: After = None,
     max_reconnects: int | None = 5,
     acknowledge: bool = True,
     on_gap: OnGap = None,
@@ -44,7 +49,7 @@ def subscribe_sync(
     The arguments and errors are those of :func:`subscribe`; callbacks must be plain functions.
     Threads keep the connection alive and end with it.
     """
-    options = check(
+    options = check_any(
         room,
         url,
         token,
@@ -61,15 +66,117 @@ def subscribe_sync(
     ):
         if inspect.iscoroutinefunction(function):
             raise InvalidArgumentError(field, "expected a plain function; subscribe takes async")
+    if isinstance(options, RoomsOptions):
+        return _notifications_of_rooms(options)
     return _notifications(options)
 
 
-def _notifications(options: Options) -> Generator[Notification, None, None]:
-    steps = core.run(options, time.monotonic, random.random)
+def _notifications_of_rooms(options: RoomsOptions) -> Generator[Notification, None, None]:
+    try:
+        yield from _run(options, rooms.run(options, time.monotonic, random.random))
+    except rooms.OneRoomOnlyError as error:
+        options = options.starting_at(error.positions)
+    yield from _merged(options)
+
+
+class _Follower(threading.Thread):
+    """Receives the notifications of one room by a connection of its own."""
+
+    def __init__(self, options: Options, arrived: queue.SimpleQueue[_Follower]) -> None:
+        """
+        Args:
+            options: of the room.
+            arrived: receives the follower when it has a notification, or has ended.
+        """
+        super().__init__(name="synap-follower", daemon=True)
+        self.notification: Notification | None = None
+        self.error: Exception | None = None
+        self.calls: list[Callable[[], object]] = []
+        self.stop = threading.Event()
+        self.is_processed = threading.Event()
+        self._arrived = arrived
+        self._options = options._replace(
+            on_gap=self._in_consumer(options.on_gap),
+            on_state_change=self._in_consumer(options.on_state_change),
+        )
+
+    def run(self) -> None:
+        try:
+            for notification in _notifications(self._options, self.stop):
+                self.notification = notification
+                self._hand_over()
+        except Exception as error:  # noqa: BLE001 - raised by the consumer
+            self.error = error
+        self.notification = None
+        self._hand_over()
+
+    def _in_consumer(self, function: Callable[[T], object] | None) -> Callable[[T], None] | None:
+        """Return a function that lets the consumer's thread call another one."""
+        if function is None:
+            return None
+
+        def call(value: T) -> None:
+            self.notification = None
+            self.calls.append(functools.partial(function, value))
+            self._hand_over()
+
+        return call
+
+    def _hand_over(self) -> None:
+        """Wait until the consumer has processed what is new."""
+        self.is_processed.clear()
+        self._arrived.put(self)
+        while not self.stop.is_set() and not self.is_processed.wait(STOP_CHECK_INTERVAL_S):
+            pass
+
+
+def _merged(options: RoomsOptions) -> Generator[Notification, None, None]:
+    """Subscribe to each room by a connection of its own."""
+    arrived: queue.SimpleQueue[_Follower] = queue.SimpleQueue()
+    followers = [_Follower(options.of(room), arrived) for room in options.rooms]
+    for follower in followers:
+        follower.start()
+    try:
+        while True:
+            follower = arrived.get()
+            if follower.error is not None:
+                raise follower.error
+            for call in follower.calls:
+                call()
+            follower.calls.clear()
+            if follower.notification is not None:
+                yield follower.notification
+            follower.is_processed.set()
+    finally:
+        for follower in followers:
+            follower.stop.set()
+            follower.is_processed.set()
+        for follower in followers:
+            follower.join(2 * connect.CLOSE_TIMEOUT_S)
+
+
+def _notifications(
+    options: Options, stop: threading.Event | None = None
+) -> Generator[Notification, None, None]:
+    return _run(options, core.run(options, time.monotonic, random.random), stop)
+
+
+STOP_CHECK_INTERVAL_S = 0.2
+"""The interval at which a follower checks whether it should stop."""
+
+
+def _run(
+    options: Options | RoomsOptions, steps: core.Steps, stop: threading.Event | None = None
+) -> Generator[Notification, None, None]:
+    """Run the steps in this thread.
+
+    Args:
+        stop: ends the iteration, soon after it is set by another thread.
+    """
     answer: core.EffectResult = None
     line = _Connection(options)
     try:
-        while True:
+        while stop is None or not stop.is_set():
             step = steps.send(answer)
             answer = None
             match step:
@@ -80,13 +187,20 @@ def _notifications(options: Options) -> Generator[Notification, None, None]:
                 case core.StartKeepalive(keepalive):
                     line.keep(keepalive)
                 case core.Receive(timeout_s):
+                    if stop is not None:  # to receive nothing for a shorter time is harmless
+                        timeout_s = min(timeout_s, STOP_CHECK_INTERVAL_S)
                     answer = line.receive(timeout_s)
+                case core.Send(text):
+                    line.send(text)
                 case core.WakeKeepalive():
                     line.wake.set()
                 case core.Disconnect():
                     line.disconnect()
                 case core.Sleep(delay_s):
-                    time.sleep(delay_s)
+                    if stop is None:
+                        time.sleep(delay_s)
+                    else:
+                        stop.wait(delay_s)
                 case core.Notify(function, value) if function is not None:
                     function(value)
     finally:
@@ -96,7 +210,7 @@ def _notifications(options: Options) -> Generator[Notification, None, None]:
 class _Connection:
     """The current connection and its keepalive thread."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options | RoomsOptions) -> None:
         self._options = options
         self._stack = contextlib.ExitStack()
         self._ws: ClientConnection | None = None
@@ -135,6 +249,10 @@ class _Connection:
             return None
         except ConnectionClosed as error:
             return connect.read_closed(error)
+
+    def send(self, text: str) -> None:
+        assert self._ws is not None  # noqa: S101 - the core connects first
+        _send_all(self._ws, [text])
 
     def disconnect(self) -> None:
         """Close the connection and its threads; do nothing if there is none."""
