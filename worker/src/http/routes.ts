@@ -39,6 +39,9 @@ const ROOM_ROUTES = new Map<string, [string, Route]>([
   ["presence", ["GET", roomPresence]],
 ]);
 
+/** The routes of connections with many rooms, which need a server that has all rooms in one process. */
+const ROOM_STREAMS = new Set(["subscribe", "events"]);
+
 /** Handle a request. @throws RequestError the error response. */
 export async function handle(context: RequestContext): Promise<Response> {
   const [method, route] = routeOf(context);
@@ -56,7 +59,12 @@ function routeOf(context: RequestContext): [string, Route] {
   const found = isRoom ? ROOM_ROUTES.get(segments[2]!) : ROUTES.get(segments.join("/"));
   if (found === undefined) {
     checkAnonymous(context);
-    throw notFound("see PROTOCOL.md, 'HTTP', for the routes");
+    const isOfMany = segments.length === 1 && ROOM_STREAMS.has(segments[0]!);
+    throw notFound(
+      isOfMany
+        ? `each connection has one room here: open /rooms/{room}/${segments[0]!}`
+        : "see PROTOCOL.md, 'HTTP', for the routes",
+    );
   }
   return found;
 }
