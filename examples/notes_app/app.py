@@ -14,7 +14,7 @@ import inngest.fast_api
 from fastapi import Header, HTTPException
 from fastapi.responses import FileResponse, Response
 from fastapi.staticfiles import StaticFiles
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from synap_realtime import BackgroundBroadcaster, InvalidArgumentError
 from synap_realtime.handlers import Services
@@ -25,6 +25,7 @@ from synap_realtime.loopback import LocalOnly
 from .config import Config
 from .database import Database
 from .replies import ModelResponder
+from .reports import REPORT_CREATION, create_report_function
 from .storage import ObjectStorage, TroubledStorage
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,11 @@ class NewProject(BaseModel):
 
 class NewMessage(BaseModel):
     content: str = ""
+
+
+class NewReport(BaseModel):
+    title: str = Field(min_length=1, max_length=200)
+    trouble: bool = False
 
 
 def create_app(config: Config) -> fastapi.FastAPI:
@@ -138,6 +144,10 @@ def create_app(config: Config) -> fastapi.FastAPI:
         data = {"conversationId": id, "content": message.content}
         return await request(job_types.CONVERSATION_MESSAGE, x_user_id, data)
 
+    @app.post("/api/reports", status_code=202)
+    async def create_report(report: NewReport, x_user_id: User = "demo") -> Accepted:
+        return await request(REPORT_CREATION, x_user_id, report.model_dump())
+
     @app.get("/api/config")
     async def get_config() -> dict[str, str]:
         return {"realtimeUrl": config.realtime_url}
@@ -156,7 +166,11 @@ def create_app(config: Config) -> fastapi.FastAPI:
 
     app.mount("/page", StaticFiles(directory=PAGE))
 
-    inngest.fast_api.serve(app, client, create_functions(client, services, broadcaster))
+    functions = [
+        *create_functions(client, services, broadcaster),
+        create_report_function(client, storage, broadcaster),
+    ]
+    inngest.fast_api.serve(app, client, functions)
     # Added last, so that it runs first: pages of other sites can send requests to 127.0.0.1.
     app.add_middleware(LocalOnly, name="notes_app", pages=("/",))
     return app

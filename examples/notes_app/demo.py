@@ -9,6 +9,10 @@
 
     Open http://127.0.0.1:8000. Ctrl-C stops it.
 
+Notes, files and the rooms with the list of jobs are in the folder ``.demo`` (``NOTES_DATA``), so
+the page shows them again after a restart. Remove the folder to begin anew. A job that runs when the
+demo stops does not continue, because the embedded Inngest is not durable.
+
 ``--once`` needs no browser: it runs each of the five jobs as a user would, and prints the
 notifications.
 """
@@ -27,12 +31,13 @@ from dataclasses import replace
 import httpx
 
 from synap_realtime import ConfigurationError
-from synap_realtime.integrations.inngest.local import LocalInngest
+from synap_realtime.integrations.inngest.local import Backoff, LocalInngest
 from synap_realtime.server import create_app as create_room_server
+from synap_realtime.server.config import load_settings
 from synap_realtime.server.serve import running_server, until_stopped
 
 from .app import create_app
-from .config import Config
+from .config import DATA, Config
 from .once import do_each_once
 
 
@@ -42,12 +47,16 @@ async def started(config: Config) -> AsyncGenerator[Config]:
     Inngest.
     """
     external = inngest_dev()
+    DATA.mkdir(parents=True, exist_ok=True)
     async with AsyncExitStack() as stack:
-        rooms = await stack.enter_async_context(
-            running_server(create_room_server(), port=free_port(8787))
-        )
-        say("room server", rooms)
-        app_port = free_port(8000)
+        if config.room_server is not None:
+            rooms = config.room_server
+            say("room server", f"{rooms} (from NOTES_REALTIME_URL)")
+        else:
+            server = create_room_server(load_settings(store=config.store))
+            rooms = await stack.enter_async_context(running_server(server, port=free_port(8787)))
+            say("room server", rooms)
+        app_port = free_port(config.app_port)
         config = replace(config, realtime_url=rooms, app_url=f"http://127.0.0.1:{app_port}")
         if external is not None:
             config = replace(config, inngest_url=external)
@@ -55,7 +64,8 @@ async def started(config: Config) -> AsyncGenerator[Config]:
             await stack.enter_async_context(running_server(create_app(config), port=app_port))
             await register(config.app_url)
         else:
-            local = LocalInngest([f"{config.app_url}/api/inngest"])
+            visible = Backoff(first_s=1, longest_s=3)  # long enough to see a job's retries
+            local = LocalInngest([f"{config.app_url}/api/inngest"], backoff=visible)
             url = await stack.enter_async_context(running_server(local, port=free_port(8288)))
             config = replace(config, inngest_url=url)
             say("inngest", f"{url} (embedded: not durable, for one machine)")

@@ -44,7 +44,10 @@ def _to_model_message(message: Message) -> ModelMessage:
 
 
 async def _offline_model(messages: list[ModelMessage], _: AgentInfo) -> AsyncIterator[str]:
-    """A model without network that repeats the user's words one by one."""
+    """A model without network that repeats the user's words one by one.
+
+    ``#long`` asks for some thousand characters in about 30 s, ``#no-reply`` for a failure.
+    """
     prompts = [
         str(part.content)
         for message in messages
@@ -58,6 +61,18 @@ async def _offline_model(messages: list[ModelMessage], _: AgentInfo) -> AsyncIte
         f"I read your {words} words, “{prompts[-1][:80]}”. This is message {len(prompts)} of our "
         "conversation. (I am the offline model: set NOTES_MODEL to a real one.)"
     )
+    pause_s = 0.01
+    if "#long" in prompts[-1]:
+        text, pause_s = f"{text}\n\n{long_text()}", 0.04
     for word in text.split(" "):
         yield f"{word} "
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(pause_s)
+
+
+def long_text() -> str:
+    """Return about 4,000 characters, with some outside of ASCII and of the basic plane."""
+    return "\n\n".join(
+        f"{number}. A reply grows word by word: reload the page, close the tab or restart the "
+        "server meanwhile, and it goes on where it was 🚀. Nothing is lost, “nothing” comes twice."
+        for number in range(1, 25)
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -19,8 +20,11 @@ from obstore.store import S3Store
 
 from examples.notes_app.database import Database
 from examples.notes_app.demo import inngest_dev
+from examples.notes_app.reports import STAGES
 from examples.notes_app.storage import ObjectStorage
+from synap_realtime import follow_job
 from synap_realtime.handlers import Entity, Message, TaskDetails
+from tests.support.demo import Demo
 from tests.support.timeouts import TIMEOUT_S
 
 ROOT = Path(__file__).parent.parent.parent
@@ -108,6 +112,53 @@ def test_the_demo_shows_its_page_and_stops_cleanly(tmp_path: Path, number: signa
     finally:
         process.kill()
         process.communicate()
+
+
+async def test_rooms_survive_kill_9_of_the_demo(tmp_path: Path) -> None:
+    demo = Demo(tmp_path)
+    demo.start()
+    try:
+        headers = {"X-User-Id": "u1"}
+        body = {"title": "The week", "trouble": True}
+        accepted = httpx.post(f"{demo.url}/api/reports", headers=headers, json=body).json()
+        request_id = accepted["requestId"]
+        async with asyncio.timeout(2 * TIMEOUT_S):
+            states = [state async for state in follow_job(request_id, demo.realtime_url)]
+        assert {state.attempt for state in states if state.status == "retrying"} == {2, 3}
+        assert {state.error for state in states} >= {"The chart printer is out of ink."}
+        assert {state.label for state in states} >= set(STAGES)
+        progress = [state.progress or 0 for state in states if state.attempt == 1]
+        assert progress == sorted(progress)
+        assert len(set(progress)) > 5
+        report = httpx.get(states[-1].result["fileUrl"])
+        assert report.text.startswith("# The week\n")
+        demo.kill()
+        demo.start()
+        async with asyncio.timeout(TIMEOUT_S):
+            last = [state async for state in follow_job(request_id, demo.realtime_url)][-1]
+        assert (last.status, last.result) == ("success", states[-1].result)
+    finally:
+        demo.kill()
+
+
+def test_second_demo_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    demo = Demo(tmp_path)
+    demo.start()
+    try:
+        second = subprocess.run(
+            DEMO,
+            cwd=ROOT,
+            env={**os.environ, "NOTES_DATA": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=2 * TIMEOUT_S,
+            check=False,
+        )
+        assert second.returncode == 1
+        assert "is in use by another server" in second.stderr
+        assert "Traceback" not in second.stderr
+    finally:
+        demo.stop()
 
 
 def test_unknown_argument_is_reported() -> None:

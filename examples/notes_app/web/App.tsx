@@ -1,12 +1,12 @@
 import { useCallback, useState } from "react";
-import { useSynapRealtime, type NotificationMessage } from "@synap/realtime/react";
+import { useSynapRealtime } from "@synap/realtime/react";
 import { Away } from "./Away.js";
 import { Forms, type OpenTask } from "./Forms.js";
 import { JobCard, type Asked } from "./JobCard.js";
 import { useKept } from "./kept.js";
 import { Link } from "./Link.js";
 import { Toasts, type Toast } from "./Toasts.js";
-import { isTerminal, notificationText } from "./words.js";
+import { isTerminal, notificationText, type AppData, type AppMessage } from "./words.js";
 
 const loadedAt = Date.now();
 const SHOWN = 20;
@@ -16,10 +16,10 @@ export function App({ realtimeUrl }: { realtimeUrl: string }) {
   const [user] = useKept("notes-user", () => `u-${crypto.randomUUID().slice(0, 8)}`);
   const [asked, setAsked] = useKept<Asked[]>("notes-asked", () => []);
   const [tasks, setTasks] = useKept<OpenTask[]>("notes-tasks", () => []);
-  const [away, setAway] = useState<NotificationMessage[]>([]);
+  const [away, setAway] = useState<AppMessage[]>([]);
   const [toasts, setToasts] = useState<Toast[]>([]);
 
-  const handleMessage = (message: NotificationMessage) => {
+  const handleMessage = (message: AppMessage) => {
     if (message.type === "task.creation.completed") {
       const { entityId, title } = message.data;
       if (entityId) setTasks((all) => [{ id: entityId, title: title ?? "a task" }, ...all]);
@@ -37,7 +37,7 @@ export function App({ realtimeUrl }: { realtimeUrl: string }) {
   };
   const dismiss = useCallback((id: string) => setToasts((all) => all.filter((toast) => toast.id !== id)), []);
 
-  const { status, error, connect } = useSynapRealtime({
+  const { status, error, connect } = useSynapRealtime<AppData>({
     userId: user,
     url: realtimeUrl,
     maxReconnects: Infinity,

@@ -1,8 +1,7 @@
-import type { NotificationMessage } from "@synap/realtime/react";
-import { notificationText } from "./words.js";
+import { notificationText, type AppMessage } from "./words.js";
 
 /** Results that came in while the page was closed or hidden. */
-export function Away({ messages, onRead }: { messages: NotificationMessage[]; onRead: () => void }) {
+export function Away({ messages, onRead }: { messages: AppMessage[]; onRead: () => void }) {
   if (messages.length === 0) return null;
   return (
     <section className="away" aria-labelledby="away">

@@ -120,16 +120,38 @@ export function Forms({ user, tasks, onAsked }: Props) {
         <button>Create</button>
       </Form>
       <Form
+        title="Report"
+        onSend={(fields, trouble) => {
+          const title = fields.get("title") as string;
+          void ask("Report", title, "/api/reports", { title, trouble: trouble !== "" });
+        }}
+      >
+        <label>
+          Title <input name="title" defaultValue="The week" required />
+        </label>
+        <div className="buttons">
+          <button>Write</button>
+          <button name="trouble" value="yes">
+            Write with two failures
+          </button>
+        </div>
+      </Form>
+      <Form
         title="Conversation"
-        onSend={(fields) => {
-          const content = fields.get("content") as string;
+        onSend={(fields, wish) => {
+          const content = `${fields.get("content") as string}${wish && `\n${wish}`}`;
           void ask("Message", content, `/api/conversations/${user}/messages`, { content });
         }}
       >
         <label>
           Message <input name="content" defaultValue="What is next?" required />
         </label>
-        <button>Send</button>
+        <div className="buttons">
+          <button>Send</button>
+          <button name="wish" value="#long">
+            Ask for a long reply
+          </button>
+        </div>
       </Form>
     </section>
   );
@@ -137,7 +159,8 @@ export function Forms({ user, tasks, onAsked }: Props) {
 
 interface FormProps {
   title: string;
-  onSend: (fields: FormData, trouble: string) => void;
+  /** `choice` is the value of the button that was pressed. */
+  onSend: (fields: FormData, choice: string) => void;
   children: ReactNode;
 }
 

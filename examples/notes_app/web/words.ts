@@ -1,10 +1,17 @@
 /** User-facing texts of notifications and jobs. */
+import type { NotificationData } from "@synap/realtime";
 import type { JobState, NotificationMessage } from "@synap/realtime/react";
 
-export const isTerminal = ({ status }: NotificationMessage) => status === "success" || status === "error";
+/** The library's job types, and the app's own: what `synap-realtime generate-types` writes. */
+export interface AppData extends NotificationData {
+  "report.creation.completed": { title: string; fileUrl: string };
+}
+export type AppMessage = NotificationMessage<AppData>;
+
+export const isTerminal = ({ status }: AppMessage) => status === "success" || status === "error";
 
 /** One line for a toast, or for the list of results that came in while the user was away. */
-export function notificationText(message: NotificationMessage): string {
+export function notificationText(message: AppMessage): string {
   if (message.status === "error") {
     const kind = message.type.split(".")[0]!;
     const title = kind.charAt(0).toUpperCase() + kind.slice(1);
@@ -19,6 +26,8 @@ export function notificationText(message: NotificationMessage): string {
       return "Task completed";
     case "project.creation.completed":
       return `Project created: ${message.data.title ?? "…"}`;
+    case "report.creation.completed":
+      return `Report written: ${message.data.title}`;
     case "conversation.response.generated":
       return "New reply in the conversation";
     default:

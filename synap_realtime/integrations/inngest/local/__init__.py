@@ -11,5 +11,6 @@ from ....extras import needed_by
 
 with needed_by("LocalInngest", "local"):
     from .app import LocalInngest
+    from .runs import Backoff
 
-__all__ = ["LocalInngest"]
+__all__ = ["Backoff", "LocalInngest"]
