@@ -1,22 +1,29 @@
-"""Fold the lifecycle notifications of a request's job into a record of how it stands.
+"""The member ``job`` of a notification, and the record of a job that such notifications change.
 
-A lifecycle notification has the member ``job`` with the event, the name of the job type and the
-ids of the run and of the user; its ``data`` is that of PROTOCOL.md, "Jobs". Pure: the order of the
-log decides, and no clock.
+See PROTOCOL.md, "Job state". Pure: the order of the log decides, and no clock.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic.alias_generators import to_camel
+
+from ..errors import InvalidArgumentError
 
 JobStatus = Literal["running", "retrying", "completed", "failed", "cancelled"]
 
 MAX_PAST_RUNS = 16
 """How many earlier runs of a request are remembered, so that their events stay without effect."""
+
+MAX_NAME_LENGTH = 128
+"""The longest name of a job type, and the longest id of a run, in characters."""
+
+MAX_ID_LENGTH = 200
+"""The longest id of a user, and of a request that names a job, in characters. Keys of rooms have
+the same limit."""
 
 _ENDINGS: Mapping[str, JobStatus] = {
     "completed": "completed",
@@ -27,11 +34,101 @@ _STATUSES: Mapping[str, JobStatus] = {
     **_ENDINGS,
     "started": "running",
     "progress": "running",
-    "delta": "running",
     "retrying": "retrying",
 }
 
 T = TypeVar("T")
+
+
+class JobEvent(NamedTuple):
+    """What a notification with ``job`` says about a job.
+
+    Attributes:
+        event: ``started``, ``progress``, ``retrying``, or an ending: ``completed``, ``failed``,
+            ``cancelled``.
+        name: the name of the job type.
+        run_id: the run.
+        user_id: the member ``job.userId``; None if there is none.
+        request_id: the notification's ``requestId``; None if there is none.
+        at: the notification's ``timestamp``; None if there is none.
+        data: the notification's ``data``, which is not validated.
+    """
+
+    event: str
+    name: str
+    run_id: str
+    user_id: str | None = None
+    request_id: str | None = None
+    at: str | None = None
+    data: Mapping[str, Any] = {}
+
+    @property
+    def job_id(self) -> str:
+        """The id of the job's record in a room."""
+        return _job_id(self.request_id, self.run_id)
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether it is the last event of its run."""
+        return self.event in _ENDINGS
+
+    @property
+    def run_keys(self) -> tuple[str, str]:
+        """The fold keys of the run, which end with it: its text, and its progress."""
+        return f"{self.run_id}:text", f"{self.run_id}:progress"
+
+
+def run_of_key(key: str) -> str | None:
+    """Return the id of the run that a fold key belongs to; None if it belongs to none."""
+    run_id, colon, kind = key.rpartition(":")
+    return run_id if colon and kind in ("text", "progress") else None
+
+
+def text_key(run_id: str) -> str:
+    """Return the fold key of the text of a run."""
+    return f"{run_id}:text"
+
+
+def parse_job(value: object, wire: Mapping[str, Any]) -> JobEvent:
+    """Validate the decoded member ``job`` of a notification.
+
+    Members that are not known have no effect.
+
+    Args:
+        value: the member.
+        wire: the notification, of which the other members are valid.
+
+    Raises:
+        InvalidArgumentError: names the first invalid member, as ``job.event``.
+    """
+    if not isinstance(value, Mapping):
+        raise InvalidArgumentError("job", "expected a JSON object with event, name and runId")
+    event = value.get("event")
+    if not isinstance(event, str) or event not in _STATUSES:
+        raise InvalidArgumentError("job.event", f"expected one of {', '.join(_STATUSES)}")
+    name = _text("job.name", value.get("name"), MAX_NAME_LENGTH)
+    run_id = _text("job.runId", value.get("runId"), MAX_NAME_LENGTH)
+    user_id = value.get("userId")
+    if user_id is not None:
+        user_id = _text("job.userId", user_id, MAX_ID_LENGTH)
+    at, data = wire.get("timestamp"), wire["data"]
+    return JobEvent(event, name, run_id, user_id, wire.get("requestId"), at, data)
+
+
+def _text(field: str, value: object, most: int) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= most:
+        raise InvalidArgumentError(field, f"expected a string of 1 to {most} characters")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidArgumentError(
+            field, "contains a lone surrogate, which is not Unicode text"
+        ) from None
+    return value
+
+
+def _job_id(request_id: str | None, run_id: str) -> str:
+    return request_id if request_id and len(request_id) <= MAX_ID_LENGTH else run_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +146,8 @@ class JobRecord:
         max_attempts: None if unknown.
         result: what a completed run has returned.
         error: the error of a failed or cancelled run, or of the last attempt.
-        text: the text that the run has written, once it has ended.
+        text: the text that the run has written, in :data:`its key <text_key>`; in a store, only
+            once the run has ended.
         truncated: whether a part of the result is missing.
         started_at, updated_at, ended_at: RFC 3339.
         past_runs: the ids of earlier runs, oldest first.
@@ -74,6 +172,11 @@ class JobRecord:
     past_runs: tuple[str, ...] = ()
 
     @property
+    def job_id(self) -> str:
+        """The id of the record in its room: that of the request, else that of the run."""
+        return _job_id(self.request_id, self.run_id)
+
+    @property
     def has_ended(self) -> bool:
         return self.status in _ENDINGS
 
@@ -91,64 +194,60 @@ class JobRecord:
 
     def to_stored(self) -> dict[str, Any]:
         """Return the JSON object for :func:`parse_record`."""
-        known = {to_camel(name): value for name, value in asdict(self).items() if value is not None}
+        known = {
+            wire: value for name, wire in _WIRE_NAMES if (value := getattr(self, name)) is not None
+        }
         return {**known, "pastRuns": list(self.past_runs)}
 
-    def with_text(self, text: str) -> JobRecord:
-        """Return the record of a run that has ended, with its text."""
+    def with_text(self, text: str | None) -> JobRecord:
+        """Return the record with the text of its run."""
         return replace(self, text=text)
+
+
+_WIRE_NAMES = [(field.name, to_camel(field.name)) for field in fields(JobRecord)]
 
 
 def parse_record(stored: Mapping[str, Any]) -> JobRecord:
     """Return the record that :meth:`JobRecord.to_stored` returned."""
-    known = {field.name: stored.get(to_camel(field.name)) for field in fields(JobRecord)}
-    given = {name: value for name, value in known.items() if value is not None}
+    given = {name: value for name, wire in _WIRE_NAMES if (value := stored.get(wire)) is not None}
     return JobRecord(**{**given, "past_runs": tuple(given.get("past_runs", ()))})
 
 
-def fold_job(record: JobRecord | None, notification: Mapping[str, Any]) -> JobRecord | None:
-    """Return the record after a notification. It never raises.
+def fold_job(record: JobRecord | None, event: JobEvent) -> JobRecord:
+    """Return the record after an event. It never raises.
 
-    - A notification without ``job``, or with one that is not valid, has no effect. Of its ``data``,
-      each member that is not valid counts as absent.
     - A run that is not known begins the record anew. From then on, events of the run before it
       have no effect.
     - After its ending, no event of a run has an effect. So the first ending counts.
     - An event of an earlier attempt has no effect, unless it is an ending. A later attempt begins
       with neither progress nor label.
+    - Each member of ``data`` that is not valid counts as absent.
 
     Args:
-        record: the present record; None if there is none.
-        notification: as JSON, after it was validated.
+        record: the present record of :attr:`JobEvent.job_id`; None if there is none.
+        event: the event.
+
+    Returns:
+        The same object if the event has no effect.
     """
-    job = notification.get("job")
-    if not isinstance(job, Mapping):
-        return record
-    event, name, run_id = job.get("event"), job.get("name"), job.get("runId")
-    if not (isinstance(event, str) and isinstance(name, str) and isinstance(run_id, str)):
-        return record
-    status = _STATUSES.get(event)
-    if status is None or not name or not run_id:
-        return record
-    at = _of(str, notification.get("timestamp"))
-    is_first = record is None or record.run_id != run_id
+    is_first = record is None or record.run_id != event.run_id
     if record is None or is_first:
         past_runs: tuple[str, ...] = ()
         if record is not None:
-            if run_id in record.past_runs:
+            if event.run_id in record.past_runs:
                 return record
             past_runs = (*record.past_runs, record.run_id)[-MAX_PAST_RUNS:]
-        record = JobRecord(name, "running", run_id, started_at=at, past_runs=past_runs)
+        begun = JobRecord(event.name, "running", event.run_id, started_at=event.at)
+        record = replace(begun, past_runs=past_runs)
     elif record.has_ended:
         return record
     known = replace(
         record,
-        user_id=_of(str, job.get("userId")) or record.user_id,
-        request_id=_of(str, notification.get("requestId")) or record.request_id,
+        user_id=event.user_id or record.user_id,
+        request_id=event.request_id or record.request_id,
     )
-    data = notification.get("data")
-    content = data if isinstance(data, Mapping) else {}
-    return _apply(known, status, content, at, is_first=is_first)
+    changed = _apply(known, _STATUSES[event.event], event.data, event.at, is_first=is_first)
+    return record if changed is known else changed
 
 
 def _apply(

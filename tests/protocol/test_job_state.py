@@ -10,29 +10,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from synap_realtime.errors import InvalidArgumentError
 from synap_realtime.protocol.job_state import (
+    MAX_ID_LENGTH,
     MAX_PAST_RUNS,
+    JobEvent,
     JobRecord,
     fold_job,
+    parse_job,
     parse_record,
+    run_of_key,
 )
 
 ENDINGS = ("completed", "failed", "cancelled")
 
 
-def note(event: str, run: str = "r1", at: int = 0, **data: Any) -> dict[str, Any]:
-    return {
-        "type": f"note.creation.{event}",
-        "requestId": "q1",
-        "timestamp": f"2026-01-31T12:00:{at:02}.000Z",
-        "job": {"event": event, "name": "note.creation", "runId": run, "userId": "u1"},
-        "data": data,
-    }
+def note(event: str, run: str = "r1", at: int = 0, **data: Any) -> JobEvent:
+    return JobEvent(event, "note.creation", run, "u1", "q1", f"2026-01-31T12:00:{at:02}.000Z", data)
 
 
-def folded(notifications: Iterable[dict[str, Any]], record: JobRecord | None = None) -> JobRecord:
-    for notification in notifications:
-        record = fold_job(record, notification)
+def folded(events: Iterable[JobEvent], record: JobRecord | None = None) -> JobRecord:
+    for event in events:
+        record = fold_job(record, event)
     assert record is not None
     return record
 
@@ -80,9 +79,9 @@ def test_first_ending_of_a_run_counts(ending: str) -> None:
 
 def test_late_event_of_an_earlier_attempt_has_no_effect() -> None:
     record = folded([note("started", attempt=2), note("progress", attempt=2, progress=0.1)])
-    for event in ("started", "progress", "delta", "retrying"):
-        assert fold_job(record, note(event, attempt=1, progress=0.9, error="x")) == record
-    assert fold_job(record, note("retrying", attempt=2, error="x")) == record, "it runs already"
+    for event in ("started", "progress", "retrying"):
+        assert fold_job(record, note(event, attempt=1, progress=0.9, error="x")) is record
+    assert fold_job(record, note("retrying", attempt=2, error="x")) is record, "it runs already"
     assert folded([note("failed", error="x")], record).status == "failed"
 
 
@@ -107,48 +106,90 @@ def test_remembers_a_bounded_number_of_runs() -> None:
     assert record.past_runs == tuple(f"r{number}" for number in range(99 - MAX_PAST_RUNS, 99))
 
 
-def test_notification_without_a_valid_job_has_no_effect() -> None:
-    record = folded([note("started")])
-    for job in (None, "x", {}, {"event": "started"}, {**note("started")["job"], "event": "other"}):
-        for present in (None, record):
-            assert fold_job(present, {**note("failed"), "job": job}) is present
+JOB = {"event": "started", "name": "note.creation", "runId": "r1"}
+
+
+def test_reads_the_member_job_with_the_notification_that_has_it() -> None:
+    wire = {"requestId": "q1", "timestamp": "t", "data": {"a": 1}}
+    event = parse_job({**JOB, "userId": "u1", "later": {}}, wire)
+    assert event == JobEvent("started", "note.creation", "r1", "u1", "q1", "t", {"a": 1})
+    assert event.job_id == "q1"
+    assert event.run_keys == ("r1:text", "r1:progress")
+    bare = parse_job({**JOB, "userId": None}, {"data": {}})
+    assert (bare.user_id, bare.request_id, bare.job_id) == (None, None, "r1")
+    for request in ("", "q" * (MAX_ID_LENGTH + 1)):
+        assert parse_job(JOB, {"data": {}, "requestId": request}).job_id == "r1"
+
+
+INVALID: dict[str, list[object]] = {
+    "event": [None, 1, "delta", "Started", []],
+    "name": [None, 5, "", "x" * 129, "\ud800"],
+    "runId": [None, 5, "", "x" * 129, "\ud800"],
+    "userId": [5, "", "x" * 201, "\ud800", []],
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "job"),
+    [
+        ("job", "x"),
+        ("job", 1),
+        ("job", []),
+        ("job", True),
+        *[
+            (f"job.{name}", {**JOB, name: value})
+            for name, values in INVALID.items()
+            for value in values
+        ],
+        ("job.event", {}),
+    ],
+)
+def test_names_the_member_of_job_that_is_not_valid(field: str, job: object) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        parse_job(job, {"data": {}})
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("key", "run"),
+    [("r1:text", "r1"), ("a:b:progress", "a:b"), ("text", None), ("r1:other", None), ("r1", None)],
+)
+def test_recognizes_the_keys_of_a_run(key: str, run: str | None) -> None:
+    assert run_of_key(key) == run
 
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
-    max_leaves=5,
+    lambda inner: st.lists(inner, max_size=2),
+    max_leaves=3,
 )
 MEMBERS = ("attempt", "maxAttempts", "progress", "label", "error", "truncated")
 
 
 @given(
     st.lists(
-        st.fixed_dictionaries(
-            {"job": JSON | st.fixed_dictionaries(dict.fromkeys(("event", "name", "runId"), JSON))},
-            optional={"data": JSON, "timestamp": JSON, "requestId": JSON},
-        )
-        | st.builds(
-            lambda event, data: note(event, **data),
+        st.builds(
+            lambda event, run, data: note(event, run, **data),
             st.sampled_from(["started", "progress", "retrying", *ENDINGS]),
+            st.sampled_from(["r1", "r2"]),
             st.dictionaries(st.sampled_from(MEMBERS), JSON),
         ),
         max_size=8,
     )
 )
-def test_any_json_is_folded_without_an_error(notifications: list[dict[str, Any]]) -> None:
+def test_any_data_is_folded_without_an_error(events: list[JobEvent]) -> None:
     record = None
-    for notification in notifications:
-        record = fold_job(record, notification)
-        if record is not None:
-            assert parse_record(json.loads(json.dumps(record.to_stored()))) == record
-            assert record.progress is None or 0 <= record.progress <= 1
-            assert record.attempt >= 1
+    for event in events:
+        record = fold_job(record, event)
+        assert parse_record(json.loads(json.dumps(record.to_stored()))) == record
+        assert record.progress is None or 0 <= record.progress <= 1
+        assert record.attempt >= 1
+        assert record.job_id == "q1"
 
 
-def attempts(run: str, data: st.DataObject) -> list[dict[str, Any]]:
+def attempts(run: str, data: st.DataObject) -> list[JobEvent]:
     """Return what a run publishes, in order."""
-    events: list[dict[str, Any]] = []
+    events: list[JobEvent] = []
     last = data.draw(st.integers(1, 3))
     for attempt in range(1, last + 1):
         events.append(note("started", run, len(events), attempt=attempt))
@@ -170,10 +211,8 @@ def test_repeats_and_late_events_of_earlier_attempts_change_nothing(data: st.Dat
     for number, event in enumerate(events):
         expected = fold_job(expected, event)
         record = fold_job(record, event)
-        present = event["data"].get("attempt", 4)
-        late = [each for each in events[:number] if each["data"].get("attempt", 4) < present] + [
-            event
-        ]
+        present = event.data.get("attempt", 4)
+        late = [each for each in events[:number] if each.data.get("attempt", 4) < present] + [event]
         for again in data.draw(st.lists(st.sampled_from(late), max_size=3)):
             record = fold_job(record, again)
         assert record == expected
@@ -195,5 +234,5 @@ def test_two_runs_of_a_request_end_as_the_later_one_does(data: st.DataObject) ->
     latest = max(runs, key=order.index)
     assert record is not None
     assert record.run_id == latest
-    assert record.status == runs[latest][-1]["job"]["event"]
+    assert record.status == runs[latest][-1].event
     assert [each for each in endings if each.run_id == latest] == [record]

@@ -12,7 +12,7 @@ from itertools import chain
 from json.encoder import encode_basestring_ascii as as_json
 from logging import DEBUG
 from time import perf_counter
-from typing import Annotated, Any, Required
+from typing import Annotated, Any, NamedTuple, Required
 
 import pydantic
 import uuid_utils
@@ -22,6 +22,7 @@ from typing_extensions import TypedDict
 
 from ...errors import InvalidArgumentError
 from ...protocol.folding import Fold, parse_fold
+from ...protocol.job_state import JobEvent, parse_job
 from ...protocol.notification import (
     MAX_BATCH_FANOUT_BYTES,
     MAX_BATCH_NOTIFICATIONS,
@@ -110,17 +111,30 @@ _read_notification, _read_batch = _reader(_RawWire), _reader(_Batch)
 _check_wire = TypeAdapter(_Wire).validator.validate_python
 
 
-def validate_notification(
-    content: bytes, traceparent: str | None
-) -> tuple[str, str, Fold | None, Span]:
+class ValidNotification(NamedTuple):
+    """A valid notification.
+
+    Attributes:
+        id: its id.
+        text: the JSON for the store.
+        fold: its ``fold``.
+        job: its ``job``.
+        span: of the publish.
+    """
+
+    id: str
+    text: str
+    fold: Fold | None
+    job: JobEvent | None
+    span: Span
+
+
+def validate_notification(content: bytes, traceparent: str | None) -> ValidNotification:
     """Validate the body of a publish to one room, fill in its defaults, and start its span.
 
     Args:
         content: the body.
         traceparent: the ``traceparent`` of the request.
-
-    Returns:
-        The id, the JSON for the store, its ``fold``, and the span.
 
     Raises:
         RequestError: 400 or 413, the notification is invalid or too large.
@@ -149,7 +163,7 @@ class BatchItem:
         self._value = value
         self._is_checked = is_checked
 
-    def validate(self, traceparent: str | None) -> tuple[str, str, Fold | None, Span]:
+    def validate(self, traceparent: str | None) -> ValidNotification:
         """Validate it, as :func:`validate_notification` does. Its rooms must be valid."""
         del self._value["rooms"]
         return encode_notification(self._value, traceparent, is_checked=self._is_checked)
@@ -211,7 +225,7 @@ def decode_batch(content: bytes) -> tuple[list[Any], bool]:
 
 def encode_notification(
     value: Any, traceparent: str | None, *, is_checked: bool
-) -> tuple[str, str, Fold | None, Span]:
+) -> ValidNotification:
     """Validate a decoded notification and encode it; see :func:`validate_notification`.
 
     Args:
@@ -230,6 +244,7 @@ def encode_notification(
             wire["timestamp"] = now_as_timestamp()
         if is_enabled():
             span = start_publish_span(wire, traceparent)
+        job = _read_job(wire) if "job" in wire else None
         fold = _move_fold(wire) if "fold" in wire else None
         content = to_json(wire)
         if b"Infinity" in content or b"NaN" in content:  # perhaps a number
@@ -242,7 +257,20 @@ def encode_notification(
     if len(content) > MAX_NOTIFICATION_BYTES:
         span.end("too large")
         raise payload_too_large(f"a notification has at most {MAX_NOTIFICATION_BYTES} bytes")
-    return wire["id"], content.decode(), fold, span
+    return ValidNotification(wire["id"], content.decode(), fold, job, span)
+
+
+def _read_job(wire: dict[str, Any]) -> JobEvent | None:
+    """Parse the member ``job``.
+
+    Raises:
+        InvalidArgumentError: names the member that is invalid.
+    """
+    value = wire["job"]
+    if value is None:  # null counts as absent
+        del wire["job"]
+        return None
+    return parse_job(value, wire)
 
 
 def _move_fold(wire: dict[str, Any]) -> Fold | None:
@@ -341,9 +369,10 @@ class PublishService:
         claims = await self._access.authenticate(request)
         await self._access.authorize(claims, "broadcast", room)
         content = await read_json_body(request)
-        id, text, fold, span = validate_notification(content, request.headers.get("traceparent"))
+        encoded = validate_notification(content, request.headers.get("traceparent"))
+        id, text, fold, job, span = encoded
         spans = () if span is NOOP_SPAN else (span,)
-        publications = (Publication(room, id, text, began_at, fold),)
+        publications = (Publication(room, id, text, began_at, fold, job),)
         (result,) = await self._publish(claims, publications, len(text), spans)
         if result.conflict is not None:
             raise ConflictError(*result.conflict)
@@ -492,12 +521,12 @@ def _validate_item(
         if room in denied:
             return to_request_error(denied[room])
     try:
-        id, text, fold, span = item.validate(traceparent)
+        id, text, fold, job, span = item.validate(traceparent)
     except RequestError as error:
         return error
     if span is not NOOP_SPAN:
         spans.append(span)
-    return [Publication(room, id, text, published_at, fold) for room in item.rooms]
+    return [Publication(room, id, text, published_at, fold, job) for room in item.rooms]
 
 
 def _encode_result(result: PublishResult) -> bytes:

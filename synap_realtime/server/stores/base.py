@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from ...protocol.cursor import Cursor
 from ...protocol.folding import Fold
+from ...protocol.job_state import JobEvent, JobRecord
 from ...protocol.rooms import Room, is_control_room, is_request_room
 from .folds import Conflict
 
@@ -31,6 +32,9 @@ class Retention:
             oldest notifications of all rooms are evicted.
         control_age_s: ``max_age_s`` of control rooms.
         control_count: ``count`` of control rooms.
+        job_age_s: seconds after its last change within which the record of a job is kept.
+        job_count: most records of jobs in a room. Above it, the one that was changed longest ago is
+            deleted; those that have ended come first.
     """
 
     count: int = 1000
@@ -40,6 +44,8 @@ class Retention:
     max_memory_bytes: int = 512 * 1024 * 1024
     control_age_s: float = 24 * 3600.0
     control_count: int = 100_000
+    job_age_s: float = 7 * 24 * 3600.0
+    job_count: int = 1000
 
     def count_of(self, room: Room) -> int:
         """Return the most notifications that the log of a room keeps."""
@@ -64,6 +70,7 @@ class Publication(NamedTuple):
             delivery latency is measured from there; None: from the delivery.
         fold: the member ``fold``, parsed. It is then the last member of ``text``, without
             ``offset``.
+        job: the member ``job``, parsed.
     """
 
     room: Room
@@ -71,6 +78,7 @@ class Publication(NamedTuple):
     text: str
     published_at: float | None = None
     fold: Fold | None = None
+    job: JobEvent | None = None
 
 
 class Entry(NamedTuple):
@@ -150,6 +158,74 @@ class StoreStats:
     evicted: int = 0
 
 
+MAX_JOBS_BYTES = 16 * 1024 * 1024
+"""About how many bytes the records of jobs of a room may take, with their texts. Above it, a store
+deletes records in the order of :attr:`Retention.job_count`, but not the one just written."""
+
+
+class JobPosition(NamedTuple):
+    """The place of a record in the list of a room's jobs, which is in descending order.
+
+    Attributes:
+        started_at: its :attr:`JobRecord.started_at`; empty if there is none.
+        job_id: the id of the record.
+    """
+
+    started_at: str
+    job_id: str
+
+
+def position_of(record: JobRecord) -> JobPosition:
+    """Return the place of a record in the list."""
+    return JobPosition(record.started_at or "", record.job_id)
+
+
+class JobQuery(NamedTuple):
+    """Which records of a room are wanted.
+
+    Attributes:
+        limit: most records, at least 1.
+        statuses: their statuses; empty: all.
+        type: their type; None: all.
+        after: where the last page ended; None: from the newest.
+    """
+
+    limit: int
+    statuses: frozenset[str] = frozenset()
+    type: str | None = None
+    after: JobPosition | None = None
+
+    def matches(self, status: str, type: str) -> bool:
+        """Return whether a record is wanted, wherever it is in the list."""
+        return (not self.statuses or status in self.statuses) and self.type in (None, type)
+
+
+class JobSnapshot(NamedTuple):
+    """A record, and the position of the log at which it is valid.
+
+    Attributes:
+        record: the record, with the text of its run; None if there is none.
+        cursor: the entries after it, and no others, may have changed the record since.
+    """
+
+    record: JobRecord | None
+    cursor: Cursor
+
+
+class JobPage(NamedTuple):
+    """Records of a room, newest first by their ``started_at``.
+
+    Attributes:
+        records: without texts.
+        cursor: see :attr:`JobSnapshot.cursor`.
+        more: whether other records follow.
+    """
+
+    records: Sequence[JobRecord]
+    cursor: Cursor
+    more: bool
+
+
 MAX_DEVICES = 64
 """Most devices of a room whose acknowledged cursors are kept. Above it, the device that has not
 connected for longest is removed."""
@@ -191,6 +267,8 @@ class LogStore(Protocol):
       position of the last one, until a final one closes the key: see ``folds.py``. It counts as
       published when the last one was. A publication with ``fold.offset`` that is not final is
       recognized by its offset: its id is not kept.
+    - *Jobs*: what a publication with ``job`` changes beside the log, a :class:`JobStore` stores
+      together with the entry. A publication that is a duplicate or conflicts changes nothing.
     """
 
     def earliest(self) -> Cursor:
@@ -328,6 +406,40 @@ class Store(LogStore, Broker, AckStore, Protocol):
 
     async def close(self) -> None:
         """Finish pending writes and release all resources. No call may follow."""
+        ...
+
+
+@runtime_checkable
+class JobStore(Protocol):
+    """A store that keeps the records of jobs. See PROTOCOL.md, "Job state".
+
+    Each room, except control rooms, has a record for each job that a publication with ``job`` in
+    this room was about, by :attr:`JobEvent.job_id`. It is the result of :func:`fold_job` over these
+    publications, in the order of the log, and outlives their entries.
+
+    A publication whose event is an ending also ends the keys of its run
+    (:attr:`JobEvent.run_keys`) in this room, whether it changes the record or not:
+
+    - Those that the log has are closed and get the attempt ``folding.MAX_ATTEMPT``. Their entries
+      stay. If the record was changed, it keeps the text of :func:`text_key`.
+    - As long as the record is of this run and has ended, every write to them is the conflict
+      :data:`folds.RUN_HAS_ENDED`, also when the log has no such key.
+    """
+
+    async def get_job(self, room: Room, job_id: str) -> JobSnapshot:
+        """Return the record of a job.
+
+        Raises:
+            StoreUnavailableError: it cannot be read now.
+        """
+        ...
+
+    async def list_jobs(self, room: Room, query: JobQuery) -> JobPage:
+        """Return the records of a room that a query wants.
+
+        Raises:
+            StoreUnavailableError: they cannot be read now.
+        """
         ...
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 import pydantic_core
 
-from ...protocol.folding import Fold, Mode
+from ...protocol.folding import MAX_ATTEMPT, Fold, Mode
 
 MAX_FOLDED_BYTES = 1024 * 1024 - 1024
 """The largest folded notification, in bytes of UTF-8 JSON without ``room`` and ``cursor``.
@@ -53,6 +53,11 @@ class Conflict(NamedTuple):
 TOO_MANY_KEYS = Conflict(
     "too_many_keys",
     f"fold.key: the room has {MAX_OPEN_KEYS} open keys; close one with a final write",
+)
+
+
+RUN_HAS_ENDED = Conflict(
+    "stale_attempt", "fold.key: the run that it belongs to has ended", attempt=MAX_ATTEMPT
 )
 
 

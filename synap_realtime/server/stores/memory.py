@@ -14,6 +14,7 @@ from sys import getsizeof
 
 from ...protocol.cursor import Cursor
 from ...protocol.folding import Fold
+from ...protocol.job_state import JobEvent, run_of_key, text_key
 from ...protocol.rooms import Room, is_control_room, is_request_room
 from .base import (
     DEVICE_AGE_S,
@@ -21,6 +22,9 @@ from .base import (
     DeliveryHandler,
     Entry,
     GapHandler,
+    JobPage,
+    JobQuery,
+    JobSnapshot,
     Page,
     Publication,
     PublishResult,
@@ -31,8 +35,9 @@ from .base import (
     make_entry,
 )
 from .clock import OffsetClock, RunningClock
-from .folds import Conflict, Placement, with_offset
+from .folds import RUN_HAS_ENDED, Conflict, Placement, with_offset
 from .memory_folds import FoldedKeys
+from .memory_jobs import MemoryJobs
 
 MAX_DEVICES_IN_ALL = 100_000
 """Most devices over all rooms. Above it, the one that has not connected for longest is removed."""
@@ -95,6 +100,7 @@ class MemoryStore:
         # Room and id of each offset whose entry or id is kept, oldest first.
         self._kept: OrderedDict[int, tuple[Room, str]] = OrderedDict()
         self._devices: OrderedDict[tuple[Room, str], None] = OrderedDict()  # least recent first
+        self._jobs = MemoryJobs(self._retention)
         self._timer: asyncio.TimerHandle | None = None
         self._deliver: DeliveryHandler = deliver_to_nobody
 
@@ -132,7 +138,7 @@ class MemoryStore:
         now = self._clock()
         max_bytes = self._retention.max_memory_bytes
         results = []
-        for room, id, text, published_at, fold in publications:
+        for room, id, text, published_at, fold, job in publications:
             log = self._logs.get(room) or self._log(room)
             if now >= log.next_expiry:
                 self._trim(room, log, now)
@@ -146,7 +152,7 @@ class MemoryStore:
             cursor = Cursor(self._epoch, offset)
             keeps_id = True
             if fold is not None:
-                placed = self._fold(log, fold, text, offset, now)
+                placed = self._fold(room, log, fold, text, offset, now)
                 if not isinstance(placed, Placement):
                     results.append(PublishResult(id, *placed))
                     continue
@@ -159,6 +165,8 @@ class MemoryStore:
                 keep_s = min(self._retention.age_s(room), self._retention.dedupe_window_s)
                 log.next_expiry = min(log.next_expiry, now + keep_s)
             log.kept[offset] = (room, id)
+            if job is not None and not is_control_room(room):
+                self._apply_job(room, log, job, now)
             count = self._deliver(room, entry, published_at)
             results.append(PublishResult(id, cursor, count, False))
             self._bytes += getsizeof(entry.text) + getsizeof(id) + _ENTRY_BYTES + _ID_BYTES
@@ -168,21 +176,33 @@ class MemoryStore:
                 self._bytes -= _id_bytes(id)
             if len(log.entries) > log.max_entries:
                 self._remove_entry(log)
-            while self._bytes > max_bytes and len(self._kept) > 1:
+            while self._bytes + self._jobs.bytes > max_bytes and len(self._kept) > 1:
                 self._evict()
         if self._rooms_since_sweep >= _SWEEP:
             self._rooms_since_sweep = 0
             self._sweep(now, _SWEEP)
         return results
 
+    def _apply_job(self, room: Room, log: _Log, job: JobEvent, now: float) -> None:
+        """Change the record of a job, and end the keys of a run that has ended."""
+        text = None
+        if job.is_ending and log.keys is not None:
+            text = log.keys.text_of(text_key(job.run_id))
+            for key in job.run_keys:
+                log.keys.end(key)
+        self._jobs.apply(room, job, text, now)
+
     def _fold(
-        self, log: _Log, fold: Fold, text: str, offset: int, now: float
+        self, room: Room, log: _Log, fold: Fold, text: str, offset: int, now: float
     ) -> Placement | tuple[Cursor, int, bool, Conflict | None]:
         """Fold a publication into the entry of its key, which leaves its position.
 
         Returns:
             Where the piece is; or, if nothing is stored, the result without its id.
         """
+        run_id = run_of_key(fold.key)
+        if run_id is not None and self._jobs.has_ended(room, run_id, now):
+            return Cursor(self._epoch, 0), 0, False, RUN_HAS_ENDED
         if log.keys is None:
             log.keys = FoldedKeys()
         placement = log.keys.place(fold, text, now)
@@ -293,16 +313,32 @@ class MemoryStore:
             if device is not None:
                 self.register_device(room, device, position)
 
+    async def get_job(self, room: Room, job_id: str) -> JobSnapshot:
+        cursor, now = await self.head(room), self._clock()
+        record = self._jobs.find(room, job_id, now)
+        if record is not None and not record.has_ended:
+            log = self._logs.get(room)
+            if log is not None and log.keys is not None:
+                self._trim(room, log, now)
+                record = record.with_text(log.keys.text_of(text_key(record.run_id)))
+        return JobSnapshot(record, cursor)
+
+    async def list_jobs(self, room: Room, query: JobQuery) -> JobPage:
+        cursor = await self.head(room)
+        records, more = self._jobs.list(room, query, self._clock())
+        return JobPage(records, cursor, more)
+
     async def check(self) -> None:
         pass  # memory is always available
 
     async def usage(self) -> StoreStats:
-        return StoreStats(self._bytes, len(self._logs), self._evicted)
+        return StoreStats(self._bytes + self._jobs.bytes, len(self._logs), self._evicted)
 
     async def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._logs.clear()
+        self._jobs = MemoryJobs(self._retention)
 
     def _log(self, room: Room) -> _Log:
         log = self._logs.get(room)
@@ -343,8 +379,10 @@ class MemoryStore:
 
     def _tick(self) -> None:
         self._timer = None
-        self._sweep(self._clock(), _IDLE_SWEEP)
-        if self._logs:
+        now = self._clock()
+        self._sweep(now, _IDLE_SWEEP)
+        self._jobs.expire(now)
+        if self._logs or self._jobs:
             self._timer = asyncio.get_running_loop().call_later(1.0, self._tick)
         else:
             # An emptied dictionary keeps the size that it has grown to.

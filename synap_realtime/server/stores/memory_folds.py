@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from sys import getsizeof
 
-from ...protocol.folding import Fold, Mode
+from ...protocol.folding import MAX_ATTEMPT, Fold, Mode
 from .base import Entry
 from .folds import (
     IDLE_KEY_S,
@@ -125,6 +125,17 @@ class FoldedKeys:
             self._close(key)
         self._count(key, _KEY_BYTES + sum([getsizeof(chunk) for chunk in key.text.chunks()]))
         return replaced
+
+    def text_of(self, name: str) -> str | None:
+        """Return the whole text of a key; None if there is no such key of the mode ``append``."""
+        key = self._by_name.get(name)
+        return key.text.whole() if key is not None and key.mode == "append" else None
+
+    def end(self, name: str) -> None:
+        """Close a key for good, if there is one: its run has ended."""
+        if (key := self._by_name.get(name)) is not None:
+            self._close(key)
+            key.attempt = MAX_ATTEMPT
 
     def remove(self, offset: int) -> None:
         """Forget the key whose entry was deleted from the log, if the entry belongs to one."""
