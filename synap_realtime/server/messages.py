@@ -348,26 +348,17 @@ def parse_room_param(segment: str) -> Room:
         raise bad_request("Invalid room id", error.problem) from error
 
 
-@lru_cache(1024)
-def _split_short(raw: str) -> tuple[str, ...]:
-    return tuple(_parts_of(raw))
-
-
-def _parts_of(raw: str) -> list[str]:
-    """Split a path into raw segments. Segments beyond those of any route are not split."""
-    return raw.strip("/").split("/", _MAX_SEGMENTS)
-
-
 def split_path(raw: str) -> tuple[str, ...]:
     """Split a raw path into decoded segments. ``%2F`` does not split.
 
     Raises:
         RequestError: 400, if the decoded bytes are not UTF-8.
     """
-    if "%" not in raw and len(raw) < 256:
-        return _split_short(raw)
+    parts = raw.strip("/").split("/", _MAX_SEGMENTS)  # what follows is in no route
+    if "%" not in raw:
+        return tuple(parts)
     try:
-        return tuple(unquote(part, errors="strict") for part in _parts_of(raw))
+        return tuple(unquote(part, errors="strict") for part in parts)
     except UnicodeDecodeError:
         raise bad_request("Invalid path", "the percent-encoded bytes are not UTF-8") from None
 

@@ -36,11 +36,14 @@ LAG_INTERVAL_S = 0.5
 _FAST = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
 
-class _Accepted(Protocol):
-    """The result of an accepted notification, such as ``stores.base.PublishResult``."""
+class _Answered(Protocol):
+    """The result of a notification, such as ``stores.base.PublishResult``."""
 
     @property
     def duplicate(self) -> bool: ...
+
+    @property
+    def conflict(self) -> object | None: ...
 
 
 class _Usage(Protocol):
@@ -209,16 +212,18 @@ class Metrics:
         if count:
             self._outcomes[outcome].inc(count)
 
-    def accepted(self, results: Sequence[_Accepted], size: int) -> None:
-        """Count accepted notifications, including duplicates, and their bytes."""
-        duplicates = 0
+    def answered(self, results: Sequence[_Answered], size: int) -> None:
+        """Count the results of a publish, and the bytes of its notifications."""
+        duplicates = conflicts = 0
         for result in results:
-            if result.duplicate:
+            if result.conflict is not None:
+                conflicts += 1
+            elif result.duplicate:
                 duplicates += 1
-        self._accepted += len(results) - duplicates
+        self._accepted += len(results) - duplicates - conflicts
         self._accepted_bytes += size
-        if duplicates:
-            self.published("duplicate", duplicates)
+        self.published("duplicate", duplicates)
+        self.published("rejected", conflicts)
 
     def budget_cuts(self, kind: str) -> Callable[[], None]:
         """Return a function that counts a connection aborted because of held bytes of a kind."""

@@ -441,12 +441,12 @@ class PublishService:
             )
         self._metrics.published("rejected", rejected)
         try:
-            kept = await self._publish(claims, publications, size, spans)
-            stored, failure = iter(kept), None
-            is_stored = not rejected and all(each.conflict is None for each in kept)
+            stored = iter(await self._publish(claims, publications, size, spans))
+            failure = None
         except StoreUnavailableError as error:
-            failure, is_stored = to_request_error(error), False
+            failure = to_request_error(error)
         results = []
+        succeeded = not rejected and failure is None
         for entry in validated:
             problem = entry if isinstance(entry, RequestError) else failure
             if problem is not None:
@@ -454,8 +454,10 @@ class PublishService:
                 results.append(json.dumps(failed))
             else:
                 assert not isinstance(entry, RequestError)  # noqa: S101 - else problem is set
-                results.append(_encode_item_result(entry, stored))
-        return _encode_results(results, success=is_stored)
+                result, is_stored = _encode_item_result(entry, stored)
+                results.append(result)
+                succeeded = succeeded and is_stored
+        return _encode_results(results, success=succeeded)
 
     async def _publish(
         self,
@@ -496,10 +498,7 @@ class PublishService:
         finally:
             for span in spans:
                 span.end(problem)
-        stored = [result for result in results if result.conflict is None]
-        self._metrics.accepted(stored, size)
-        if len(stored) != count:
-            self._metrics.published("rejected", count - len(stored))
+        self._metrics.answered(results, size)
         if events.logger.isEnabledFor(DEBUG):
             rooms = (publication.room for publication in publications)
             kept = (each for each in zip(rooms, results, strict=True) if each[1].conflict is None)
@@ -540,35 +539,39 @@ def _encode_result(result: PublishResult) -> bytes:
 
 
 def _encode_item_result(
-    publications: Iterable[Publication], stored: Iterator[PublishResult]
-) -> str:
+    publications: Sequence[Publication], stored: Iterator[PublishResult]
+) -> tuple[str, bool]:
     """Encode the results of one notification of a batch, over its rooms.
 
-    It has failed if it conflicts in one of them. (Neither a room nor a cursor contains a quote.)
+    (Neither a room nor a cursor contains a quote.)
 
     Args:
         publications: one for each room.
         stored: begins with their results.
+
+    Returns:
+        The JSON, and whether it succeeded: it has failed if it conflicts in one of the rooms.
     """
-    total, rooms, name, failure = 0, [], "", None
-    for (room, id, *_), (_, (epoch, offset), count, duplicate, conflict) in zip(
+    total, rooms, failure = 0, [], None
+    for publication, (_, (epoch, offset), count, duplicate, conflict) in zip(
         publications, stored, strict=False
     ):
         total += count
-        name = as_json(id)
         if conflict is not None:
             error = to_request_error(ConflictError(*conflict)).body
-            rooms.append(f'"{room}":{json.dumps(error)}')
+            rooms.append(f'"{publication.room}":{json.dumps(error)}')
             failure = failure or error
             continue
         rooms.append(
-            f'"{room}":{{"broadcastCount":{count},"cursor":"{epoch}-{offset}",'
+            f'"{publication.room}":{{"broadcastCount":{count},"cursor":"{epoch}-{offset}",'
             f'"duplicate":{"true" if duplicate else "false"}}}'
         )
-    outcome = (
-        '"success":true' if failure is None else f'"success":false,{json.dumps(failure)[1:-1]}'
+    outcome = "true" if failure is None else f"false,{json.dumps(failure)[1:-1]}"
+    text = (
+        f'{{"success":{outcome},"broadcastCount":{total},"id":{as_json(publications[0].id)},'
+        f'"rooms":{{{",".join(rooms)}}}}}'
     )
-    return f'{{{outcome},"broadcastCount":{total},"id":{name},"rooms":{{{",".join(rooms)}}}}}'
+    return text, failure is None
 
 
 def _encode_results(results: Iterable[str], *, success: bool) -> Response:

@@ -277,20 +277,21 @@ class ResponseFlow:
         self._address = address
         self._write_batch.add_response(self, data)
 
-    def write_now(self, data: bytes) -> None:
+    def write_now(self, data: bytes) -> bool:
         """Write before what the batch holds. For the batch and :meth:`write` only."""
         transport = self._transport
         if transport.is_closing():
-            return
+            return False
         if self._descriptor is None or not self.is_writable:
             transport.write(data)
         elif not write_direct(transport, self._descriptor, data):
             self._abort()
-            return
+            return False
         self._unmeasured += len(data)
         if self._unmeasured >= MIN_UNREAD_BYTES:
             self._unmeasured = 0
             self._unread.add(self)
+        return self.is_writable
 
     async def wait_for_change(self) -> None:
         """Wait until the transport is writable again, or the connection has ended."""

@@ -196,7 +196,7 @@ class WebSocketProtocol(PacedProtocol):
             self.write_now(b"")
 
     def write_batched(self, frame: bytes) -> bool:
-        """Write a frame at the end of this event-loop iteration, or before the next :meth:`write`.
+        """Write a frame now, or at the end of this event-loop iteration: see :class:`WriteBatch`.
 
         Returns:
             :attr:`is_writable`, as far as it is known before the flush. If the flush blocks, the
@@ -204,8 +204,7 @@ class WebSocketProtocol(PacedProtocol):
         """
         if self._is_paused or self._is_closing:
             return self.write(frame)
-        self._write_batch.add(self, frame)
-        return True
+        return self._write_batch.add(self, frame)
 
     def resume_write(self, frame: bytes, sent: int) -> None:
         """See :class:`fanout.GroupSocket`."""

@@ -35,15 +35,22 @@ _NOTSENT_LOWAT = getattr(sockets, "TCP_NOTSENT_LOWAT", 0x201 if sys.platform == 
 class Socket(Protocol):
     """A socket whose writes are batched."""
 
-    def write_now(self, data: bytes, /) -> object:
-        """Write immediately. The transport buffers what the socket does not accept."""
+    def write_now(self, data: bytes, /) -> bool:
+        """Write immediately. The transport buffers what the socket does not accept.
+
+        Returns:
+            Whether the socket is writable afterwards.
+        """
+        ...
 
 
 class WriteBatch:
     """Responses and frames of many sockets. Those of one socket keep their order.
 
-    The first response of an iteration is written immediately, and the others before the frames: a
-    publisher that waits for its response prepares the next request in the meantime.
+    The first response and the first frame of an iteration are written immediately: a publisher that
+    waits for its response prepares the next request in the meantime, and a subscriber of a quiet
+    server does not wait for the response to be written. The others follow at the end of the
+    iteration, responses first.
     """
 
     def __init__(self) -> None:
@@ -51,14 +58,25 @@ class WriteBatch:
         self._frames: deque[tuple[Socket, bytes]] = deque()
         self._bytes = 0
         self._has_responded = False  # in this iteration
+        self._has_delivered = False  # in this iteration
         self._flush_scheduled = False
 
-    def add(self, socket: Socket, frame: bytes) -> None:
-        """Write a frame at the end of this event-loop iteration."""
-        self._frames.append((socket, frame))
-        self._bytes += len(frame)
+    def add(self, socket: Socket, frame: bytes) -> bool:
+        """Write a frame now, or at the end of this event-loop iteration.
+
+        Returns:
+            False if it was written now, and the socket is not writable any more.
+        """
+        is_writable = True
+        if self._has_delivered:
+            self._frames.append((socket, frame))
+            self._bytes += len(frame)
+        else:
+            self._has_delivered = True
+            is_writable = socket.write_now(frame)
         if not self._flush_scheduled or self._bytes > MAX_BATCH_BYTES:
             self._schedule_flush()
+        return is_writable
 
     def add_response(self, socket: Socket, response: bytes) -> None:
         """Write a response now, or at the end of this event-loop iteration before the frames."""
@@ -73,7 +91,7 @@ class WriteBatch:
 
     def flush(self) -> None:
         """Write everything now, so that a later direct write follows it."""
-        self._has_responded = self._flush_scheduled = False
+        self._has_responded = self._has_delivered = self._flush_scheduled = False
         self._bytes = 0
         for waiting in (self._responses, self._frames):
             while waiting:

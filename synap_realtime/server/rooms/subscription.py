@@ -163,7 +163,7 @@ class Subscription:
         self._epoch = ""  # of what was written
         self._sent_offset = 0  # the highest offset that was written outside of a fan-out group
         self._unacked: Cursor | None = None  # written, but still in a send buffer
-        self._numbers = PieceNumbers()
+        self._numbers: PieceNumbers | None = None  # once a text was replayed
         self._group: FanoutGroup | None = None
         self._is_replaying = True  # until the replay is complete
         self._replay_wakeup: asyncio.Event | None = None  # while the replay waits for the socket
@@ -188,7 +188,7 @@ class Subscription:
             if offset <= self._sent_offset:
                 return True
             if entry.fold is not None:
-                entry = self._numbers.number(cut(entry, self._sent_offset))
+                entry = self._number(cut(entry, self._sent_offset))
             if not self.acknowledges or is_enabled():
                 is_writable = self._send(entry)
             else:
@@ -506,9 +506,9 @@ class Subscription:
             if queued is not None:
                 entry, published_at = queued
                 if entry.fold is not None:
-                    entry = self._numbers.number(entry)
+                    entry = self._number(entry)
                     if entry.parts:  # joined in this backlog, perhaps
-                        self._numbers.count_from(entry)
+                        self._count_from(entry)
                 self._send(entry)
                 self._metrics.delivered_from_backlog(published_at)
             elif self.state is _DRAINING:
@@ -541,13 +541,23 @@ class Subscription:
         """Write entries of the log by one write; with tracing, each alone in a span of its own."""
         for entry in entries:
             if entry.fold is not None:
-                self._numbers.count_from(entry)
+                self._count_from(entry)
         if is_enabled() or len(entries) == 1:
             for entry in entries:
                 self._send(entry)
         else:
             self._on_sent(entries[-1], is_writable=self._sink.send_joined(entries))
         self._metrics.replayed(len(entries))
+
+    def _number(self, entry: Entry) -> Entry:
+        """See :meth:`PieceNumbers.number`."""
+        return entry if self._numbers is None else self._numbers.number(entry)
+
+    def _count_from(self, entry: Entry) -> None:
+        """See :meth:`PieceNumbers.count_from`."""
+        if self._numbers is None:
+            self._numbers = PieceNumbers()
+        self._numbers.count_from(entry)
 
     def _on_sent(self, entry: Entry, *, is_writable: bool) -> None:
         """Note that everything up to an entry was written."""
