@@ -215,6 +215,8 @@ class JobSnapshot(NamedTuple):
 class JobPage(NamedTuple):
     """Records of a room, newest first by their ``started_at``.
 
+    A page ends with the record by which it reaches :data:`folds.MAX_PAGE_BYTES`.
+
     Attributes:
         records: without texts.
         cursor: see :attr:`JobSnapshot.cursor`.

@@ -13,6 +13,7 @@ import pydantic_core
 from ...protocol.job_state import JobEvent, JobRecord, fold_job, parse_record
 from ...protocol.rooms import Room
 from .base import MAX_JOBS_BYTES, JobPosition, JobQuery, Retention, position_of
+from .folds import MAX_PAGE_BYTES
 
 # Measured memory of a record beside its texts, and of a room, with their entries in the tables.
 _RECORD_BYTES, _ROOM_BYTES = 1500, 700
@@ -133,7 +134,14 @@ class MemoryJobs:
         if query.after is not None:
             wanted = [each for each in wanted if each.place < query.after]
         wanted.sort(key=_place, reverse=True)
-        return [each.record() for each in wanted[: query.limit]], len(wanted) > query.limit
+        records: list[JobRecord] = []
+        size = 0
+        for each in wanted[: query.limit]:
+            if size >= MAX_PAGE_BYTES:
+                break
+            records.append(each.record())
+            size += each.bytes - len(each.text or "")
+        return records, len(wanted) > len(records)
 
     def expire(self, now: float) -> None:
         """Delete the records whose time is over."""

@@ -63,7 +63,7 @@ def describe_problem(error: Exception) -> str:
 
 
 _APPLICATION_ID = 0x53594E50  # "SYNP"
-_VERSION = 3
+_VERSION = 4
 
 # entry.offset: see OffsetClock. AUTOINCREMENT keeps the highest offset that was issued, even if it
 # was only the head of an idle room, so that no offset is reused. At each start it continues from
@@ -108,6 +108,25 @@ CREATE TABLE piece (                          -- of the text of a key
     text TEXT NOT NULL,
     PRIMARY KEY (fold_id, start)
 ) WITHOUT ROWID;
+CREATE TABLE job (                            -- the record of a job
+    id INTEGER PRIMARY KEY,
+    room TEXT NOT NULL,                       -- its name: a record outlives the room's log
+    job_id TEXT NOT NULL,
+    run_id TEXT NOT NULL,
+    type TEXT NOT NULL,
+    status TEXT NOT NULL,
+    has_ended INTEGER NOT NULL,
+    started_at TEXT NOT NULL,                 -- empty: not known
+    expires_at REAL NOT NULL,
+    size INTEGER NOT NULL,                    -- of the next two, in bytes
+    record TEXT NOT NULL,                     -- JSON
+    text TEXT,                                -- of its run, once that has ended
+    UNIQUE (room, job_id)
+);
+CREATE INDEX job_started_at ON job (room, started_at, job_id);
+CREATE INDEX job_deletion ON job (room, has_ended, expires_at, size);
+CREATE INDEX job_ended_run ON job (room, run_id) WHERE has_ended;
+CREATE INDEX job_expires_at ON job (expires_at);
 CREATE TABLE dedupe (
     offset INTEGER PRIMARY KEY,
     room_id INTEGER NOT NULL,

@@ -7,14 +7,16 @@ so that a text of many pieces is read and deleted quickly.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from ....protocol.folding import Fold, Mode
+from ....protocol.folding import MAX_ATTEMPT, Fold, Mode
+from ....protocol.rooms import Room
 from ..base import Publication
 from ..folds import (
     IDLE_KEY_S,
     MAX_OPEN_KEYS,
+    RUN_HAS_ENDED,
     TOO_MANY_KEYS,
     Conflict,
     Effect,
@@ -50,7 +52,13 @@ class KeyTable:
         self._execute = db.execute
 
     def write(
-        self, room: int, publication: Publication, offset: int, now: float, expires_at: float
+        self,
+        room: int,
+        publication: Publication,
+        offset: int,
+        now: float,
+        expires_at: float,
+        run_has_ended: Callable[[str], bool],
     ) -> Placement | int | Conflict:
         """Store a publication with ``fold``, instead of the entry of its key.
 
@@ -60,6 +68,7 @@ class KeyTable:
             offset: the offset of its entry.
             now: the time of the store's clock in seconds.
             expires_at: when the entry expires.
+            run_has_ended: returns whether a key belongs to a run that has ended.
 
         Returns:
             Where it was stored. The offset of the key's entry, if its piece is there already.
@@ -70,6 +79,9 @@ class KeyTable:
         fold = publication.fold
         assert fold is not None  # noqa: S101 - see above
         key = self._find(room, fold.key, now)
+        # The end of a run closes its keys, so that the run of an open key has not ended.
+        if (key is None or key.is_closed) and run_has_ended(fold.key):
+            return RUN_HAS_ENDED
 
         def read(start: int, end: int) -> str:
             return "" if key is None else self._read(key, start, end)
@@ -103,6 +115,17 @@ class KeyTable:
             (offset, room, expires_at, publication.text, key.id),
         )
         return placement
+
+    def end(self, room: int, name: str) -> None:
+        """Close a key for good, if there is one: its run has ended.
+
+        Raises:
+            sqlite3.Error: it could not be closed.
+        """
+        self._execute(
+            "UPDATE fold SET is_closed = 1, attempt = ? WHERE room_id = ? AND key = ?",
+            (MAX_ATTEMPT, room, name),
+        )
 
     def delete(self, ids: Iterable[int]) -> None:
         """Delete the keys of entries that are deleted, with their texts.
@@ -197,5 +220,24 @@ def read_folded(db: sqlite3.Connection, id: int, text: str) -> tuple[str, Fold |
     mode, size = db.execute("SELECT mode, size FROM fold WHERE id = ?", (id,)).fetchone()
     if mode == "replace":
         return text, None
+    return expand(text, _read_whole(db, id), size)
+
+
+def read_text(db: sqlite3.Connection, room: Room, name: str, now: float) -> str | None:
+    """Return the whole text of a key; None if there is no such key of the mode ``append``.
+
+    Raises:
+        sqlite3.Error: the file cannot be read now.
+    """
+    row = db.execute(
+        "SELECT fold.id FROM room JOIN fold ON fold.room_id = room.id AND key = ?"
+        " JOIN entry ON entry.offset = fold.offset"
+        " WHERE name = ? AND mode = 'append' AND expires_at > ?",
+        (name, room, now),
+    ).fetchone()
+    return None if row is None else _read_whole(db, row[0])
+
+
+def _read_whole(db: sqlite3.Connection, id: int) -> str:
     rows = db.execute("SELECT text FROM piece WHERE fold_id = ? ORDER BY start", (id,)).fetchall()
-    return expand(text, "".join(piece for (piece,) in rows), size)
+    return "".join(piece for (piece,) in rows)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from ....protocol.folding import Fold
+from ....protocol.job_state import JobRecord
 from ....protocol.rooms import Room
-from ..base import DEVICE_AGE_S, StoreStats
+from ..base import DEVICE_AGE_S, JobQuery, StoreStats
 from ..folds import MAX_PAGE_BYTES, utf8_size
 from .database import Database, last_offset, trimmed_key
+from .jobs import read_job, read_jobs
 from .keys import read_folded
 
 P = ParamSpec("P")
@@ -63,9 +66,46 @@ class DatabaseReader:
         Raises:
             sqlite3.Error: the file cannot be read now.
         """
+        with self._snapshot():
+            return self._page(room, after, limit, idle_head)
+
+    def job(self, room: Room, job_id: str, idle_head: int) -> tuple[JobRecord | None, int]:
+        """Return the record of a job, and the head of the room, from one snapshot.
+
+        Args:
+            room: the room.
+            job_id: the id of the record.
+            idle_head: see :meth:`page`.
+
+        Raises:
+            sqlite3.Error: the file cannot be read now.
+        """
+        with self._snapshot():
+            head = self.head(room, idle_head)
+            return read_job(self._db, room, job_id, self._file.now()), head
+
+    def jobs(
+        self, room: Room, query: JobQuery, idle_head: int
+    ) -> tuple[list[JobRecord], bool, int]:
+        """Return records, whether others follow, and the head of the room, from one snapshot.
+
+        Args:
+            room: the room.
+            query: the records.
+            idle_head: see :meth:`page`.
+
+        Raises:
+            sqlite3.Error: the file cannot be read now.
+        """
+        with self._snapshot():
+            head = self.head(room, idle_head)
+            return *read_jobs(self._db, room, query, self._file.now()), head
+
+    @contextlib.contextmanager
+    def _snapshot(self) -> Iterator[None]:
         self._db.execute("BEGIN")
         try:
-            return self._page(room, after, limit, idle_head)
+            yield
         finally:
             self._db.execute("ROLLBACK")
 

@@ -20,6 +20,9 @@ from ...errors import StoreUnavailableError
 from ..base import (
     DeliveryHandler,
     GapHandler,
+    JobPage,
+    JobQuery,
+    JobSnapshot,
     Page,
     Publication,
     PublishResult,
@@ -173,6 +176,16 @@ class SqliteStore:
         for key in {(room, None), (room, device)}:
             if position.offset > (self._acks.get(key) or 0):
                 self._acks.set(key, position.offset)
+
+    async def get_job(self, room: Room, job_id: str) -> JobSnapshot:
+        idle_head = self._writer.idle_head
+        record, head = await self._read(self._reader.job, room, job_id, idle_head)
+        return JobSnapshot(record, Cursor(self._epoch, head))
+
+    async def list_jobs(self, room: Room, query: JobQuery) -> JobPage:
+        idle_head = self._writer.idle_head
+        records, more, head = await self._read(self._reader.jobs, room, query, idle_head)
+        return JobPage(records, Cursor(self._epoch, head), more)
 
     async def usage(self) -> StoreStats:
         return await self._read(self._reader.usage)

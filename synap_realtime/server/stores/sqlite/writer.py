@@ -12,11 +12,13 @@ from typing import Any, Generic, TypeVar
 
 from ....errors import ConfigurationError
 from ....protocol.folding import Fold
-from ....protocol.rooms import Room
+from ....protocol.job_state import JobEvent, run_of_key
+from ....protocol.rooms import Room, is_control_room
 from ..base import DEVICE_AGE_S, MAX_DEVICES, Publication, Retention
 from ..clock import OffsetClock
 from ..folds import Conflict, Effect
 from .database import Database, last_offset, trimmed_key
+from .jobs import JobTable
 from .keys import KeyTable
 
 K = TypeVar("K")
@@ -256,6 +258,7 @@ class DatabaseWriter:
         for query in (
             "SELECT expires_at FROM entry ORDER BY expires_at LIMIT 1",
             "SELECT expires_at FROM dedupe ORDER BY expires_at LIMIT 1",
+            "SELECT expires_at FROM job ORDER BY expires_at LIMIT 1",
         ):
             oldest = self._db.execute(query).fetchone()
             if oldest is not None and oldest[0] <= now:
@@ -265,7 +268,7 @@ class DatabaseWriter:
     def _holds_anything(self) -> bool:
         (answer,) = self._db.execute(
             "SELECT EXISTS (SELECT 1 FROM entry) OR EXISTS (SELECT 1 FROM dedupe)"
-            " OR EXISTS (SELECT 1 FROM device)"
+            " OR EXISTS (SELECT 1 FROM device) OR EXISTS (SELECT 1 FROM job)"
         ).fetchone()
         return bool(answer)
 
@@ -324,6 +327,7 @@ class DatabaseWriter:
         rooms = [self._rooms.find(self._db, publication.room) for publication in publications]
         keys = [(room.id, each.id) for room, each in zip(rooms, publications, strict=True)]
         known = self._find_duplicates(keys, now)
+        jobs = JobTable(self._db, self._retention, now)
         results, entries, ids = [], [], []
         offset = last_offset(self._db)
         for room, key, publication in zip(rooms, keys, publications, strict=True):
@@ -338,8 +342,11 @@ class DatabaseWriter:
                 room.pending_growth += 1
                 result = InsertResult(offset, duplicate=False, count=0)
             else:
-                result = self._fold(room, publication, publication.fold, offset, now, expires_at)
+                at = (offset, now, expires_at)
+                result = self._fold(room, publication, publication.fold, at, jobs)
             results.append(result)
+            if publication.job is not None and result.is_new and not is_control_room(room.name):
+                self._apply_job(room, publication.job, jobs)
             if publication.fold is None or (publication.fold.keeps_id and result.is_new):
                 ids.append((offset, *key, now + self._retention.dedupe_window_s))
                 known[key] = InsertResult(offset, duplicate=True, count=0)
@@ -357,18 +364,34 @@ class DatabaseWriter:
         room: _Room,
         publication: Publication,
         fold: Fold,
-        offset: int,
-        now: float,
-        expires_at: float,
+        at: tuple[int, float, float],
+        jobs: JobTable,
     ) -> InsertResult:
-        placed = KeyTable(self._db).write(room.id, publication, offset, now, expires_at)
+        """Fold a publication into the entry of its key.
+
+        Args:
+            at: the offset, the time, and when the entry expires.
+        """
+
+        def run_has_ended(key: str) -> bool:
+            run_id = run_of_key(key)
+            return run_id is not None and jobs.has_ended(room.name, run_id)
+
+        placed = KeyTable(self._db).write(room.id, publication, *at, run_has_ended)
         if isinstance(placed, Conflict):
             return InsertResult(0, duplicate=False, count=0, conflict=placed)
         if isinstance(placed, int):
             return InsertResult(placed, duplicate=True, count=0)
         if placed.effect is Effect.BEGIN:
             room.pending_growth += 1
-        return InsertResult(offset, duplicate=False, count=0, fold=fold.placed_at(placed.offset))
+        return InsertResult(at[0], duplicate=False, count=0, fold=fold.placed_at(placed.offset))
+
+    def _apply_job(self, room: _Room, job: JobEvent, jobs: JobTable) -> None:
+        """Change the record of a job, and end the keys of a run that has ended."""
+        jobs.apply(room.name, job)
+        if job.is_ending:
+            for key in job.run_keys:
+                KeyTable(self._db).end(room.id, key)
 
     def _find_duplicates(
         self, keys: Sequence[tuple[int, str]], now: float
@@ -474,6 +497,7 @@ class DatabaseWriter:
             " ORDER BY connected_at LIMIT ?)",
             (now - DEVICE_AGE_S, limit),
         )
+        JobTable(self._db, self._retention, now).delete_expired(limit)
         for room in {row[1] for row in (*entries, *ids)}:
             deleted = execute(
                 "DELETE FROM room WHERE id = ? AND entry_count = 0"
