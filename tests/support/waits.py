@@ -39,7 +39,7 @@ WAITS: dict[str, tuple[str, ...]] = {
     ),
     "slow_consumer_timeout_s": (
         "server.rooms.backlog.SLOW_CONSUMER_TIMEOUT_S",
-        "server.rooms.connection.SLOW_CONSUMER_TIMEOUT_S",
+        "server.rooms.connection_writer.SLOW_CONSUMER_TIMEOUT_S",
         "server.asgi.connections.SLOW_CONSUMER_TIMEOUT_S",
     ),
     "asgi_close_timeout_s": ("server.asgi.connections.CLOSE_TIMEOUT_S",),

@@ -237,9 +237,8 @@ class SubscribeService:
             return _ended_event_stream()
         try:
             for room, each in params.items():
-                connection.start_at(room, each.after)
-                connection.open_room(
-                    room, claims, device=each.device, wants_presence=each.wants_presence
+                connection.open_at(
+                    room, each.after, device=each.device, wants_presence=each.wants_presence
                 )
         except RejectedError:
             self._sessions.close(connection)

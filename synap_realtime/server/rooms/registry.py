@@ -166,7 +166,7 @@ class SessionRegistry:
         wants_presence: bool,
         owns_claims: bool,
     ) -> RoomSession:
-        """See :class:`connection.Rooms`."""
+        """See :class:`connection.RoomOpener`."""
         self._limits.admit_room(room)
         device = claims.device or device
         sink = RoomSink(connection, room)
@@ -245,7 +245,7 @@ class SessionRegistry:
         asyncio.get_running_loop().call_soon(self.close, peer)
 
     def report(self, error: ActionError, connection: Connection) -> None:
-        """See :class:`connection.Rooms`."""
+        """See :class:`connection.RoomOpener`."""
         self._metrics.errored(error.code)
         if error.code not in ("rate_limited", "unavailable"):
             self._limits.count_rejection(connection.claims, connection.address)

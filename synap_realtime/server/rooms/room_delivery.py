@@ -52,29 +52,14 @@ class ConnectionSink(Sink, Protocol):
         ...
 
 
-class RoomHost(Protocol):
-    """The connection, as its rooms use it.
+class RoomWriter(Protocol):
+    """The socket of the connection, as its rooms use it.
 
     Attributes:
-        address: of the peer.
-        close_code: why it was closed; None while it is open.
-        is_draining: whether it accepts nothing new.
-        replays: the permits of the rooms that read their logs.
         sink: the writing side of the connection.
-        transport: ``websocket`` or ``sse``.
     """
 
-    address: str | None
-    close_code: CloseCode | None
-    is_draining: bool
-    replays: asyncio.Semaphore
     sink: ConnectionSink
-    transport: str
-
-    @property
-    def ends_with_room(self) -> bool:
-        """Whether the connection is an event stream, which ends with its first room."""
-        ...
 
     @property
     def is_writable(self) -> bool:
@@ -91,6 +76,33 @@ class RoomHost(Protocol):
 
     def count_write(self) -> int:
         """Return the number of one more write of a room."""
+        ...
+
+
+class RoomHost(Protocol):
+    """The connection, as its rooms use it.
+
+    Attributes:
+        address: of the peer.
+        close_code: why it was closed; None while it is open.
+        is_draining: whether it accepts nothing new.
+        replays: the permits of the rooms that read their logs.
+        transport: ``websocket`` or ``sse``.
+        writer: writes to the socket.
+    """
+
+    address: str | None
+    close_code: CloseCode | None
+    is_draining: bool
+    replays: asyncio.Semaphore
+    transport: str
+
+    @property
+    def writer(self) -> RoomWriter: ...
+
+    @property
+    def ends_with_room(self) -> bool:
+        """Whether the connection is an event stream, which ends with its first room."""
         ...
 
     def moved(self, room: Room, cursor: str) -> None:
@@ -227,6 +239,7 @@ class RoomSink:
     __slots__ = (
         "_host",
         "_member",
+        "_writer",
         "last_write",
         "max_joined_bytes",
         "resubscribe_after_ms",
@@ -240,31 +253,32 @@ class RoomSink:
         self.room = room
         self.last_write = 0
         # Each event of a stream has an id of its own.
-        self.max_joined_bytes = 0 if host.ends_with_room else host.sink.max_joined_bytes
+        self.max_joined_bytes = 0 if host.ends_with_room else host.writer.sink.max_joined_bytes
         self.resubscribe_after_ms: int | None = None
         self._host = host
+        self._writer = host.writer
         self._member: GroupMember | None = None
 
     @property
     def is_writable(self) -> bool:
-        if self._host.is_writable:
+        if self._writer.is_writable:
             return True
-        self._host.wait_writable(self)
+        self._writer.wait_writable(self)
         return False
 
     def send(self, entry: Entry) -> bool:
         self._on_write(entry)
-        self._host.sink.send(entry)
+        self._writer.sink.send(entry)
         return self.is_writable
 
     def send_joined(self, entries: Sequence[Entry]) -> bool:
         self._on_write(entries[-1])
-        self._host.sink.send_joined(entries)
+        self._writer.sink.send_joined(entries)
         return self.is_writable
 
     def send_batched(self, entry: Entry) -> bool:
         self._on_write(entry)
-        self._host.sink.send_batched(entry)
+        self._writer.sink.send_batched(entry)
         return self.is_writable
 
     def send_control(self, frame: ControlFrame) -> None:
@@ -280,20 +294,20 @@ class RoomSink:
         self._host.on_room_closed(self, code)
 
     def join_group(self, group: FanoutGroup | None) -> FanoutGroup | None:
-        if not self._host.is_writable:
-            self._host.regroup(self)
+        if not self._writer.is_writable:
+            self._writer.regroup(self)
             return None
-        self._member = self._host.sink.join_room_group(group, self.subscription)
+        self._member = self._writer.sink.join_room_group(group, self.subscription)
         return None if self._member is None else self._member.group
 
     def leave_group(self) -> None:
         member, self._member = self._member, None
         assert member is not None  # noqa: S101 - it has joined one
         member.leave()
-        if not self._host.is_writable:
-            self._host.regroup(self)
+        if not self._writer.is_writable:
+            self._writer.regroup(self)
 
     def _on_write(self, entry: Entry) -> None:
-        self.last_write = self._host.count_write()
+        self.last_write = self._writer.count_write()
         if self._host.ends_with_room:
             self._host.moved(self.room, f"{entry.cursor.epoch}-{entry.cursor.offset}")
