@@ -42,6 +42,7 @@ WAITS: dict[str, tuple[str, ...]] = {
         "server.rooms.connection_writer.SLOW_CONSUMER_TIMEOUT_S",
         "server.asgi.connections.SLOW_CONSUMER_TIMEOUT_S",
     ),
+    "slow_read_s": ("server.rooms.room_delivery.SLOW_READ_S",),
     "asgi_close_timeout_s": ("server.asgi.connections.CLOSE_TIMEOUT_S",),
     # The rest of the server
     "serve_linger_s": ("server.serve.LINGER_S",),

@@ -246,7 +246,7 @@ class BacklogBudget:
         key = id(entry)
         count = self._counts.get(key, 0)
         self._counts[key] = count + 1
-        self.bytes += _REFERENCE_BYTES if count else _REFERENCE_BYTES + entry.size
+        self.bytes += _REFERENCE_BYTES if count else _REFERENCE_BYTES + entry.held_bytes
 
     def remove(self, entry: Entry) -> None:
         key = id(entry)
@@ -255,7 +255,14 @@ class BacklogBudget:
             self._counts[key] = count
             self.bytes -= _REFERENCE_BYTES
         else:
-            self.bytes -= _REFERENCE_BYTES + entry.size
+            self.bytes -= _REFERENCE_BYTES + entry.held_bytes
+
+    def hold(self, entry: Entry) -> None:
+        """Count an entry of a replay, which is in no backlog. Then call :meth:`release` once."""
+        self.add(entry)
+
+    def release(self, entry: Entry) -> None:
+        self.remove(entry)
 
     def charge(self, subscriber: Holder, caller: Caller, size: int) -> None:
         """Set the size of a subscriber's backlog; 0 removes it. Subscribers may be closed."""

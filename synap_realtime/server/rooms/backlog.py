@@ -28,7 +28,6 @@ MAX_JOINED_BYTES = 16 * 1024
 """The notifications of a replay that are joined into one write, in bytes."""
 
 _CHARGE_BYTES = 16 * 1024
-_PART_BYTES = 120  # measured memory of a part of a joined entry
 _FOLD_BYTES = 64 * 1024  # a smaller backlog is folded only when it is written
 
 
@@ -148,6 +147,7 @@ class Backlog:
         "_entries",
         "_fold_above",
         "_frames",
+        "_has_timer",
         "_held_bytes",
         "_holder",
         "_timer",
@@ -163,12 +163,14 @@ class Backlog:
         caller: Caller,
         *,
         is_after_replay: bool = False,
+        has_timer: bool = True,
     ) -> None:
         """
         Args:
             holder: the subscriber.
             budget: bounds the backlogs of all subscribers.
             caller: charged for this one.
+            has_timer: whether the backlog limits the time for which the socket stays blocked.
             is_after_replay: see above. Otherwise call :meth:`finish_replay` when that is so.
         """
         self._holder = holder
@@ -182,18 +184,19 @@ class Backlog:
         self._can_fold = False  # something with fold was added since the last time
         self._held_bytes = 0  # the same for a page that is being replayed
         self._frames: deque[ControlFrame] = deque()
+        self._has_timer = has_timer
         self._timer: asyncio.TimerHandle | None = None  # while the socket is blocked
         self.closing_frame: ControlFrame | None = None
 
     def add(self, entry: Entry, published_at: float) -> None:
         """Queue an entry."""
         self._entries.append((entry, published_at))
-        self.bytes += _size_of(entry)
+        self.bytes += entry.held_bytes
         self._budget.add(entry)
         if entry.fold is not None:
             self._can_fold = True
             if self.bytes > self._fold_above:
-                self._fold()
+                self.fold()
         if self.bytes > MAX_BACKLOG_BYTES:
             self._holder.over_budget()
         elif self.bytes > self._charged:
@@ -208,10 +211,9 @@ class Backlog:
         """
         if not self._entries:
             return None
-        if self._can_fold:
-            self._fold()
+        self.fold()
         entry, published_at = self._entries.popleft()
-        self.bytes -= _size_of(entry)
+        self.bytes -= entry.held_bytes
         self._budget.remove(entry)
         return entry, published_at
 
@@ -223,12 +225,14 @@ class Backlog:
         ]
         self._replace_entries(rest)
 
-    def _fold(self) -> None:
+    def fold(self) -> None:
         """Join the pieces of texts, and drop what a later entry replaces.
 
         :meth:`add` does so whenever the backlog has doubled, so that a character is copied a few
         times only.
         """
+        if not self._can_fold:
+            return
         folded = fold_queue(self._entries, keeps_parts=not self.is_after_replay)
         if len(folded) < len(self._entries):
             self._replace_entries(folded)
@@ -241,7 +245,7 @@ class Backlog:
         for entry, _ in entries:
             self._budget.add(entry)
         self._entries = deque(entries)
-        self.bytes = sum([_size_of(entry) for entry, _ in entries])
+        self.bytes = sum([entry.held_bytes for entry, _ in entries])
 
     def add_frame(self, frame: ControlFrame) -> None:
         """Queue a control frame. Frames are sent before entries."""
@@ -264,20 +268,20 @@ class Backlog:
     def holding(self, entries: Sequence[Entry]) -> Iterator[None]:
         """Charge entries of a page that is being replayed while its reader waits."""
         for entry in entries:
-            self._budget.add(entry)
-        self._held_bytes = sum(entry.size for entry in entries)
+            self._budget.hold(entry)
+        self._held_bytes = sum(entry.held_bytes for entry in entries)
         try:
             self._charge()
             yield
         finally:
             for entry in entries:
-                self._budget.remove(entry)
+                self._budget.release(entry)
             self._held_bytes = 0
             self._charge()
 
     def start_timer(self) -> None:
         """Limit the time for which the socket stays blocked from now on."""
-        if self._timer is None:
+        if self._timer is None and self._has_timer:
             self._timer = asyncio.get_running_loop().call_later(
                 SLOW_CONSUMER_TIMEOUT_S, self._holder.over_budget
             )
@@ -302,7 +306,3 @@ class Backlog:
 
     def _charge(self) -> None:
         self._budget.charge(self._holder, self._caller, self._charged + self._held_bytes)
-
-
-def _size_of(entry: Entry) -> int:
-    return entry.size + _PART_BYTES * len(entry.parts) if entry.parts else entry.size

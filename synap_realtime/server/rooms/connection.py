@@ -339,12 +339,16 @@ class Connection(Identity):
             self.writer.send_control(frame)
 
     def bound_backlog(self) -> None:
-        """End the room with the largest backlog while the connection holds too much."""
+        """End the room with the largest backlog while the connection holds too much.
+
+        The backlogs are folded before, so that no room ends whose texts need only to be joined.
+        """
+        if self.backlog.bytes <= MAX_BACKLOG_BYTES:
+            return
+        for session in self.sessions():
+            session.subscription.fold_backlog()
         while self.backlog.bytes > MAX_BACKLOG_BYTES:
-            sessions = self.sessions()
-            largest = max(sessions, key=lambda each: each.subscription.backlog_bytes, default=None)
-            if largest is None or not largest.subscription.backlog_bytes:
-                return  # it holds pages of replays only, whose number is bounded
+            largest = max(self.sessions(), key=lambda each: each.subscription.backlog_bytes)
             largest.close(CloseCode.SLOW_CONSUMER)
 
     def on_room_closed(self, sink: RoomSink, code: CloseCode) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -60,7 +60,7 @@ Queued = tuple[Entry, float]
 """An entry in a backlog, and the time of its publish."""
 
 
-def fold_queue(queue: Iterable[Queued], *, keeps_parts: bool) -> list[Queued]:
+def fold_queue(queue: Collection[Queued], *, keeps_parts: bool) -> list[Queued]:
     """Join the pieces of texts in a queue, and drop what a later entry of it replaces.
 
     A final entry is not replaced, because it stays in the log, too.
@@ -69,20 +69,20 @@ def fold_queue(queue: Iterable[Queued], *, keeps_parts: bool) -> list[Queued]:
         queue: entries in the order of the log.
         keeps_parts: joined entries can be cut. Otherwise they only show that they were joined.
     """
-    latest: dict[str, Entry] = {}
+    latest = {
+        entry.fold.key: entry
+        for entry, _ in queue
+        if entry.fold is not None and entry.fold.mode == "replace"
+    }
     runs: list[tuple[list[Entry], float]] = []
     for entry, published_at in queue:
+        if _is_replaced(entry, latest):
+            continue
         if runs and can_join(runs[-1][0][-1], entry):
             runs[-1][0].append(entry)
         else:
             runs.append(([entry], published_at))
-        if (fold := entry.fold) is not None and fold.mode == "replace":
-            latest[fold.key] = entry
-    folded = [
-        (join(entries), published_at)
-        for entries, published_at in runs
-        if not _is_replaced(entries[0], latest)
-    ]
+    folded = [(join(entries), published_at) for entries, published_at in runs]
     if keeps_parts:
         return folded
     return [

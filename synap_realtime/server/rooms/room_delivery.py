@@ -20,6 +20,9 @@ from .hub import FanoutGroup, Hub
 from .replay import Replay
 from .subscription import CountRead, DeliveryState, Subscription
 
+SLOW_READ_S = 1.0
+"""A room whose log takes longer to read lets other rooms of the connection read theirs."""
+
 
 class GroupMember(Protocol):
     """One room of a connection, in the fan-out group of the room."""
@@ -126,7 +129,8 @@ class ConnectionBacklog(BacklogBudget):
     """The backlogs of one connection's rooms, which are a part of those of all subscribers.
 
     Attributes:
-        bytes: of the notifications that wait for this connection.
+        bytes: of the live notifications that wait for this connection. What its replays hold does
+            not count: it is bounded by their number.
     """
 
     def __init__(self, total: BacklogBudget) -> None:
@@ -138,12 +142,18 @@ class ConnectionBacklog(BacklogBudget):
         self._total = total
 
     def add(self, entry: Entry) -> None:
-        self.bytes += entry.size
+        self.bytes += entry.held_bytes
         self._total.add(entry)
 
     def remove(self, entry: Entry) -> None:
-        self.bytes -= entry.size
+        self.bytes -= entry.held_bytes
         self._total.remove(entry)
+
+    def hold(self, entry: Entry) -> None:
+        self._total.hold(entry)
+
+    def release(self, entry: Entry) -> None:
+        self._total.release(entry)
 
     def charge(self, subscriber: Holder, caller: Caller, size: int) -> None:
         self._total.charge(subscriber, caller, size)
@@ -153,6 +163,8 @@ class RoomSubscription(Subscription):
     """A subscription whose connection may be blocked by another room."""
 
     __slots__ = ("_host",)
+
+    has_timer = False  # the connection has one for all rooms
 
     def __init__(
         self,
@@ -195,7 +207,8 @@ class RoomSubscription(Subscription):
 class BoundedReplay(Replay):
     """A replay that holds a page in memory only while it has one of a few permits.
 
-    It waits for a permit before each page, so the replays of a connection alternate.
+    It waits for a permit before each page, so the replays of a connection alternate. A log that
+    does not answer keeps no permit, so that it delays no other room.
     """
 
     __slots__ = ("_has_permit", "_permits")
@@ -213,9 +226,19 @@ class BoundedReplay(Replay):
 
     async def read_page(self) -> Sequence[Entry]:
         self.release()
+        await self._acquire()
+        timer = asyncio.get_running_loop().call_later(SLOW_READ_S, self.release)
+        try:
+            page = await super().read_page()
+        finally:
+            timer.cancel()
+        if not self._has_permit:
+            await self._acquire()
+        return page
+
+    async def _acquire(self) -> None:
         await self._permits.acquire()
         self._has_permit = True
-        return await super().read_page()
 
     def release(self) -> None:
         """Give the permit back, if there is one: the page is written."""

@@ -11,6 +11,7 @@ import asyncio
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum, auto
+from typing import ClassVar
 
 from ...protocol.control import CLOSING, SUBSCRIBED, CloseCode, ControlFrame
 from ...protocol.cursor import Cursor, parse_cursor
@@ -120,6 +121,9 @@ class Subscription:
         "state",
     )  # fmt: skip
 
+    has_timer: ClassVar[bool] = True
+    """Whether the subscription limits the time for which its socket stays blocked."""
+
     def __init__(
         self,
         store: Store,
@@ -180,6 +184,11 @@ class Subscription:
     def backlog_bytes(self) -> int:
         """The bytes of the live notifications that are not written yet."""
         return 0 if self._backlog is None else self._backlog.bytes
+
+    def fold_backlog(self) -> None:
+        """Join the pieces of texts that are not written yet."""
+        if self._backlog is not None:
+            self._backlog.fold()
 
     def deliver(self, entry: Entry, published_at: float) -> bool:
         """See :class:`hub.Subscriber`."""
@@ -576,8 +585,9 @@ class Subscription:
         if self._backlog is None:
             caller = caller_of(self.claims, self._address)
             self._backlog = Backlog(
-                self, self._budget, caller, is_after_replay=not self._is_replaying
-            )
+                self, self._budget, caller,
+                is_after_replay=not self._is_replaying, has_timer=self.has_timer,
+            )  # fmt: skip
         return self._backlog
 
     def _drop_backlog(self) -> None:

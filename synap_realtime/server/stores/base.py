@@ -101,6 +101,14 @@ class Entry(NamedTuple):
     fold: Fold | None = None
     parts: tuple[tuple[int, int], ...] = ()
 
+    @property
+    def held_bytes(self) -> int:
+        """What it counts in a backlog: its size, and the memory of its parts."""
+        return self.size + _PART_BYTES * len(self.parts) if self.parts else self.size
+
+
+_PART_BYTES = 120  # measured memory of a part of a joined entry
+
 
 def make_entry(room: Room, cursor: Cursor, text: str, fold: Fold | None = None) -> Entry:
     """Add a cursor to the text of a publication. (Neither room nor cursor can contain a quote.)"""

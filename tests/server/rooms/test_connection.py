@@ -10,12 +10,17 @@ import pytest
 
 from synap_realtime.protocol.control import CloseCode, ControlFrame
 from synap_realtime.protocol.cursor import Cursor
+from synap_realtime.protocol.folding import make_fold
 from synap_realtime.protocol.rooms import Room
 from synap_realtime.server.app import Node, create_node
 from synap_realtime.server.auth.claims import UNRESTRICTED
 from synap_realtime.server.config import ServerSettings
 from synap_realtime.server.errors import StoreUnavailableError
-from synap_realtime.server.rooms.backlog import MAX_BACKLOG_BYTES, UnbatchedSink
+from synap_realtime.server.rooms.backlog import (
+    MAX_BACKLOG_BYTES,
+    SLOW_CONSUMER_TIMEOUT_S,
+    UnbatchedSink,
+)
 from synap_realtime.server.rooms.connection import CONCURRENT_REPLAYS, Connection
 from synap_realtime.server.stores.base import (
     DeliveryHandler,
@@ -26,6 +31,8 @@ from synap_realtime.server.stores.base import (
     ignore_gap,
 )
 from synap_realtime.server.stores.memory import MemoryStore
+from tests.support.clocks import in_virtual_time
+from tests.support.folding import Texts, folded
 from tests.support.timeouts import TIMEOUT_S
 from tests.support.waits import SetWaits
 
@@ -67,6 +74,7 @@ class Socket(UnbatchedSink):
     def __init__(self) -> None:
         self.accepts = 1_000_000
         self.sent: list[tuple[str, object]] = []
+        self.texts: dict[str, Texts] = {}
         self.code: CloseCode | None = None
         self._changed = asyncio.Event()
 
@@ -77,6 +85,7 @@ class Socket(UnbatchedSink):
     def send(self, entry: Entry) -> bool:
         assert self.is_writable, "a notification is written only to a writable socket"
         wire = json.loads(entry.text)
+        self.texts.setdefault(wire["room"], Texts()).apply(wire)
         self._write(wire["room"], wire["id"])
         return self.is_writable
 
@@ -87,6 +96,10 @@ class Socket(UnbatchedSink):
 
     def close(self, code: CloseCode) -> None:
         self.code = code
+
+    def text(self, room: Room) -> str:
+        """The text of the pieces of a room, applied by their offsets."""
+        return self.texts.setdefault(room, Texts()).by_key.get("k", "")
 
     def _write(self, name: str, value: object) -> None:
         self.accepts -= 1
@@ -119,7 +132,8 @@ class Server:
     def __init__(self) -> None:
         self.store = PartlyUnavailableStore()
         self.store.hanging, self.store.failing = set(), set()
-        self.node: Node = create_node(ServerSettings(), self.store)
+        settings = ServerSettings(piece_interval_ms=0)
+        self.node: Node = create_node(settings, self.store)
         self.connection: Connection
         self.socket = Socket()
 
@@ -256,10 +270,83 @@ async def test_replays_hold_few_pages_while_the_socket_is_blocked(server: Server
         server.act("subscribe", room, after="earliest")
     for _ in range(20):
         await asyncio.sleep(0)
-    assert server.connection.backlog.bytes <= CONCURRENT_REPLAYS * 2 * 51_000
+    assert server.node.budgets.backlogs.bytes <= CONCURRENT_REPLAYS * 2 * 51_000
     server.read(1000)
     await server.socket.until_subscribed(*rooms)
     assert all(server.socket.ids(room) == ["n0", "n1"] for room in rooms)
+
+
+async def test_pages_of_replays_end_no_other_room(server: Server) -> None:
+    """A replay may hold large notifications, which are no backlog of the live rooms."""
+    rooms = [Room(f"user_{number}") for number in range(CONCURRENT_REPLAYS)]
+    for room in rooms:
+        await server.publish(room, "n0", "n1", "n2", size=200_000)
+    server.act("subscribe", QUIET)
+    await server.socket.until_subscribed(QUIET)
+    server.block()
+    for room in rooms:
+        server.act("subscribe", room, after="earliest")
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert server.node.budgets.backlogs.bytes > MAX_BACKLOG_BYTES
+    await server.publish(QUIET, "q0")
+    server.read(1000)
+    await server.socket.until_subscribed(*rooms)
+    assert server.socket.ids(QUIET) == ["q0"]
+    assert server.socket.frames("synap.unsubscribed") == []
+
+
+async def test_growing_texts_of_many_rooms_are_joined_before_a_room_ends(server: Server) -> None:
+    rooms = [Room(f"user_{number}") for number in range(30)]
+    for room in rooms:
+        server.act("subscribe", room)
+    await server.socket.until_subscribed(*rooms)
+    server.block()
+    for number in range(300):  # 2 MB as single pieces, of which no room has 64 KiB
+        for room in rooms:
+            piece = folded(f"p{number}", make_fold("k", "append", "12345", offset=5 * number), room)
+            await server.store.publish([piece])
+    assert server.connection.backlog.bytes <= MAX_BACKLOG_BYTES
+    server.read(10_000)
+    assert server.socket.frames("synap.unsubscribed") == []
+    for room in rooms:
+        assert server.socket.text(room) == "12345" * 300
+    assert server.connection.backlog.bytes == 0
+
+
+@in_virtual_time
+async def test_a_room_that_waits_for_the_others_is_not_slow() -> None:
+    """The peer reads slowly, but it reads: no room ends, however long the others take."""
+    server = Server()
+    await server.connect()
+    rooms = [Room(f"user_{number}") for number in range(20)]
+    for room in rooms:
+        server.act("subscribe", room)
+    await server.socket.until_subscribed(*rooms)
+    server.block()
+    for room in rooms:
+        await server.publish(room, "n0", "n1")
+    for _ in range(2 * len(rooms)):
+        await asyncio.sleep(0.4 * SLOW_CONSUMER_TIMEOUT_S)
+        server.read(1)
+    assert server.socket.frames("synap.unsubscribed") == []
+    assert all(server.socket.ids(room) == ["n0", "n1"] for room in rooms)
+    await server.publish(rooms[0], "n2")
+    await asyncio.sleep(1.1 * SLOW_CONSUMER_TIMEOUT_S)
+    assert server.socket.code == CloseCode.SLOW_CONSUMER
+    server.node.sessions.close(server.connection)
+    await server.node.close()
+
+
+async def test_logs_that_do_not_answer_delay_no_other_room(
+    server: Server, set_waits: SetWaits
+) -> None:
+    set_waits(slow_read_s=0.05)
+    slow = [Room(f"workspace_{number}") for number in range(CONCURRENT_REPLAYS + 1)]
+    server.store.hanging.update(slow)
+    for room in (*slow, QUIET):
+        server.act("subscribe", room)
+    await server.socket.until_subscribed(QUIET)
 
 
 async def test_a_peer_that_does_not_read_is_closed(server: Server, set_waits: SetWaits) -> None:
