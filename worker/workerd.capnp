@@ -38,6 +38,7 @@ const worker :Workerd.Worker = (
     (name = "RETENTION_S", fromEnvironment = "RETENTION_S"),
     (name = "REQUEST_RETENTION_S", fromEnvironment = "REQUEST_RETENTION_S"),
     (name = "MAX_ROOM_BYTES", fromEnvironment = "MAX_ROOM_BYTES"),
+    (name = "PIECE_INTERVAL_MS", fromEnvironment = "PIECE_INTERVAL_MS"),
     (name = "IDLE_TIMEOUT_S", fromEnvironment = "IDLE_TIMEOUT_S"),
     (name = "MAX_CONNECTIONS_PER_USER", fromEnvironment = "MAX_CONNECTIONS_PER_USER"),
     (name = "MAX_CONNECTIONS_PER_ROOM", fromEnvironment = "MAX_CONNECTIONS_PER_ROOM"),

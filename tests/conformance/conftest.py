@@ -45,7 +45,7 @@ REDIS = ("redis", "redis-keys")
 NODES = ("redis-nodes-keys",)
 """Two servers with one store, behind one address. Each gets every other connection."""
 WORKER = ("worker", "worker-keys")
-WITHOUT_FOLDING = (*REDIS, *NODES, *WORKER)
+WITHOUT_FOLDING = (*REDIS, *NODES)
 """Those that do not fold yet."""
 ASGI = ("asgi", "asgi-keys")
 BOTH = {"redis": REDIS, "asgi": ASGI, "worker": WORKER}

@@ -5,6 +5,7 @@ import { parseCursor, type Cursor } from "./protocol/cursor";
 import { JsonError, parseJson } from "./protocol/json";
 import { MAX_BATCH_BYTES } from "./protocol/notification";
 import { DEVICE_PROBLEM, isDevice, problemWithRoom } from "./protocol/rooms";
+import type { Conflict } from "./stores/folds";
 
 /** The largest request body of any route. */
 const MAX_BODY_BYTES = MAX_BATCH_BYTES;
@@ -20,6 +21,9 @@ export interface Problem {
   error: string;
   details: string;
   code: string;
+  /** For a conflict of a notification with `fold`: where the next piece has to begin, and the attempt of the key. */
+  offset?: number;
+  attempt?: number;
 }
 
 /** An error response to a request. See PROTOCOL.md, "Errors". */
@@ -68,6 +72,15 @@ export function forbidden(details: string, error = "Forbidden"): RequestError {
 
 export function payloadTooLarge(details: string): RequestError {
   return new RequestError(413, "payload_too_large", "Too large", details);
+}
+
+/** Return the error of a notification that does not fit what the log has for its key. */
+export function conflictError({ code, details, offset, attempt }: Conflict): RequestError {
+  if (code === "payload_too_large") return payloadTooLarge(details);
+  const error = new RequestError(409, code, "Conflict", details);
+  if (offset !== undefined) error.body.offset = offset;
+  if (attempt !== undefined) error.body.attempt = attempt;
+  return error;
 }
 
 /** @param waitS seconds until the request can be retried. */

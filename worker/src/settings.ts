@@ -21,6 +21,8 @@ export interface Settings {
   retentionS: number;
   requestRetentionS: number;
   maxRoomBytes: number;
+  /** Pieces of a text that are published within this time are stored and delivered together; 0: each alone. */
+  pieceIntervalMs: number;
   /** A WebSocket from which nothing was received for this long is closed; 0: never. */
   idleTimeoutS: number;
   /** 0 is no limit, here and below. */
@@ -85,6 +87,7 @@ function read(env: Env): Settings {
     retentionS: number("RETENTION_S", 24 * 3600, 1),
     requestRetentionS: number("REQUEST_RETENTION_S", 3600, 1),
     maxRoomBytes: number("MAX_ROOM_BYTES", 64 * 1024 * 1024, 1024 * 1024),
+    pieceIntervalMs: number("PIECE_INTERVAL_MS", 40, 0, 10_000),
     idleTimeoutS: number("IDLE_TIMEOUT_S", 75),
     maxConnectionsPerUser: number("MAX_CONNECTIONS_PER_USER", 50),
     maxConnectionsPerRoom: number("MAX_CONNECTIONS_PER_ROOM", 10_000),

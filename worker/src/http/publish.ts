@@ -5,7 +5,7 @@ import type { Claims } from "../auth/claims";
 import { publishLimitsOf } from "../auth/limits";
 import { logRejected } from "../events";
 import {
-  badRequest, jsonResponse, parseRoomParam, payloadTooLarge, readJsonBody, RequestError, type Problem,
+  badRequest, conflictError, jsonResponse, parseRoomParam, payloadTooLarge, readJsonBody, RequestError, type Problem,
 } from "../messages";
 import { count } from "../metrics";
 import {
@@ -19,7 +19,7 @@ import {
 } from "../protocol/notification";
 import { readinessOf } from "../readiness";
 import { callRoom } from "../rooms/stub";
-import type { Publication, PublishResult } from "../stores/log";
+import type { Publication, PublishResult } from "../stores/entries";
 import { authenticatePublisher, type RequestContext } from "./context";
 
 /** `POST /rooms/{room}/broadcast`. */
@@ -31,7 +31,8 @@ export async function broadcastOne(context: RequestContext, segment: string): Pr
   checkLimits(context, claims, 1, checked.bytes);
   const published = await publishAll(context.env, new Map([[room, [checked]]]));
   const [publishResult] = publishResultsOf(published, room);
-  const { id, cursor, broadcastCount, duplicate } = publishResult!;
+  const { id, cursor, broadcastCount, duplicate, conflict } = publishResult!;
+  if (conflict !== undefined) throw conflictError(conflict);
   return jsonResponse(200, {
     success: true,
     broadcastCount,
@@ -108,13 +109,14 @@ type Published = Map<string, PublishResult[] | RequestError>;
  */
 async function publishAll(env: Env, given: Map<string, Publication[]>): Promise<Published> {
   const published: Published = new Map();
-  let [accepted, duplicates, failed, bytes] = [0, 0, 0, 0];
+  let [accepted, duplicates, rejected, failed, bytes] = [0, 0, 0, 0, 0];
   await Promise.all(
     [...given].map(async ([room, publications]) => {
       try {
         const publishResults = await callRoom(env, room, (stub) => stub.publish(publications));
         published.set(room, publishResults);
         publishResults.forEach((publishResult, place) => {
+          if (publishResult.conflict !== undefined) return void rejected++;
           if (publishResult.duplicate) duplicates++;
           else accepted++;
           bytes += publications[place]!.bytes;
@@ -130,6 +132,7 @@ async function publishAll(env: Env, given: Map<string, Publication[]>): Promise<
   // Counted once for all rooms, because a request may write only a limited number of data points.
   count(env, "publish", "duplicate", duplicates);
   count(env, "publish", "accepted", accepted, bytes);
+  count(env, "publish", "rejected", rejected);
   count(env, "publish", "unavailable", failed);
   return published;
 }
@@ -164,12 +167,16 @@ function resultsOf(items: Item[], published: Published): Result[] {
 }
 
 function resultOf(publishResults: [string, PublishResult][]): Result {
-  const rooms = publishResults.map(([room, { broadcastCount, cursor, duplicate }]) => [
-    room,
-    { broadcastCount, cursor, duplicate },
-  ]);
+  let failure: Problem | undefined;
+  const rooms = publishResults.map(([room, { broadcastCount, cursor, duplicate, conflict }]) => {
+    if (conflict === undefined) return [room, { broadcastCount, cursor, duplicate }];
+    const problem = conflictError(conflict).body;
+    failure ??= problem;
+    return [room, problem];
+  });
   return {
-    success: true,
+    success: failure === undefined,
+    ...failure,
     broadcastCount: publishResults.reduce((sum, [, { broadcastCount }]) => sum + broadcastCount, 0),
     id: publishResults[0]![1].id,
     rooms: Object.fromEntries(rooms),

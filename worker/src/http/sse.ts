@@ -6,7 +6,7 @@
  */
 
 import { CloseCode } from "../protocol/control";
-import { MORE } from "../rooms/stub";
+import { HOLD, MORE } from "../rooms/stub";
 
 /**
  * The interval of comment lines. Proxies close idle streams, and a write detects a disconnected client where the
@@ -16,6 +16,8 @@ const HEARTBEAT_MS = 10_000;
 /** The delay after which a browser reconnects. */
 const RETRY_MS = 1000;
 const MAX_BACKLOG_BYTES = 1024 * 1024;
+/** Above this backlog, the room joins the pieces of texts until half of it was read. */
+const HOLD_BYTES = 256 * 1024;
 const STALL_MS = 20_000;
 /** The total backlog of the streams of an isolate, which has 128 MB. Above it, the largest is aborted. */
 const MAX_BUFFERED_BYTES = 32 * 1024 * 1024;
@@ -60,6 +62,7 @@ export function eventStream(room: WebSocket, disconnected: AbortSignal): Readabl
   const queue: (Uint8Array | typeof MORE)[] = [encoder.encode(`retry: ${RETRY_MS}\n\n`)];
   let backlogBytes = 0;
   let isLive = false; // false during the replay, when the room sends a page only after the last one was read
+  let isHeld = false; // the room was told that the client reads slowly
   let isEnded = false;
   let takenAt = Date.now();
   let wake: () => void = () => undefined;
@@ -73,6 +76,10 @@ export function eventStream(room: WebSocket, disconnected: AbortSignal): Readabl
     backlogBytes += chunk.length;
     addBuffered(stream, chunk.length);
     if (isLive && backlogBytes > MAX_BACKLOG_BYTES) end(CloseCode.SLOW_CONSUMER);
+    else if (isLive && !isHeld && backlogBytes > HOLD_BYTES) {
+      isHeld = true;
+      room.send(HOLD);
+    }
     wake();
   };
   const end = (code: number): void => {
@@ -122,6 +129,10 @@ export function eventStream(room: WebSocket, disconnected: AbortSignal): Readabl
         } else if (next !== undefined) {
           backlogBytes = Math.max(0, backlogBytes - next.length);
           if (!isEnded) addBuffered(stream, -Math.min(next.length, stream.bytes)); // "retry:" was not counted
+          if (isHeld && !isEnded && backlogBytes <= HOLD_BYTES / 2) {
+            isHeld = false;
+            room.send(MORE);
+          }
           controller.enqueue(next);
           return;
         } else if (isEnded) {

@@ -1,5 +1,7 @@
 /** Validation of notifications. See PROTOCOL.md, "Notification". */
 
+import { foldToWire, parseFold, type Fold } from "./folding";
+
 export const MAX_NOTIFICATION_BYTES = 256 * 1024;
 export const MAX_BATCH_BYTES = 1024 * 1024;
 export const MAX_BATCH_NOTIFICATIONS = 1000;
@@ -11,7 +13,7 @@ const RFC_3339 =
 const STATUSES: unknown[] = ["pending", "success", "error"];
 
 /** The known members of a notification. Others are kept, too. */
-const KNOWN = new Set(["type", "data", "id", "requestId", "status", "timestamp", "room", "cursor"]);
+const KNOWN = new Set(["type", "data", "id", "requestId", "status", "timestamp", "room", "cursor", "fold"]);
 
 export class InvalidNotificationError extends Error {
   constructor(
@@ -22,11 +24,12 @@ export class InvalidNotificationError extends Error {
   }
 }
 
-/** A valid notification. `text` is its JSON, without `room` and `cursor`. */
+/** A valid notification. `text` is its JSON, without `room` and `cursor`. Its last member is `fold`, if it has one. */
 export interface Checked {
   id: string;
   text: string;
   bytes: number;
+  fold?: Fold;
 }
 
 /**
@@ -60,11 +63,15 @@ export function checkNotification(value: unknown, now: number): Checked {
     ["status", status],
     ["timestamp", timestamp === undefined ? new Date(now).toISOString() : toUtc(timestamp)],
   ];
+  const given = Object.hasOwn(value, "fold") ? (value["fold"] ?? undefined) : undefined;
+  const fold = given === undefined ? undefined : parseFold(given, value["data"]);
   // An assignment to __proto__ would change the prototype, not add a member.
   const unknown = Object.entries(value).filter(([name]) => !KNOWN.has(name));
   const members = [...known.filter(([, each]) => each !== undefined), ...unknown];
+  if (fold !== undefined) members.push(["fold", foldToWire(fold)]);
   const text = JSON.stringify(Object.fromEntries(members));
-  return { id, text, bytes: new TextEncoder().encode(text).length };
+  const bytes = new TextEncoder().encode(text).length;
+  return { id, text, bytes, ...(fold === undefined ? {} : { fold }) };
 }
 
 export function isObject(value: unknown): value is Record<string, unknown> {

@@ -2,6 +2,8 @@
 
 /** The largest backlog of a subscriber; above it, it is a slow consumer. */
 const MAX_BACKLOG_BYTES = 1024 * 1024;
+/** A replay continues when the backlog is not above this. Live pieces of texts are joined above it. */
+export const MAX_REPLAY_BACKLOG_BYTES = 256 * 1024;
 /** A subscriber that reads nothing of its backlog for this long is a slow consumer. */
 const SLOW_CONSUMER_TIMEOUT_MS = 20_000;
 /** The largest total backlog of a room, and of one user in it. An object has 128 MB of memory. */

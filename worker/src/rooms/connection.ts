@@ -7,7 +7,8 @@
 import type { Claims } from "../auth/claims";
 import { controlFrame } from "../protocol/control";
 import type { Cursor } from "../protocol/cursor";
-import { Backlog } from "./backlog";
+import { Backlog, MAX_REPLAY_BACKLOG_BYTES } from "./backlog";
+import type { Numbers } from "./numbers";
 
 /** The state stored with the socket. Times are in ms since 1970; those of the credential are in seconds. */
 export interface Attachment {
@@ -20,6 +21,8 @@ export interface Attachment {
   credential: Credential;
   lastReceivedAt: number;
   state: State;
+  /** How the client numbers the pieces of texts that were replayed to it. */
+  numbers?: Numbers;
 }
 
 /** The credential of a connection, as it is stored with the socket. Times are in seconds since 1970. */
@@ -38,6 +41,14 @@ export interface Replaying {
   replayed: number;
   /** Notifications are missing that the log no longer contains. */
   isLost: boolean;
+  /** For a client that was live and reads slowly: the texts that it has a part of. */
+  known?: Record<string, KnownText>;
+}
+
+/** A part of a text that a client has: its length in code points, and the number of the next piece. */
+export interface KnownText {
+  length: number;
+  nextIndex: number | undefined;
 }
 
 /** The minimum time between two writes of `lastReceivedAt` to the attachment. */
@@ -47,6 +58,8 @@ export class Connection {
   readonly socket: WebSocket;
   readonly attachment: Attachment;
   readonly backlog: Backlog;
+  /** The Worker holds too much for the client of this event stream. */
+  isHeld = false;
   #savedAt: number;
 
   constructor(socket: WebSocket, attachment: Attachment) {
@@ -67,6 +80,11 @@ export class Connection {
   /** Whether the client acknowledges itself (`synap.v1`). Otherwise delivery counts as acknowledgement. */
   get acknowledges(): boolean {
     return this.attachment.transport === "websocket" && this.attachment.controlFrames;
+  }
+
+  /** Whether the client reads slowly, so that the pieces of texts should be joined for it. */
+  get isBehind(): boolean {
+    return this.isHeld || this.backlog.bytes > MAX_REPLAY_BACKLOG_BYTES;
   }
 
   /** Change the state, and store it. */

@@ -1,7 +1,8 @@
 /** Fan-out: the open connections of a room. */
 
-import type { Entry } from "../stores/log";
+import type { Entry } from "../stores/entries";
 import type { Connection } from "./connection";
+import { numbered } from "./numbers";
 
 export class Hub {
   readonly #connections = new Map<WebSocket, Connection>();
@@ -45,6 +46,6 @@ export class Hub {
 /** Send entries to connections. */
 export function deliver(entries: Entry[], connections: Connection[]): void {
   for (const connection of connections) {
-    for (const entry of entries) connection.send(entry.text);
+    for (const entry of entries) connection.send(numbered(connection, entry));
   }
 }

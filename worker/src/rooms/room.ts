@@ -14,17 +14,19 @@ import { count } from "../metrics";
 import { CloseCode, MAX_CLIENT_TEXT_BYTES, parseAction } from "../protocol/control";
 import type { Cursor } from "../protocol/cursor";
 import { settingsOf } from "../settings";
-import { Log, type Publication, type PublishResult } from "../stores/log";
+import type { Publication, PublishResult } from "../stores/entries";
+import { Log } from "../stores/log";
 import { slowConsumers } from "./backlog";
 import type { Connection } from "./connection";
 import { Deadlines } from "./deadlines";
 import { warnBeforeExpiry } from "./credential";
 import { readHistory } from "./history";
 import { deliver, Hub } from "./hub";
+import { Pacer } from "./pacing";
 import type { User } from "./presence";
 import { Renewals } from "./renewal";
 import { Sessions } from "./sessions";
-import { MORE, parseSubscribeRequest } from "./stub";
+import { HOLD, MORE, parseSubscribeRequest } from "./stub";
 import { Subscriptions } from "./subscription";
 import { Watchers } from "./watchers";
 
@@ -37,6 +39,7 @@ export class NotificationRoom extends DurableObject<Env> {
   readonly #sessions: Sessions;
   readonly #renewals: Renewals;
   readonly #messages: Rate;
+  readonly #pacer: Pacer;
 
   constructor(ctx: DurableObjectState, env: Env) {
     super(ctx, env);
@@ -54,6 +57,7 @@ export class NotificationRoom extends DurableObject<Env> {
       ctx, env, settings, this.#log, this.#hub, this.#deadlines, this.#watchers, this.#subscriptions,
     );
     this.#renewals = new Renewals(ctx, env, settings, room, this.#sessions, this.#deadlines);
+    this.#pacer = new Pacer((publications) => this.#publishNow(publications), settings.pieceIntervalMs);
     ctx.setWebSocketAutoResponse(new WebSocketRequestResponsePair("ping", "pong"));
     for (const socket of ctx.getWebSockets()) this.#sessions.restore(socket);
     this.#watchers.restored();
@@ -65,23 +69,9 @@ export class NotificationRoom extends DurableObject<Env> {
 
   // --- called by the Worker
 
-  /** Store notifications, all or none, and deliver each to every subscriber. */
+  /** Store notifications, all or none, and deliver each to every subscriber. Pieces of texts may wait: see pacing.ts. */
   async publish(publications: Publication[]): Promise<PublishResult[]> {
-    for (const connection of slowConsumers(this.#hub.live(), Date.now())) {
-      this.#sessions.close(connection, CloseCode.SLOW_CONSUMER);
-    }
-    const live = this.#hub.live();
-    const isReceived = live.some((connection) => !connection.acknowledges);
-    const { publishResults, entries } = this.#log.publish(publications, this.#hub.size, isReceived);
-    // These messages leave the object after the notifications are durable: the runtime delays its output until then.
-    deliver(entries, live);
-    const last = entries.at(-1);
-    if (last !== undefined) {
-      for (const connection of live) this.#subscriptions.delivered(connection, last.cursor);
-    }
-    count(this.env, "delivery", "live", live.length * entries.length);
-    this.#deadlines.scheduleSweep();
-    return publishResults;
+    return this.#pacer.publish(publications);
   }
 
   /** Return the response of `GET …/history`, as JSON. */
@@ -117,6 +107,28 @@ export class NotificationRoom extends DurableObject<Env> {
     }
   }
 
+  #publishNow(publications: Publication[]): PublishResult[] {
+    for (const connection of slowConsumers(this.#hub.live(), Date.now())) {
+      this.#sessions.close(connection, CloseCode.SLOW_CONSUMER);
+    }
+    if (publications.some(({ fold }) => fold !== undefined)) {
+      const behind = this.#hub.live().filter(({ isBehind }) => isBehind);
+      for (const connection of behind) this.#subscriptions.fallBehind(connection);
+    }
+    const live = this.#hub.live();
+    const isReceived = live.some((connection) => !connection.acknowledges);
+    const { publishResults, entries } = this.#log.publish(publications, this.#hub.size, isReceived);
+    // These messages leave the object after the notifications are durable: the runtime delays its output until then.
+    deliver(entries, live);
+    const last = entries.at(-1);
+    if (last !== undefined) {
+      for (const connection of live) this.#subscriptions.delivered(connection, last.cursor);
+    }
+    count(this.env, "delivery", "live", live.length * entries.length);
+    this.#deadlines.scheduleSweep();
+    return publishResults;
+  }
+
   // --- events of sockets
 
   override async webSocketMessage(socket: WebSocket, message: string | ArrayBuffer): Promise<void> {
@@ -125,6 +137,7 @@ export class NotificationRoom extends DurableObject<Env> {
     const now = Date.now();
     connection.touch(now);
     if (connection.attachment.transport === "sse") {
+      connection.isHeld = message === HOLD;
       if (message === MORE) this.#subscriptions.replay(connection);
     } else if (typeof message !== "string" || isTooLong(message)) {
       this.#sessions.close(connection, CloseCode.PROTOCOL_VIOLATION);

@@ -9,6 +9,8 @@ const SUBSCRIBE_REQUEST = "X-Synap-Subscribing";
 export const CLOSE_CODE = "X-Synap-Close-Code";
 /** Sent to event streams after a page of the log. The Worker sends it back to request the next page. */
 export const MORE = "more";
+/** The Worker sends it when the client of an event stream reads slowly, and {@link MORE} when it has caught up. */
+export const HOLD = "hold";
 
 /** A validated subscribe request, from the Worker to the room. */
 export interface SubscribeRequest {

@@ -4,12 +4,14 @@ import { count } from "../metrics";
 import { SUBSCRIBED } from "../protocol/control";
 import { cursorText, furthest, parseCursor, type Cursor } from "../protocol/cursor";
 import { isRequestRoom } from "../protocol/rooms";
+import type { Entry } from "../stores/entries";
+import { restOf } from "../stores/folds";
 import type { Log } from "../stores/log";
-import type { Connection } from "./connection";
+import { MAX_REPLAY_BACKLOG_BYTES } from "./backlog";
+import type { Connection, KnownText, Replaying } from "./connection";
+import { countFrom, type Numbers } from "./numbers";
 import { MORE, type SubscribeRequest } from "./stub";
 
-/** A replay continues when the backlog is not above this. */
-const MAX_REPLAY_BACKLOG_BYTES = 256 * 1024;
 const REPLAY_PAUSE_MS = 20;
 const PAGE_SIZE = 256;
 
@@ -52,10 +54,11 @@ export class Subscriptions {
     for (;;) {
       const page = this.log.read(state.position, PAGE_SIZE);
       if (!page.recovered) {
+        if (state.known !== undefined) return this.closeSlow(connection);
         state.isLost = true;
         state.position = this.log.earliest();
       }
-      for (const entry of page.entries) connection.send(entry.text);
+      for (const entry of page.entries) connection.send(replayed(connection, state, entry));
       const last = page.entries.at(-1);
       if (last !== undefined) {
         state.position = last.cursor;
@@ -63,23 +66,44 @@ export class Subscriptions {
         count(this.env, "delivery", "replay", page.entries.length);
         this.delivered(connection, last.cursor);
       }
-      if (!page.more) break;
-      if (transport === "sse") {
+      if (page.more && transport === "sse") {
         connection.save();
         connection.send(MORE);
         return;
       }
+      // A live subscriber with so much unread would be a slow consumer: entries with whole texts are large.
       if (connection.backlog.bytes > MAX_REPLAY_BACKLOG_BYTES) {
         connection.save();
         this.resumeReplay(connection);
         return;
       }
+      if (!page.more) break;
     }
-    const { position, replayed, isLost } = state;
+    const { position, isLost, known } = state;
     connection.enter({ name: "live" });
+    if (known !== undefined) return;
     // Everything up to the head was read. An empty room has a position, too.
     const cursor = cursorText(furthest(position, this.log.head()));
-    connection.sendControl(SUBSCRIBED, { room: this.room, cursor, replayed, recovered: !isLost });
+    connection.sendControl(SUBSCRIBED, { room: this.room, cursor, replayed: state.replayed, recovered: !isLost });
+  }
+
+  /**
+   * Let a live client that reads slowly read the log until it has caught up: there, the pieces of a text that it does
+   * not have are one entry.
+   */
+  fallBehind(connection: Connection): void {
+    const { numbers = {} } = connection.attachment;
+    const [known, kept]: [Record<string, KnownText>, Numbers] = [{}, {}];
+    for (const { id, mode, length, deliveries, lastIndex } of this.log.openKeys()) {
+      if (mode !== "append") continue;
+      const start = numbers[id];
+      if (start !== undefined) kept[id] = start;
+      const last = start === undefined ? lastIndex : deliveries - start;
+      known[id] = { length, nextIndex: last === undefined ? undefined : last + 1 };
+    }
+    connection.attachment.numbers = kept;
+    connection.enter({ name: "replaying", position: this.log.head(), replayed: 0, isLost: false, known });
+    if (connection.attachment.transport === "websocket") this.resumeReplay(connection);
   }
 
   /** Continue the replay as soon as the client has read enough. */
@@ -110,4 +134,17 @@ export class Subscriptions {
   #ackDevice(device: string | undefined): string | undefined {
     return isRequestRoom(this.room) ? undefined : device;
   }
+}
+
+/** Return an entry of the log for a client: the whole text of a key, or what it does not have. */
+function replayed(connection: Connection, { known }: Replaying, entry: Entry): string {
+  const { piece, text } = entry;
+  if (piece === undefined) return text;
+  const part = known?.[piece.textId];
+  const { length, nextIndex } = part ?? { length: 0, nextIndex: 0 };
+  countFrom(connection, entry, nextIndex);
+  if (known !== undefined) {
+    known[piece.textId] = { length: piece.length, nextIndex: nextIndex === undefined ? undefined : nextIndex + 1 };
+  }
+  return part === undefined ? text : restOf(text, length, nextIndex);
 }

@@ -14,6 +14,11 @@ import { isRequestRoom } from "../protocol/rooms";
 import type { Settings } from "../settings";
 import { AgeCheck } from "./ages";
 import { Devices } from "./devices";
+import { entryOf, type Entry, type Page, type Publication, type PublishResult } from "./entries";
+import { keepsId, type Fold } from "../protocol/folding";
+import { WrittenIds } from "./ids";
+import { Keys, type Key } from "./keys";
+import { PieceJoiner } from "./pieces";
 
 /** The deduplication window. */
 const DEDUPE_S = 300;
@@ -24,35 +29,6 @@ const PAGE_BYTES = 512 * 1024;
 const SCHEMA_VERSION = 1;
 const META = "log"; // the storage key of Meta
 
-export interface Publication {
-  id: string;
-  /** The notification's JSON, without `room` and `cursor`. */
-  text: string;
-  bytes: number;
-}
-
-export interface Entry {
-  cursor: Cursor;
-  /** The JSON that every subscriber receives. */
-  text: string;
-  bytes: number;
-}
-
-/** The result of a publish. For a duplicate, the result of the first one. */
-export interface PublishResult {
-  id: string;
-  cursor: string;
-  broadcastCount: number;
-  duplicate: boolean;
-}
-
-/** A page of the log, oldest first. `recovered` is false if there may be a gap after the position. */
-export interface Page {
-  entries: Entry[];
-  recovered: boolean;
-  more: boolean;
-}
-
 /** The stored state of the log, besides its entries. */
 interface Meta {
   version: number;
@@ -60,6 +36,8 @@ interface Meta {
   trimmedUntil: number;
   /** The room's acknowledged offset; 0: none. What was received on delivery is stored with the entries. */
   acknowledged: number;
+  /** Whether there are tables for folded notifications. */
+  folds?: boolean;
 }
 
 /** A cache of the stored state. */
@@ -73,6 +51,8 @@ interface State {
   /** The size of the log: notifications and bytes. */
   held: number;
   bytes: number;
+  /** As in {@link Meta}. */
+  folds: boolean;
 }
 
 export class Log {
@@ -81,6 +61,8 @@ export class Log {
   readonly #kv: SyncKvStorage;
   readonly #ages: AgeCheck;
   readonly #devices: Devices;
+  readonly #keys: Keys;
+  readonly #ids: WrittenIds;
   readonly #settings: Settings;
   readonly #epoch: string;
   readonly #ageUs: number;
@@ -98,6 +80,8 @@ export class Log {
     const ageS = isRequestRoom(room) ? settings.requestRetentionS : settings.retentionS;
     this.#ageUs = ageS * 1e6;
     this.room = room;
+    this.#keys = new Keys(storage.sql, storage.kv.get<Meta>(META)?.folds === true);
+    this.#ids = new WrittenIds(storage.sql);
     this.#state = this.#load();
   }
 
@@ -118,11 +102,11 @@ export class Log {
   }
 
   /**
-   * Store publications, all or none.
+   * Store publications: all, or none if the storage fails. A conflict is a result.
    *
    * @param count the number of connections to which each is delivered.
    * @param isReceived whether delivery counts as acknowledgement.
-   * @returns the result of each publication, and the entries of the new ones.
+   * @returns the result of each publication, and the entries to deliver. Consecutive pieces of a text are one entry.
    */
   publish(
     publications: Publication[],
@@ -134,6 +118,7 @@ export class Log {
       return this.#storage.transactionSync(() => this.#insert(publications, count, isReceived));
     } catch (error) {
       this.#state = before;
+      this.#keys.reset(before?.folds === true);
       throw error;
     }
   }
@@ -152,20 +137,20 @@ export class Log {
     const entries: Entry[] = [];
     let bytes = 0;
     let more = false;
-    for (const row of this.#sql.exec<{ offset: number; text: string; bytes: number }>(
-      "SELECT offset, text, bytes FROM log WHERE offset > ? ORDER BY offset LIMIT ?",
-      Math.max(start, trimmed),
-      limit + 1,
-    )) {
+    for (const entry of this.#entriesAfter(Math.max(start, trimmed), limit + 1)) {
       if (entries.length === limit || bytes >= PAGE_BYTES) {
         more = true;
         break;
       }
-      const entry = this.#entry(row.offset, row.text, row.bytes);
-      entries.push(entry);
-      bytes += entry.bytes;
+      entries.push(entry());
+      bytes += entries.at(-1)!.bytes;
     }
     return { entries, recovered: !isForeign && !(start > 0 && start < trimmed), more };
+  }
+
+  /** Return the keys whose texts grow. */
+  openKeys(): Key[] {
+    return this.#keys.open();
   }
 
   /** Return the acknowledged cursor of a device; for an unknown device, and without one, the room's. */
@@ -219,12 +204,11 @@ export class Log {
     if (this.#state === undefined) return undefined;
     const { dueAt } = this.#ages;
     if (dueAt !== undefined) return dueAt;
-    const [row] = this.#sql.exec("SELECT min(offset) AS oldest FROM log").toArray();
-    const oldest = row?.["oldest"] as number | null;
+    const oldest = this.#oldest();
     // A quarter later, so that one alarm deletes many.
     const keptUs = Math.max(this.#ageUs, DEDUPE_S * 1e6) + this.#ageUs / 4;
     const next = Math.min(
-      oldest === null ? Infinity : (oldest + keptUs) / 1000,
+      (oldest + keptUs) / 1000,
       this.#devices.nextExpiry(),
     );
     return next < Infinity ? next : undefined;
@@ -233,40 +217,109 @@ export class Log {
   /** Reset the cache after the storage was deleted. */
   reset(): void {
     this.#state = undefined;
+    this.#keys.reset(false);
   }
 
   #insert(publications: Publication[], count: number, isReceived: boolean) {
     const state = this.#create();
     const publishResults: PublishResult[] = [];
     const entries: Entry[] = [];
-    for (const { id, text, bytes } of publications) {
+    const pieces = new PieceJoiner(this.room);
+    for (const publication of publications) {
+      const { id, text, bytes, fold } = publication;
       const now = nowUs();
-      const [first] = this.#sql
-        .exec<{ offset: number; count: number }>(
-          "SELECT offset, count FROM log WHERE id = ? AND offset > ? ORDER BY offset DESC LIMIT 1",
-          id,
-          now - DEDUPE_S * 1e6,
-        )
-        .toArray();
+      const first = this.#firstWrite(id, now - DEDUPE_S * 1e6);
       if (first !== undefined) {
-        const cursor = cursorText(this.#cursor(first.offset));
-        publishResults.push({ id, cursor, broadcastCount: first.count, duplicate: true });
+        publishResults.push(resultOf(id, this.#cursor(first.offset), first.count, true));
         continue;
       }
-      state.last = Math.max(state.last + 1, now);
+      if (fold !== undefined) {
+        const result = this.#fold({ ...publication, fold }, now, count, isReceived, pieces, entries);
+        publishResults.push(result);
+        continue;
+      }
+      const cursor = this.#cursor((state.last = Math.max(state.last + 1, now)));
       this.#sql.exec(
         "INSERT INTO log (offset, id, text, bytes, count, received) VALUES (?, ?, ?, ?, ?, ?)",
-        state.last, id, text, bytes, count, isReceived ? 1 : 0,
+        cursor.offset, id, text, bytes, count, isReceived ? 1 : 0,
       );
-      if (isReceived) state.acknowledged = state.last;
+      if (isReceived) state.acknowledged = cursor.offset;
       state.held++;
       state.bytes += bytes;
-      const entry = this.#entry(state.last, text, bytes);
-      entries.push(entry);
-      publishResults.push({ id, cursor: cursorText(entry.cursor), broadcastCount: count, duplicate: false });
+      entries.push(...pieces.take(count > 0), entryOf(this.room, cursor, text, bytes));
+      publishResults.push(resultOf(id, cursor, count, false));
     }
+    entries.push(...pieces.take(count > 0));
+    this.#keys.flush();
     this.#trim(state);
     return { publishResults, entries };
+  }
+
+  /** Fold a publication into the entry of its key, and add what is to be delivered. */
+  #fold(
+    publication: Publication & { fold: Fold },
+    now: number,
+    count: number,
+    isReceived: boolean,
+    pieces: PieceJoiner,
+    entries: Entry[],
+  ): PublishResult {
+    const { id, text, bytes, fold } = publication;
+    const state = this.#createKeys();
+    const before = this.#keys.find(fold.key);
+    const placement = this.#keys.place(publication, now);
+    if (placement === "repeated") return resultOf(id, this.#cursor(before!.offset), 0, true);
+    if ("code" in placement) return { ...resultOf(id, this.#cursor(0), 0, false), conflict: placement };
+    const replaced = placement.effect === "begin" ? undefined : before;
+    // The acknowledged offset is stored with the entries. This one leaves its offset.
+    if (replaced?.isReceived === true && !isReceived) this.#saveMeta();
+    state.held += replaced === undefined ? 1 : 0;
+    state.bytes += placement.bytes - (replaced?.bytes ?? 0);
+    const cursor = this.#cursor((state.last = Math.max(state.last + 1, now)));
+    if (isReceived) state.acknowledged = cursor.offset;
+    const key = this.#keys.write(publication, placement, cursor.offset, isReceived);
+    if (fold.mode === "append") pieces.add(key, publication, placement.offset, cursor);
+    else entries.push(...pieces.take(count > 0), entryOf(this.room, cursor, text, bytes));
+    if (keepsId(fold)) this.#ids.add(id, cursor.offset, count, now - DEDUPE_S * 1e6);
+    return resultOf(id, cursor, count, false);
+  }
+
+  /** Return the offset and the count of the publication with an id, if it is after an offset. */
+  #firstWrite(id: string, after: number): { offset: number; count: number } | undefined {
+    const [first] = this.#sql
+      .exec<{ offset: number; count: number }>(
+        "SELECT offset, count FROM log WHERE id = ? AND offset > ? ORDER BY offset DESC LIMIT 1",
+        id,
+        after,
+      )
+      .toArray();
+    return first ?? (this.#state!.folds ? this.#ids.find(id, after) : undefined);
+  }
+
+  /** Return up to `limit` entries after an offset, oldest first, each as a function that reads it. */
+  *#entriesAfter(offset: number, limit: number): Generator<() => Entry> {
+    const keys = this.#keys.after(offset).values();
+    let key = keys.next().value;
+    for (const row of this.#sql.exec<{ offset: number; text: string; bytes: number }>(
+      "SELECT offset, text, bytes FROM log WHERE offset > ? ORDER BY offset LIMIT ?",
+      offset,
+      limit,
+    )) {
+      for (; key !== undefined && key.offset < row.offset; key = keys.next().value) yield this.#reading(key);
+      yield () => entryOf(this.room, this.#cursor(row.offset), row.text, row.bytes);
+    }
+    for (; key !== undefined; key = keys.next().value) yield this.#reading(key);
+  }
+
+  #reading(key: Key): () => Entry {
+    return () => {
+      const text = this.#keys.read(key);
+      const entry = entryOf(this.room, this.#cursor(key.offset), text, new TextEncoder().encode(text).length);
+      if (key.mode === "replace") return entry;
+      const { id: textId, length, deliveries, isClosed } = key;
+      const index = key.lastIndex === undefined ? undefined : 0;
+      return { ...entry, piece: { textId, length, deliveries, index, isClosed } };
+    };
   }
 
   /** Remove the oldest notifications above the limits. Their ids stay for the deduplication window. */
@@ -275,16 +328,27 @@ export class Log {
     if (state.held <= retentionCount && state.bytes <= maxRoomBytes) return;
     let { held, bytes } = state;
     let until = state.trimmedUntil;
-    for (const row of this.#sql.exec<{ offset: number; bytes: number }>(
-      "SELECT offset, bytes FROM log WHERE offset > ? ORDER BY offset",
-      state.trimmedUntil,
-    )) {
+    for (const entry of this.#sizesAfter(state.trimmedUntil)) {
       if (held <= retentionCount && (bytes <= maxRoomBytes || held === 1)) break;
-      until = row.offset;
+      until = entry.offset;
       held--;
-      bytes -= row.bytes;
+      bytes -= entry.bytes;
     }
     this.#trimUntil(until);
+  }
+
+  /** Return the offset and the size of all entries after an offset, oldest first. */
+  *#sizesAfter(offset: number): Generator<{ offset: number; bytes: number }> {
+    const keys = this.#keys.after(offset).values();
+    let key = keys.next().value;
+    for (const row of this.#sql.exec<{ offset: number; bytes: number }>(
+      "SELECT offset, bytes FROM log WHERE offset > ? ORDER BY offset",
+      offset,
+    )) {
+      for (; key !== undefined && key.offset < row.offset; key = keys.next().value) yield key;
+      yield row;
+    }
+    for (; key !== undefined; key = keys.next().value) yield key;
   }
 
   #trimUntil(offset: number): void {
@@ -298,8 +362,9 @@ export class Log {
       )
       .one();
     const from = state.trimmedUntil;
-    state.held -= n;
-    state.bytes -= sum ?? 0;
+    const keys = this.#keys.removeUntil(offset);
+    state.held -= n + keys.held;
+    state.bytes -= (sum ?? 0) + keys.bytes;
     state.trimmedUntil = offset;
     this.#saveMeta(); // the acknowledged offset of these rows must outlive them
     this.#deleteIds(Date.now());
@@ -310,37 +375,33 @@ export class Log {
   #deleteIds(now: number): void {
     const until = Math.min(this.#state!.trimmedUntil, (now - DEDUPE_S * 1000) * 1000);
     this.#sql.exec("DELETE FROM log WHERE offset <= ?", until);
+    if (this.#state!.folds) this.#ids.removeUntil((now - DEDUPE_S * 1000) * 1000);
   }
 
   #saveMeta(): void {
-    const { trimmedUntil, acknowledged } = this.#state!;
-    this.#kv.put<Meta>(META, { version: SCHEMA_VERSION, trimmedUntil, acknowledged });
+    const { trimmedUntil, acknowledged, folds } = this.#state!;
+    this.#kv.put<Meta>(META, { version: SCHEMA_VERSION, trimmedUntil, acknowledged, ...(folds ? { folds } : {}) });
   }
 
   /** Whether something has expired at a reading of the clock (ms since 1970). */
   #hasExpired(now: number): boolean {
-    const [old] = this.#sql
-      .exec("SELECT 1 FROM log WHERE offset <= ? LIMIT 1", now * 1000 - this.#ageUs)
-      .toArray();
-    return old !== undefined || this.#devices.hasExpired(now);
+    return this.#oldest() <= now * 1000 - this.#ageUs || this.#devices.hasExpired(now);
+  }
+
+  /** Return the offset of the oldest row, of the log or of its keys; Infinity: there is none. */
+  #oldest(): number {
+    const { oldest } = this.#sql.exec<{ oldest: number | null }>("SELECT min(offset) AS oldest FROM log").one();
+    return Math.min(oldest ?? Infinity, this.#keys.after(0)[0]?.offset ?? Infinity);
   }
 
   /** Return the highest offset that has expired at a reading of the clock (ms since 1970), or was removed. */
   #lastExpired(now: number): number {
-    const [row] = this.#sql
-      .exec<{ trimmed: number | null }>(
-        "SELECT max(offset) AS trimmed FROM log WHERE offset <= ?",
-        now * 1000 - this.#ageUs,
-      )
-      .toArray();
-    return Math.max(this.#state!.trimmedUntil, row?.trimmed ?? 0);
-  }
-
-  #entry(offset: number, text: string, bytes: number): Entry {
-    const cursor = this.#cursor(offset);
-    // Neither the room nor the cursor can contain a quote or a non-ASCII character.
-    const full = `${text.slice(0, -1)},"room":"${this.room}","cursor":"${cursorText(cursor)}"}`;
-    return { cursor, text: full, bytes: bytes + full.length - text.length };
+    const until = now * 1000 - this.#ageUs;
+    const { trimmed } = this.#sql
+      .exec<{ trimmed: number | null }>("SELECT max(offset) AS trimmed FROM log WHERE offset <= ?", until)
+      .one();
+    const keys = this.#keys.after(0).filter(({ offset }) => offset <= until);
+    return Math.max(this.#state!.trimmedUntil, trimmed ?? 0, keys.at(-1)?.offset ?? 0);
   }
 
   #cursor(offset: number): Cursor {
@@ -358,12 +419,15 @@ export class Log {
         trimmedUntil,
       )
       .one();
+    const keys = meta.folds === true ? this.#keys.after(trimmedUntil) : [];
+    const received = keys.filter(({ isReceived }) => isReceived).at(-1)?.offset ?? 0;
     return {
       trimmedUntil,
-      last: Math.max(log.last ?? 0, trimmedUntil),
-      acknowledged: Math.max(meta.acknowledged, log.received ?? 0),
-      held: log.held,
-      bytes: log.bytes ?? 0,
+      last: Math.max(log.last ?? 0, trimmedUntil, keys.at(-1)?.offset ?? 0),
+      acknowledged: Math.max(meta.acknowledged, log.received ?? 0, received),
+      held: log.held + keys.length,
+      bytes: keys.reduce((sum, { bytes }) => sum + bytes, log.bytes ?? 0),
+      folds: meta.folds === true,
     };
   }
 
@@ -380,10 +444,26 @@ export class Log {
       );
       CREATE INDEX log_id ON log (id);
     `);
-    this.#state = { trimmedUntil, last: trimmedUntil, acknowledged: 0, held: 0, bytes: 0 };
+    this.#state = { trimmedUntil, last: trimmedUntil, acknowledged: 0, held: 0, bytes: 0, folds: false };
     this.#saveMeta();
     return this.#state;
   }
+
+  /** Create the tables of folded notifications with the first of them. */
+  #createKeys(): State {
+    const state = this.#state!;
+    if (!state.folds) {
+      Keys.create(this.#sql);
+      WrittenIds.create(this.#sql);
+      state.folds = true;
+      this.#saveMeta();
+    }
+    return state;
+  }
+}
+
+function resultOf(id: string, cursor: Cursor, broadcastCount: number, duplicate: boolean): PublishResult {
+  return { id, cursor: cursorText(cursor), broadcastCount, duplicate };
 }
 
 function nowUs(): number {
