@@ -57,10 +57,10 @@ export class Keys {
   readonly #changed = new Map<Key, string>();
   readonly #stored = new Set<number>();
 
-  /** @param hasTables whether the storage has the tables of keys. */
-  constructor(sql: SqlStorage, hasTables: boolean) {
+  /** @param isCreated whether the storage has the tables of keys. */
+  constructor(sql: SqlStorage, isCreated: boolean) {
     this.#sql = sql;
-    if (!hasTables) this.#all = new Map();
+    if (!isCreated) this.#all = new Map();
   }
 
   /** Create the tables. */
@@ -155,8 +155,8 @@ export class Keys {
   }
 
   /** Forget what is not stored. */
-  reset(hasTables: boolean): void {
-    this.#all = hasTables ? undefined : new Map();
+  reset(isCreated: boolean): void {
+    this.#all = isCreated ? undefined : new Map();
     for (const each of [this.#named, this.#changed, this.#stored]) each.clear();
   }
 
