@@ -31,11 +31,17 @@ _ENDINGS: Mapping[str, JobStatus] = {
     "cancelled": "cancelled",
 }
 _STATUSES: Mapping[str, JobStatus] = {
-    **_ENDINGS,
     "started": "running",
     "progress": "running",
     "retrying": "retrying",
+    **_ENDINGS,
 }
+
+EVENTS = tuple(_STATUSES)
+"""All values of ``job.event``."""
+
+STATUSES: frozenset[str] = frozenset(_STATUSES.values())
+"""All values of :data:`JobStatus`."""
 
 T = TypeVar("T")
 
@@ -104,8 +110,8 @@ def parse_job(value: object, wire: Mapping[str, Any]) -> JobEvent:
     if not isinstance(value, Mapping):
         raise InvalidArgumentError("job", "expected a JSON object with event, name and runId")
     event = value.get("event")
-    if not isinstance(event, str) or event not in _STATUSES:
-        raise InvalidArgumentError("job.event", f"expected one of {', '.join(_STATUSES)}")
+    if not isinstance(event, str) or event not in EVENTS:
+        raise InvalidArgumentError("job.event", f"expected one of {', '.join(EVENTS)}")
     name = _text("job.name", value.get("name"), MAX_NAME_LENGTH)
     run_id = _text("job.runId", value.get("runId"), MAX_NAME_LENGTH)
     user_id = value.get("userId")

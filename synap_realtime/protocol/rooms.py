@@ -13,8 +13,8 @@ Room = NewType("Room", str)
 """A validated room id: ``user_42``, ``request_7f3a``, ``workspace_7``."""
 
 _CHARACTER = r"[A-Za-z0-9._~:@|=+\-]"
-_KEY = rf"{_CHARACTER}{{1,200}}"
-ROOM_PATTERN = rf"(?!synap_)[a-z][a-z0-9-]{{0,31}}_{_KEY}"
+KEY_PATTERN = rf"{_CHARACTER}{{1,200}}"
+ROOM_PATTERN = rf"(?!synap_)[a-z][a-z0-9-]{{0,31}}_{KEY_PATTERN}"
 _ROOM = re.compile(ROOM_PATTERN)
 _PATTERN = re.compile(rf"{ROOM_PATTERN}|{_CHARACTER}{{0,200}}\*")
 _ALLOWED = "1 to 200 of A-Z a-z 0-9 . _ ~ : @ | = + -"
@@ -126,7 +126,7 @@ def is_control_room(room: Room) -> bool:
 
 def _room_of(kind: str, field: str, value: object) -> Room:
     key = id_text(field, value)
-    if not re.fullmatch(_KEY, key):
+    if not re.fullmatch(KEY_PATTERN, key):
         raise InvalidArgumentError(field, f"expected {_ALLOWED}; got {_abbreviate(key)}")
     return Room(f"{kind}_{key}")
 

@@ -26,6 +26,7 @@ from .auth.tokens import Authenticator
 from .config import CHECK_INTERVAL_S, ServerSettings, load_settings
 from .http.admin import Admin
 from .http.in_flight import InFlight
+from .http.jobs import JobReads
 from .http.monitoring import MonitoringService
 from .http.publish import PublishService
 from .http.reads import RoomReads
@@ -42,6 +43,7 @@ from .rooms.registry import SessionRegistry
 from .stores import open_store
 from .stores.base import (
     Entry,
+    JobStore,
     LinkedStore,
     PresenceStore,
     Retention,
@@ -97,6 +99,7 @@ class Node:
         if isinstance(store, LinkedStore):
             metrics.watch_links(store.link_stats)
         store_needs_task = needs_task(store)
+        keeps_jobs = isinstance(store, JobStore)
         self._store = store = InstrumentedStore(store, metrics)
         self.budgets = budgets = Budgets(settings, metrics)
         self._revocations = revocations = Revocations(
@@ -116,6 +119,7 @@ class Node:
         )
         self._in_flight = in_flight = InFlight()
         self._reads = reads = RoomReads(store, hub, presence, access, limits, surveys)
+        self._jobs = jobs = JobReads(store if keeps_jobs else None, access, limits)
         admin = None
         if settings.admin:
             admin = Admin(
@@ -132,6 +136,7 @@ class Node:
                 PublishService(store, access, limits, in_flight, metrics),
                 SubscribeService(sessions, access, in_flight, limits),
                 reads,
+                jobs,
                 RevokeService(access, revocations, in_flight, surveys),
                 MonitoringService(
                     store, hub, access, limits, in_flight, metrics, surveys, _group_of(worker)
@@ -260,6 +265,7 @@ class Node:
             self._keys_timer.cancel()
         await self._authenticator.close()
         self._reads.stop()
+        self._jobs.stop()
         await self._store.close()
 
 
@@ -330,4 +336,6 @@ def retention_of(settings: ServerSettings) -> Retention:
         settings.request_retention_s,
         max_memory_bytes=settings.max_memory_bytes,
         control_age_s=settings.revocation_retention_s(),
+        job_age_s=settings.job_retention_s,
+        job_count=settings.jobs_per_user,
     )

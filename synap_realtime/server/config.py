@@ -188,6 +188,13 @@ class ServerSettings(BaseSettings):
     request_retention_s: _Seconds = 3600.0
     """How long a request's room keeps a notification, in seconds."""
 
+    job_retention_s: _Seconds = 7 * 24 * 3600.0
+    """How long the record of a job is kept after its last change, in seconds."""
+
+    # Of each room; a request's room usually has one.
+    jobs_per_user: Annotated[int, Field(ge=1, le=10_000)] = 1000
+    """The maximum number of jobs in the list of a user."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least severe level that is logged: debug, info, warning or error."""
 

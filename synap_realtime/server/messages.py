@@ -136,11 +136,15 @@ class Request:
         """
 
     def room(self) -> Room | None:
-        """Return the room in the path, if there is one."""
+        """Return the room that the path is about, if it is about one."""
         try:
             match self._split():
                 case ("rooms", segment, *_):
                     return parse_room_param(segment)
+                case ("jobs", segment):
+                    return parse_room_param(f"request_{segment}")
+                case ("users", segment, "jobs"):
+                    return parse_room_param(f"user_{segment}")
         except RequestError:
             pass
         return None

@@ -7,8 +7,9 @@ from typing import Any
 
 from ...protocol.control import MAX_STREAM_ROOMS
 from ...protocol.folding import MAX_ATTEMPT, MAX_KEY_LENGTH
+from ...protocol.job_state import EVENTS, MAX_ID_LENGTH, MAX_NAME_LENGTH, STATUSES
 from ...protocol.notification import MAX_BATCH_NOTIFICATIONS
-from ...protocol.rooms import ROOM_PATTERN
+from ...protocol.rooms import KEY_PATTERN, ROOM_PATTERN
 
 _TEXT: dict[str, Any] = {"type": "string"}
 _COUNT: dict[str, Any] = {"type": "integer", "minimum": 0}
@@ -16,6 +17,8 @@ _FLAG: dict[str, Any] = {"type": "boolean"}
 _CURSOR: dict[str, Any] = {"type": "string", "pattern": "^[A-Za-z0-9]{1,32}-[0-9]{1,18}$"}
 _ROOM_ID: dict[str, Any] = {"type": "string", "pattern": f"^{ROOM_PATTERN}$"}
 _NAME: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": 128}
+_KEY: dict[str, Any] = {"type": "string", "pattern": f"^{KEY_PATTERN}$"}
+_TIME: dict[str, Any] = {"type": "string", "format": "date-time"}
 
 
 def _object(*required: str, **properties: Any) -> dict[str, Any]:
@@ -52,6 +55,13 @@ _FOLDED = [
     ),
 ]
 
+_JOB = _object(
+    "event", "name", "runId",
+    event={"enum": list(EVENTS)}, name=_NAME, runId=_NAME,
+    userId={"type": ["string", "null"], "minLength": 1, "maxLength": MAX_ID_LENGTH},
+)  # fmt: skip
+_JOB["description"] = "Changes the record of a job. Unknown members have no effect."
+
 _NOTIFICATION = _object(
     "type",
     "data",
@@ -68,6 +78,7 @@ _NOTIFICATION = _object(
     requestId={"type": ["string", "null"]},
     status={"enum": ["pending", "success", "error", None]},
     timestamp={"type": ["string", "null"], "format": "date-time"},
+    job={"anyOf": [{"type": "null"}, _JOB]},
 )
 _NOTIFICATION["properties"]["id"]["type"] = ["string", "null"]
 _NOTIFICATION["anyOf"] = _FOLDED
@@ -88,6 +99,22 @@ _DELIVERED = _object(
         key=_TEXT, mode={"enum": ["append", "replace"]},
         attempt=_NUMBER, offset=_NUMBER, final=_FLAG,
     ),
+    job=_JOB,
+)  # fmt: skip
+
+_ANY_STATUS = f"({'|'.join(sorted(STATUSES))})"
+
+POSITION_PATTERN = r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z/.{1,200}"
+"""A position in a list of jobs: ``startedAt``, a slash, and the id of the record."""
+
+_JOB_RECORD = _object(
+    "type", "status", "runId", "attempt", "truncated",
+    type=_NAME, status={"enum": sorted(STATUSES)}, runId=_NAME, userId=_TEXT, requestId=_TEXT,
+    progress={"type": "number", "minimum": 0, "maximum": 1}, label=_TEXT,
+    attempt={"type": "integer", "minimum": 1}, maxAttempts={"type": "integer", "minimum": 1},
+    result={"type": "object"}, error=_TEXT, truncated=_FLAG,
+    startedAt=_TIME, updatedAt=_TIME, endedAt=_TIME,
+    text={**_TEXT, "description": "What the run has written. Lists do not have it."},
 )  # fmt: skip
 
 _CODE = {
@@ -185,6 +212,13 @@ _SCHEMAS: dict[str, Any] = {
         room=_TEXT, cursor=_CURSOR, recovered=_FLAG, more=_FLAG,
         notifications={"type": "array", "items": _ref("DeliveredNotification")},
     ),
+    "Job": _JOB_RECORD,
+    "JobSnapshot": _object("job", "cursor", job=_ref("Job"), cursor=_CURSOR),
+    "Jobs": _object(
+        "jobs", "cursor", "next",
+        jobs={"type": "array", "items": _ref("Job")}, cursor=_CURSOR,
+        next={"type": ["string", "null"], "description": "Where the next page begins."},
+    ),
     "RoomHealth": _object(
         "status", "connections", "roomId",
         status={"const": "ok"}, connections=_COUNT, roomId=_TEXT, partial=_PARTIAL,
@@ -221,6 +255,11 @@ _ROOM = {
     "schema": _ROOM_ID,
     "example": "user_42",
 }
+
+
+def _path(name: str) -> dict[str, Any]:
+    """Return a path parameter with an id: what follows the kind of a room."""
+    return {"name": name, "in": "path", "required": True, "schema": _KEY, "example": "42"}
 
 
 def _query(name: str, text: str, schema: dict[str, Any]) -> dict[str, Any]:
@@ -425,6 +464,33 @@ def document() -> dict[str, Any]:
                         _position("earliest"),
                         _query("limit", "The maximum number of notifications. Default: 100.",
                                {"type": "integer", "minimum": 1, "maximum": 1000}),
+                    ],
+                },
+            },
+            "/jobs/{requestId}": {
+                "parameters": [_path("requestId")],
+                "get": _operation(
+                    "job", "Return how the job of a request stands.", _ok("JobSnapshot"),
+                    400, 401, 403, 404, 503,
+                ),
+            },
+            "/users/{id}/jobs": {
+                "parameters": [_path("id")],
+                "get": {
+                    **_operation(
+                        "jobs", "Return the jobs of a user, newest first.", _ok("Jobs"),
+                        400, 401, 403, 404, 503,
+                    ),
+                    "parameters": [
+                        _query("status", "Statuses, separated by commas.", {
+                            "type": "string", "pattern": f"^({_ANY_STATUS}(,{_ANY_STATUS})*)?$",
+                        }),
+                        _query("type", "The name of a job type.",
+                               {"type": "string", "maxLength": MAX_NAME_LENGTH}),
+                        _query("limit", "The maximum number of jobs. Default: 100.",
+                               {"type": "integer", "minimum": 1, "maximum": 1000}),
+                        _query("after", "The value of next of another response.",
+                               {"type": "string", "pattern": f"^({POSITION_PATTERN})?$"}),
                     ],
                 },
             },

@@ -27,6 +27,7 @@ from ..messages import (
 )
 from ..metrics import Metrics
 from .admin import Admin
+from .jobs import JobReads
 from .monitoring import MonitoringService
 from .publish import PublishService
 from .reads import RoomReads
@@ -63,13 +64,15 @@ def route_table(
     publishing: PublishService,
     subscribing: SubscribeService,
     reads: RoomReads,
+    jobs: JobReads,
     revoking: RevokeService,
     monitoring: MonitoringService,
     admin: Admin | None,
 ) -> dict[str, Route]:
     """Return the route of each path.
 
-    ``{room}`` stands for any segment of a path with three, and ``*`` for any other path.
+    A name in braces stands for any segment of a path with two or three, and ``*`` for any other
+    path.
 
     Args:
         admin: None disables the admin page.
@@ -85,6 +88,8 @@ def route_table(
         "/rooms/{room}/history": Route("GET", reads.history),
         "/rooms/{room}/presence": Route("GET", reads.presence),
         "/rooms/{room}/health": Route("GET", reads.health),
+        "/jobs/{requestId}": Route("GET", jobs.job),
+        "/users/{id}/jobs": Route("GET", jobs.jobs),
         "/broadcast": Route("POST", publishing.broadcast_batch),
         "/revoke": Route("POST", revoking.revoke),
         "/health": Route("GET", monitoring.health),
@@ -117,7 +122,7 @@ class Router:
             routes: see :func:`route_table`.
         """
         self._routes = {
-            tuple(None if part == "{room}" else part for part in path[1:].split("/")): route
+            tuple(None if part[:1] == "{" else part for part in path[1:].split("/")): route
             for path, route in routes.items()
         }
         self._access = access
@@ -220,6 +225,8 @@ class Router:
             first, second, third = segments
             if route := find((first, None, third)) or find((first, second, None)):
                 return route
+        if len(segments) == 2 and (route := find((segments[0], None))):
+            return route
         return find(segments) or find((*segments[:1], "*"))
 
     def _reject(self, request: Request, error: RequestError | DomainError) -> RequestError:

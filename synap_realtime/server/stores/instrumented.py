@@ -9,19 +9,35 @@ from typing import TypeVar
 from ...protocol.cursor import Cursor
 from ...protocol.rooms import Room
 from ..metrics import Metrics
-from .base import Page, Publication, PublishResult, Store, StoreStats, reads_immediately
+from .base import (
+    JobPage,
+    JobQuery,
+    JobSnapshot,
+    JobStore,
+    Page,
+    Publication,
+    PublishResult,
+    Store,
+    StoreStats,
+    reads_immediately,
+)
 from .coalesced import Coalesced
 
 _T = TypeVar("_T")
 
 
 class InstrumentedStore:
-    """Wraps a store, coalesces equal reads that wait, and records what may block."""
+    """Wraps a store, coalesces equal reads that wait, and records what may block.
+
+    It reads jobs only if the store is a :class:`~.base.JobStore`.
+    """
 
     def __init__(self, store: Store, metrics: Metrics) -> None:
         self._store = store
         self._metrics = metrics
         self._publishing = metrics.store_operation("publish")
+        if isinstance(store, JobStore):
+            self._jobs = store
         self.head, self.read = store.head, self._read
         if not reads_immediately(store):
             self.head, self.read = Coalesced(store.head), Coalesced(self._read)
@@ -49,6 +65,12 @@ class InstrumentedStore:
 
     async def _read(self, room: Room, after: Cursor, limit: int) -> Page:
         return await self._timed("read", self._store.read(room, after, limit))
+
+    async def get_job(self, room: Room, job_id: str) -> JobSnapshot:
+        return await self._timed("get_job", self._jobs.get_job(room, job_id))
+
+    async def list_jobs(self, room: Room, query: JobQuery) -> JobPage:
+        return await self._timed("list_jobs", self._jobs.list_jobs(room, query))
 
     async def get_ack(self, room: Room, device: str | None = None) -> Cursor | None:
         return await self._timed("get_ack", self._store.get_ack(room, device))
