@@ -47,6 +47,8 @@ NODES = ("redis-nodes-keys",)
 WORKER = ("worker", "worker-keys")
 WITHOUT_FOLDING = (*REDIS, *NODES)
 """Those that do not fold yet."""
+WITHOUT_JOBS = (*REDIS, *NODES, *WORKER)
+"""Those that keep no records of jobs yet."""
 ASGI = ("asgi", "asgi-keys")
 BOTH = {"redis": REDIS, "asgi": ASGI, "worker": WORKER}
 """One server, once without keys and once with them: ``--server=worker`` means both, and they have
@@ -109,6 +111,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "with_keys: a case of servers with keys")
     config.addinivalue_line("markers", "without_keys: a case of servers without keys")
     config.addinivalue_line("markers", "folding: a case of servers that fold notifications")
+    config.addinivalue_line("markers", "jobs: a case of servers that keep records of jobs")
     config.addinivalue_line("markers", "own_frames: a case of servers without a host before them")
     for kind in kinds(config):
         if kind not in OURS and not config.option.collectonly:
@@ -133,6 +136,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         ("with_keys", _has_keys, f"the server has no keys: none were given with {API_KEY}"),
         ("without_keys", _has_no_keys, "the server has keys"),
         ("folding", _folds, "the server does not fold notifications yet"),
+        ("jobs", _keeps_jobs, "the server keeps no records of jobs yet"),
         ("own_frames", _reads_frames, "the server's host reads requests and frames"),
     ):
         if metafunc.definition.get_closest_marker(marker) is not None:
@@ -154,6 +158,10 @@ def _has_no_keys(kind: str) -> bool:
 
 def _folds(kind: str) -> bool:
     return kind not in WITHOUT_FOLDING
+
+
+def _keeps_jobs(kind: str) -> bool:
+    return kind not in WITHOUT_JOBS
 
 
 def _reads_frames(kind: str) -> bool:

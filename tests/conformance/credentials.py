@@ -76,6 +76,10 @@ class Keys:
                 return self.api_key
             case ["rooms", quoted, *_]:
                 return self.for_room(unquote(quoted))
+            case ["jobs", quoted]:
+                return self.for_room(f"request_{unquote(quoted)}")
+            case ["users", quoted, "jobs"]:
+                return self.for_room(f"user_{unquote(quoted)}")
         return None
 
     def for_room(self, room: str) -> Secret:

@@ -16,7 +16,7 @@ from .base import MAX_JOBS_BYTES, JobPosition, JobQuery, Retention, position_of
 from .folds import MAX_PAGE_BYTES
 
 # Measured memory of a record beside its texts, and of a room, with their entries in the tables.
-_RECORD_BYTES, _ROOM_BYTES = 1500, 700
+_RECORD_BYTES, _ROOM_BYTES = 1000, 450
 
 
 class _Kept:

@@ -234,6 +234,22 @@ async def test_history_costs_its_bytes(front: Front) -> None:
         assert await statuses(client, f"{path}?limit=1", [other]) == [200]
 
 
+async def test_jobs_cost_their_bytes(front: Front) -> None:
+    options = {"requests_per_s": 1000, "read_bytes_per_s": 300_000}
+    async with limited(front, **options) as client:
+        for n in range(2):
+            big = {
+                **NOTE,
+                "id": f"n{n}",
+                "requestId": f"q{n}",
+                "data": {"x": "x" * 200_000},
+                "job": {"event": "completed", "name": "a", "runId": f"r{n}"},
+            }
+            answer = await client.post("/rooms/user_1/broadcast", headers=bearer(API_KEY), json=big)
+            assert answer.status_code == 200
+        assert await statuses(client, "/users/1/jobs", [token()] * 2) == [200, 429]
+
+
 @pytest.mark.parametrize("transport", ["websocket", "sse"])
 async def test_replays_cost_their_bytes(front: Front, transport: str) -> None:
     """To connect again and again, from the beginning each time, is to read a history."""
