@@ -20,7 +20,7 @@ from ..forks import renew_in_child
 from ..protocol.notification import Notification
 from ..protocol.rooms import Room, UserId
 from . import encoding, retry
-from .batch_queue import BatchQueue, QueuedNotification, QueueLimits
+from .batch_queue import BatchQueue, Correct, Order, QueuedNotification, QueueLimits
 from .encoding import ApiRequest
 from .endpoint import Endpoint, check_seconds
 from .http_client import HttpClient
@@ -141,17 +141,22 @@ class BackgroundBroadcaster:
         *,
         due: float = 0.0,
         after: QueuedNotification | None = None,
+        order: Order = Order.FREE,
+        correct: Correct | None = None,
     ) -> QueuedNotification:
         """Queue a notification. Never blocks.
 
         Args:
             due: the earliest time to send it, by the monotonic clock.
             after: a notification that must be sent first, even before its own due time.
+            order: what it waits for, besides.
+            correct: corrects it if it is rejected.
 
         Raises:
             InvalidArgumentError: the notification is too large or not JSON-serializable.
         """
-        posted = QueuedNotification(encoding.encode(rooms, notification), due=due)
+        encoded = encoding.encode(rooms, notification)
+        posted = QueuedNotification(encoded, due=due, order=order, correct=correct)
         with self._changed:
             if after is not None:
                 self._queue.expedite([after])

@@ -7,6 +7,8 @@ Notifications that arrive while a request is in flight are sent together in the 
 - Notifications of a room are sent in the order of the calls, also while an earlier one is retried.
   Other rooms do not wait for it, unless the policy pauses the whole queue.
 - Each notification has its own deadline, its own attempts and its own result.
+- A notification that was rejected may be corrected by its sender. It is sent again before the later
+  ones of its rooms that wait.
 - The queue is bounded by count and bytes. While it is full, a client makes its callers wait, or
   drops the oldest notifications.
 
@@ -19,16 +21,18 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import Enum, auto
 from itertools import chain
 
 from ..protocol.notification import MAX_BATCH_NOTIFICATIONS
+from ..protocol.rooms import Room
 from . import responses
 from .encoding import ApiRequest, BatchBudget, EncodedNotification, batch_request
 from .endpoint import Endpoint
 from .per_room import PerRoom, publish_per_room
-from .responses import ApiResponse
+from .responses import ApiResponse, Rejection
 from .result import BroadcastResult
 from .retry import RetryPolicy, last_error
 
@@ -39,6 +43,9 @@ MAX_QUEUED = 1000
 """Maximum queue length. Later callers wait for free space."""
 
 MAX_QUEUED_BYTES = 4 * 1024 * 1024
+
+MAX_CORRECTIONS = 8
+"""Maximum number of times that one notification is corrected."""
 
 _SPLITTABLE_STATUSES = (None, 400, 413, 422, 429, 500)
 """Statuses of a batch that smaller batches may avoid; None is a timeout."""
@@ -62,6 +69,23 @@ class QueueLimits:
     concurrent_singles: int = MAX_CONCURRENT_SINGLES
 
 
+Correct = Callable[[EncodedNotification, Mapping[Room, Rejection]], Sequence[EncodedNotification]]
+"""Returns what to send instead of a notification that some of its rooms have rejected, in order.
+Nothing: the rejection is the result. It is called with the lock of the queue: it must be quick, and
+must not use the queue."""
+
+
+class Order(Enum):
+    """What a notification waits for, besides the earlier ones of its rooms being sent."""
+
+    FREE = auto()
+    """Nothing."""
+    PIECE = auto()
+    """Nothing, and notifications with :attr:`AFTER_PIECES` wait for its result."""
+    AFTER_PIECES = auto()
+    """The results of earlier pieces, because it ends their text."""
+
+
 def _nobody() -> None:
     pass
 
@@ -78,6 +102,10 @@ class QueuedNotification:
         batch: the batch that its caller must send, for callers that are threads.
         exception: a non-network error that a transport raised.
         per_room, call: its requests to a server without ``POST /broadcast``, and the current one.
+        order: what it waits for.
+        correct: corrects it if it is rejected.
+        corrections: how often it was corrected.
+        before: notifications that were split off by a correction and are sent before it.
     """
 
     encoded: EncodedNotification
@@ -92,6 +120,10 @@ class QueuedNotification:
     exception: Exception | None = None
     per_room: PerRoom | None = None
     call: ApiRequest | None = None
+    order: Order = Order.FREE
+    correct: Correct | None = None
+    corrections: int = 0
+    before: list[QueuedNotification] = field(default_factory=list)
 
     @property
     def is_settled(self) -> bool:
@@ -239,14 +271,24 @@ class BatchQueue:
         held = {room for item in self._in_flight for room in item.encoded.rooms}
         taken: list[QueuedNotification] = []
         passed: list[QueuedNotification] = []
+        with_pieces: set[Room] = set()
         while self._waiting:
             item = self._waiting[0]
-            if item.due > now or not held.isdisjoint(item.encoded.rooms):
+            if (
+                item.due > now
+                or not held.isdisjoint(item.encoded.rooms)
+                or (
+                    item.order is Order.AFTER_PIECES
+                    and not with_pieces.isdisjoint(item.encoded.rooms)
+                )
+            ):
                 held.update(item.encoded.rooms)
                 passed.append(item)
             elif load.add(item.encoded):
                 taken.append(item)
                 self._waiting_bytes -= len(item.encoded.body)
+                if item.order is Order.PIECE:
+                    with_pieces.update(item.encoded.rooms)
             else:
                 break
             self._waiting.popleft()
@@ -331,6 +373,10 @@ class BatchQueue:
                 if self._schedule_retry(item, answer, result.error, now, delay_s):
                     continue
                 result = replace(result, error=_final_error(item, answer, result.error, now))
+            elif not result.success and self._correct(
+                item, responses.item_rejections(answer, each, item.encoded)
+            ):
+                continue
             item.resolve(result)
 
     def _apply_to_room(
@@ -344,9 +390,31 @@ class BatchQueue:
         try:
             item.call = steps.send(answer)
         except StopIteration as done:
-            item.resolve(replace(done.value, attempts=item.attempts))
+            result, rejections = done.value
+            if self._correct(item, rejections):
+                item.per_room = None
+            else:
+                item.resolve(replace(result, attempts=item.attempts))
             return None
         return item.call
+
+    def _correct(self, item: QueuedNotification, rejections: Mapping[Room, Rejection]) -> bool:
+        """Let the sender correct a notification. Return whether it is to be sent again."""
+        if not rejections or item.correct is None or item.corrections >= MAX_CORRECTIONS:
+            return False
+        corrected = item.correct(item.encoded, rejections)
+        if not corrected:
+            return False
+        item.corrections += 1
+        *before, item.encoded = corrected
+        item.before = [
+            QueuedNotification(
+                encoded, item.deadline, attempts=item.attempts, order=item.order,
+                correct=item.correct, corrections=item.corrections,
+            )
+            for encoded in before
+        ]  # fmt: skip
+        return True
 
     def _delay_s(self, answer: ApiResponse, attempts: int, now: float) -> float:
         delay_s = self._policy.delay_s(answer, attempts)
@@ -385,7 +453,11 @@ class BatchQueue:
         """End a request: return its unfinished notifications to the front of the queue."""
         for item in items:
             self._in_flight.pop(item, None)
-        again = [item for item in items if not (item.is_settled or item.abandoned)]
+        again: list[QueuedNotification] = []
+        for item in items:
+            if not (item.is_settled or item.abandoned):
+                again += (*item.before, item)
+                item.before = []
         self._waiting.extendleft(reversed(again))
         self._waiting_bytes += sum(len(item.encoded.body) for item in again)
 

@@ -6,21 +6,33 @@ See PROTOCOL.md, "HTTP".
 from __future__ import annotations
 
 from collections.abc import Generator
+from typing import NamedTuple
 from urllib.parse import quote
 
+from ..protocol.rooms import Room
 from .encoding import ApiRequest, EncodedNotification
 from .endpoint import Endpoint
 from .responses import (
     ApiResponse,
+    Rejection,
     delivery_count,
     failure_result,
     is_duplicate,
     read_single,
+    single_rejection,
     unexpected_response,
 )
 from .result import BroadcastResult
 
-PerRoom = Generator[ApiRequest, ApiResponse, BroadcastResult]
+
+class PerRoomResult(NamedTuple):
+    """The result over all rooms, and the rooms that have rejected the notification."""
+
+    result: BroadcastResult
+    rejections: dict[Room, Rejection]
+
+
+PerRoom = Generator[ApiRequest, ApiResponse, PerRoomResult]
 
 
 def publish_per_room(endpoint: Endpoint, encoded: EncodedNotification) -> PerRoom:
@@ -31,11 +43,14 @@ def publish_per_room(endpoint: Endpoint, encoded: EncodedNotification) -> PerRoo
     duplicates = 0
     reached: list[str] = []
     errors: list[str] = []
+    rejections: dict[Room, Rejection] = {}
     for room in encoded.rooms:
         answer = yield ApiRequest(f"/rooms/{quote(room, safe='')}/broadcast", encoded.body)
         if answer.status in (404, 405):
             endpoint.has_batch_route = True  # a later server at this address may have the route
-            return failure_result(encoded, 0, unexpected_response(endpoint, answer))
+            return PerRoomResult(
+                failure_result(encoded, 0, unexpected_response(endpoint, answer)), {}
+            )
         error = read_single(endpoint, answer)
         if error is None:
             reached.append(room)
@@ -43,7 +58,9 @@ def publish_per_room(endpoint: Endpoint, encoded: EncodedNotification) -> PerRoo
             duplicates += is_duplicate(answer.body)
         else:
             errors.append(f"{room}: {error}")
-    return BroadcastResult(
+            if (rejection := single_rejection(answer)) is not None:
+                rejections[room] = rejection
+    result = BroadcastResult(
         success=not errors,
         broadcast_count=count,
         id=encoded.id,
@@ -52,3 +69,4 @@ def publish_per_room(endpoint: Endpoint, encoded: EncodedNotification) -> PerRoo
         error="; ".join(errors) or None,
         duplicate=duplicates == len(encoded.rooms),
     )
+    return PerRoomResult(result, rejections)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import httpx
 
@@ -123,6 +124,61 @@ def batch_results(answer: ApiResponse, count: int) -> list[object]:
         case {"results": list(results)} if len(results) == count:
             return results
     return [None] * count
+
+
+class Rejection(NamedTuple):
+    """Why a room has not taken a notification, so that sending the same again cannot help.
+
+    Attributes:
+        code: as in PROTOCOL.md, "Errors". ``invalid_request`` for a server without codes.
+        offset: where the next piece of a text has to begin; None if that is not the cause.
+        attempt: the attempt of the key; None if the key is not the cause.
+    """
+
+    code: str
+    offset: int | None = None
+    attempt: int | None = None
+
+
+_CODES = {400: "invalid_request", 413: "payload_too_large", 422: "invalid_request"}
+
+
+def single_rejection(answer: ApiResponse) -> Rejection | None:
+    """Return why a request with one notification for one room was rejected, if it was."""
+    if answer.status in (*_CODES, 409):
+        return _rejection(answer.body) or (
+            Rejection(_CODES[answer.status]) if answer.status in _CODES else None
+        )
+    return _rejection(answer.body) if answer.error is None else None
+
+
+def item_rejections(
+    answer: ApiResponse, result: object, encoded: EncodedNotification
+) -> dict[Room, Rejection]:
+    """Return the rooms that have rejected one notification of a batch."""
+    if answer.error is not None:
+        every = single_rejection(answer)
+        return {} if every is None else dict.fromkeys(encoded.rooms, every)
+    match result:
+        case {"success": False, "rooms": dict(answers)}:
+            each = {room: _rejection(answers.get(room)) for room in encoded.rooms}
+            return {room: found for room, found in each.items() if found is not None}
+        case {"success": False}:
+            every = _rejection(result)
+            return {} if every is None else dict.fromkeys(encoded.rooms, every)
+    return {}
+
+
+def _rejection(body: object) -> Rejection | None:
+    code = body.get("code") if isinstance(body, dict) else None
+    if not isinstance(body, dict) or not isinstance(code, str):
+        return None
+    return Rejection(code, _natural(body.get("offset")), _natural(body.get("attempt")))
+
+
+def _natural(value: object) -> int | None:
+    is_number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return value if is_number and isinstance(value, int) else None
 
 
 def failure_result(

@@ -10,17 +10,18 @@ import time
 import uuid
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import SupportsFloat
 
 from ..broadcast import BackgroundBroadcaster, background_broadcaster
-from ..broadcast.batch_queue import QueuedNotification
+from ..broadcast.batch_queue import Order, QueuedNotification
 from ..errors import InvalidInputError, deciding_error
 from ..protocol.notification import Notification, format_timestamp
 from ..protocol.rooms import Room
 from ..tracing import TRACEPARENT, start_span
 from .arguments import MAX_DELTA, check_delta, check_progress
+from .folding import EventMembers, GrowingText, TextState
 from .notifications import RunNotifications
 from .recipients import Recipient
 
@@ -51,6 +52,8 @@ class _RecipientStream:
 
     recipient: Recipient
     rooms: tuple[Room, ...]
+    written: GrowingText
+    members: EventMembers = field(default_factory=EventMembers)
     last: QueuedNotification | None = None
     kind: str = ""  # of the last notification; a queued one of the same kind is replaced
     progress_due: float = 0.0  # earliest time of the next progress update
@@ -96,7 +99,8 @@ class Reporter:
             rooms, problems = recipient.rooms()
             self._problems += problems
             if rooms:
-                self._streams.append(_RecipientStream(recipient, rooms))
+                written = GrowingText(lifecycle.text_key, lifecycle.fence)
+                self._streams.append(_RecipientStream(recipient, rooms, written))
         # Reentrant: a job may report from several threads, and a signal handler or finalizer that
         # interrupts it must not wait for the lock that its own thread holds.
         self._lock = threading.RLock()
@@ -165,6 +169,8 @@ class Reporter:
             now = time.monotonic()
             pause_s = min(max((now - self._began) / 100, PROGRESS_EVERY_S), MAX_PROGRESS_EVERY_S)
             for stream in self._streams:
+                if not stream.members.reports_progress:
+                    continue
                 if stream.kind == "progress" and self._replace(stream, notification):
                     continue
                 due = max(now, stream.progress_due)
@@ -281,18 +287,20 @@ class Reporter:
             self._state = state
 
     def _append_delta(self, stream: _RecipientStream, piece: str) -> None:
+        if stream.written.state is TextState.STOPPED:
+            return
+        offset = stream.written.append(piece)
         joined = stream.text + piece
         if stream.kind == "delta" and len(joined) <= MAX_DELTA:
             notification = self._lifecycle.delta(self._stream, stream.index, joined)
-            if self._replace(stream, notification):
+            placed = stream.written.place(notification, offset - len(stream.text))
+            if self._replace(stream, placed):
                 stream.text = joined
                 return
         stream.index += 1
         stream.text = piece
-        # Deltas go to the request's room only: rooms retain a limited number of notifications, and
-        # deltas are numerous.
         notification = self._lifecycle.delta(self._stream, stream.index, piece)
-        self._post(stream, notification, rooms=stream.rooms[-1:])
+        self._post(stream, stream.written.place(notification, offset), is_piece=True)
         stream.kind = "delta"
 
     def _post(
@@ -301,15 +309,23 @@ class Reporter:
         notification: Notification,
         *,
         due: float = 0.0,
-        rooms: tuple[Room, ...] = (),
+        is_piece: bool = False,
     ) -> None:
         stream.kind = ""
+        # The end of the run ends its text, so all pieces must have been taken before. Deltas go to
+        # the request's room only: a server that does not fold them retains a limited number of
+        # notifications for a room, and deltas are numerous.
+        order = Order.PIECE if is_piece else Order.FREE
+        if notification.status in ("success", "error"):
+            order = Order.AFTER_PIECES
         try:
             stream.last = self._broadcaster.post(
-                rooms or stream.rooms,
+                stream.rooms[-1:] if is_piece else stream.rooms,
                 self._for_recipient(stream, notification),
                 due=due,
                 after=stream.last,
+                order=order,
+                correct=stream.written.correct if is_piece else stream.members.correct,
             )
         except Exception:  # noqa: BLE001 - logged with its traceback
             self._log_unpublished(notification)
@@ -336,4 +352,5 @@ class Reporter:
         members = {"request_id": stream.recipient.request_id, "timestamp": now}
         if (traceparent := self.span.traceparent) is not None:
             members[TRACEPARENT] = traceparent
-        return notification.model_copy(update=members)
+        user_id, _ = stream.recipient.ids
+        return stream.members.select(notification.model_copy(update=members), user_id)

@@ -65,6 +65,11 @@ class Fold(NamedTuple):
         return {**wire, "final": True} if self.final else wire
 
 
+def is_key(value: str) -> bool:
+    """Return whether a string can be the key of a fold."""
+    return _KEY.fullmatch(value) is not None
+
+
 def make_fold(
     key: str,
     mode: Mode,
@@ -97,7 +102,7 @@ def parse_fold(value: object, data: Mapping[str, Any]) -> Fold:
         if name not in _MEMBERS:
             raise InvalidArgumentError("fold", f"unknown member {ascii(name)[:60]}")
     key, mode = value.get("key"), value.get("mode")
-    if not isinstance(key, str) or not _KEY.fullmatch(key):
+    if not isinstance(key, str) or not is_key(key):
         raise InvalidArgumentError(
             "fold.key", f"expected 1 to {MAX_KEY_LENGTH} printable ASCII characters"
         )

@@ -128,6 +128,20 @@ class Notification(WireModel):
     room: str | None = None
     cursor: str | None = None
 
+    @property
+    def fold(self) -> Mapping[str, Any] | None:
+        """The member ``fold``: what the notification is folded into. See PROTOCOL.md, "Folding"."""
+        return self._object("fold")
+
+    @property
+    def job(self) -> Mapping[str, Any] | None:
+        """The member ``job`` of a lifecycle notification. See PROTOCOL.md, "Jobs"."""
+        return self._object("job")
+
+    def _object(self, name: str) -> Mapping[str, Any] | None:
+        value = (self.model_extra or {}).get(name)
+        return value if isinstance(value, dict) else None
+
     def to_wire(self) -> dict[str, Any]:
         """Return the JSON object: camelCase, without the members that are not set."""
         known = {

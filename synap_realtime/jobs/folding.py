@@ -1,0 +1,206 @@
+"""Publish a run with the members ``fold`` and ``job``, and correct what a server rejects.
+
+One object of each class belongs to one attempt and one recipient. See PROTOCOL.md, "Folding".
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import threading
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..broadcast.encoding import EncodedNotification
+from ..broadcast.responses import Rejection
+from ..protocol.notification import Notification, encode_json
+from ..protocol.rooms import Room
+from .notifications import FENCES_PER_ATTEMPT
+
+MAX_TEXT = 1024 * 1024
+"""A longer text is not folded any further, in code points. The server's limit is in bytes."""
+
+MAX_RESENT = 32 * 1024
+"""Maximum length of one piece when a text is sent again, in code points. JSON needs at most 6 bytes
+for each, and a notification has at most 256 KiB."""
+
+_UNFOLDABLE = {"too_many_keys", "fold_mode", "payload_too_large", "invalid_request"}
+
+
+class TextState(enum.Enum):
+    """How the pieces of a text are sent."""
+
+    FOLDED = enum.auto()
+    """With ``fold``: the log of the room has the whole text."""
+    PLAIN = enum.auto()
+    """Without ``fold``: the text is too long, or the server does not fold it."""
+    STOPPED = enum.auto()
+    """Not at all: a later execution of the run writes the text."""
+
+
+class GrowingText:
+    """The text of an attempt. It is kept, so that a server which has lost a part gets it again.
+
+    An execution of the attempt whose text does not fit the one that the server has takes the key
+    over: it begins the text again with a higher ``fold.attempt``. So the latest execution counts.
+    """
+
+    def __init__(self, key: str | None, fence: int) -> None:
+        """Begin an empty text.
+
+        Args:
+            key: the fold key; None if the text cannot be folded.
+            fence: the first ``fold.attempt``. The last one is ``FENCES_PER_ATTEMPT - 1`` higher.
+        """
+        self._key = key
+        self._fence = fence
+        self._last_fence = fence + FENCES_PER_ATTEMPT - 1
+        self._state = TextState.PLAIN if key is None else TextState.FOLDED
+        self._length = 0
+        self._pieces: list[str] = []
+        self._resent_to: int | None = None  # where the last piece that is sent again ends
+        # The job and the thread that sends use the text. Reentrant, as the reporter's lock is.
+        self._lock = threading.RLock()
+
+    @property
+    def state(self) -> TextState:
+        return self._state
+
+    def append(self, piece: str) -> int:
+        """Add a piece. Return its offset in code points."""
+        with self._lock:
+            offset = self._length
+            self._length += len(piece)
+            if self._length > MAX_TEXT:
+                self._unfold()
+            if self._state is TextState.FOLDED:
+                self._pieces.append(piece)
+            return offset
+
+    def place(self, notification: Notification, offset: int) -> Notification:
+        """Return the notification of a piece with its offset."""
+        with self._lock:
+            if self._state is TextState.FOLDED:
+                return notification.model_copy(update={"fold": self._fold(offset)})
+        return notification.model_copy(update={"data": {**notification.data, "offset": offset}})
+
+    def correct(
+        self, encoded: EncodedNotification, rejections: Mapping[Room, Rejection]
+    ) -> list[EncodedNotification]:
+        """Correct the notification of a piece; see :data:`~synap_realtime.broadcast.Correct`."""
+        rejection = next(iter(rejections.values()))
+        with self._lock:
+            wires = self._corrected(json.loads(encoded.body), rejection)
+        return [encode_wire(encoded.rooms, wire) for wire in wires]
+
+    def _corrected(self, wire: dict[str, Any], rejection: Rejection) -> list[dict[str, Any]]:
+        fold = wire.get("fold")
+        if fold is None or self._state is TextState.STOPPED:
+            return []
+        start = fold["offset"]
+        end = start + len(wire["data"]["delta"])
+        if rejection.code in _UNFOLDABLE:
+            self._unfold()
+        if self._state is TextState.PLAIN:
+            del wire["fold"]
+            wire["data"]["offset"] = start
+            return [wire]
+        if rejection.code not in ("offset_mismatch", "stale_attempt"):
+            return []
+        if start == self._resent_to or fold["attempt"] != self._fence:
+            # The piece before it is sent again, or the text was begun again: now it fits.
+            self._resent_to = end
+            return [{**wire, "fold": self._fold(start)}]
+        if rejection.code == "offset_mismatch" and start > 0 and (rejection.offset or 0) < start:
+            return self._resend(wire, rejection.offset or 0, end)  # the server has lost a part
+        # The text of another execution: of one before this one, unless it came after our beginning.
+        is_later = rejection.code == "stale_attempt" and start > 0
+        fence = max(self._fence, rejection.attempt or 0) + 1
+        has_ended = rejection.code == "stale_attempt" and (rejection.attempt or 0) <= self._fence
+        if is_later or has_ended or fence > self._last_fence:
+            self._state = TextState.STOPPED
+            self._pieces.clear()
+            return []
+        self._fence = fence
+        return self._resend(wire, 0, end)
+
+    def _resend(self, wire: dict[str, Any], start: int, end: int) -> list[dict[str, Any]]:
+        """Return the notifications with the text between two offsets. The last one ends a piece."""
+        self._resent_to = end
+        self._pieces = ["".join(self._pieces)]
+        text = self._pieces[0][start:end]
+        wires = []
+        for offset in range(0, len(text), MAX_RESENT):
+            data = {**wire["data"], "delta": text[offset : offset + MAX_RESENT]}
+            if start + offset == 0:
+                data["index"] = 0
+            # A new id: subscribers may have seen the piece, but not this one.
+            fold = self._fold(start + offset)
+            wires.append({**wire, "id": uuid.uuid4().hex, "data": data, "fold": fold})
+        return wires
+
+    def _fold(self, offset: int) -> dict[str, Any]:
+        return {"key": self._key, "mode": "append", "offset": offset, "attempt": self._fence}
+
+    def _unfold(self) -> None:
+        if self._state is TextState.FOLDED:
+            self._state = TextState.PLAIN
+            self._pieces.clear()
+
+
+class EventMembers:
+    """The members ``job`` and ``fold`` of a run's other notifications.
+
+    Attributes:
+        reports_progress: false once a later attempt of the run has reported progress.
+    """
+
+    def __init__(self) -> None:
+        self.reports_progress = True
+        self._folds = True
+        self._is_known = True  # servers may reject members that they do not know
+
+    def select(self, notification: Notification, user_id: str | None) -> Notification:
+        """Return the notification with the members that the server takes.
+
+        Args:
+            user_id: the recipient, for the member ``job``.
+        """
+        job = notification.job
+        if job is None:  # a piece of the text
+            return notification
+        if user_id is not None:
+            notification = notification.model_copy(update={"job": {**job, "userId": user_id}})
+        if not (self._folds and self._is_known):
+            notification = notification.model_copy()
+            members = notification.model_extra or {}
+            members.pop("fold", None)
+            if not self._is_known:
+                members.pop("job", None)
+        return notification
+
+    def correct(
+        self, encoded: EncodedNotification, rejections: Mapping[Room, Rejection]
+    ) -> list[EncodedNotification]:
+        """Correct a notification; see :data:`~synap_realtime.broadcast.Correct`."""
+        wire = json.loads(encoded.body)
+        rooms = []
+        for room, rejection in rejections.items():
+            if rejection.code == "stale_attempt":
+                self.reports_progress = False
+            elif rejection.code in _UNFOLDABLE and ("fold" in wire or "job" in wire):
+                self._folds = False
+                self._is_known &= rejection.code != "invalid_request"
+                rooms.append(room)
+        if not rooms:
+            return []
+        if not self._is_known:
+            wire.pop("job", None)
+        wire.pop("fold", None)
+        return [encode_wire(tuple(rooms), wire)]
+
+
+def encode_wire(rooms: Sequence[Room], wire: dict[str, Any]) -> EncodedNotification:
+    """Encode a notification that was corrected."""
+    return EncodedNotification(tuple(rooms), wire["id"], encode_json("data", wire))
