@@ -117,7 +117,8 @@ class BackgroundBroadcaster:
     @property
     def pending(self) -> int:
         """Number of notifications to which the server has not responded yet."""
-        return len(self._queue)
+        with self._changed:
+            return len(self._queue)
 
     def broadcast_notification(
         self,

@@ -59,7 +59,8 @@ class GrowingText:
         self._state = TextState.PLAIN if key is None else TextState.FOLDED
         self._length = 0
         self._pieces: list[str] = []
-        self._resent_to: int | None = None  # where the last piece that is sent again ends
+        self._resent_to = 0  # how much of the text is there or is being sent again
+        self._resent_ids: set[str] = set()
         # The job and the thread that sends use the text. Reentrant, as the reporter's lock is.
         self._lock = threading.RLock()
 
@@ -108,12 +109,11 @@ class GrowingText:
             return [wire]
         if rejection.code not in ("offset_mismatch", "stale_attempt"):
             return []
-        if start == self._resent_to or fold["attempt"] != self._fence:
-            # The piece before it is sent again, or the text was begun again: now it fits.
-            self._resent_to = end
-            return [{**wire, "fold": self._fold(start)}]
+        is_covered = end <= self._resent_to and wire["id"] not in self._resent_ids
+        if is_covered or fold["attempt"] != self._fence:
+            return [{**wire, "fold": self._fold(start)}]  # after what is sent again, it fits
         if rejection.code == "offset_mismatch" and start > 0 and (rejection.offset or 0) < start:
-            return self._resend(wire, rejection.offset or 0, end)  # the server has lost a part
+            return self._resend(wire, rejection.offset or 0)  # the server has lost a part
         # The text of another execution: of one before this one, unless it came after our beginning.
         is_later = rejection.code == "stale_attempt" and start > 0
         fence = max(self._fence, rejection.attempt or 0) + 1
@@ -123,21 +123,26 @@ class GrowingText:
             self._pieces.clear()
             return []
         self._fence = fence
-        return self._resend(wire, 0, end)
+        return self._resend(wire, 0)
 
-    def _resend(self, wire: dict[str, Any], start: int, end: int) -> list[dict[str, Any]]:
-        """Return the notifications with the text between two offsets. The last one ends a piece."""
-        self._resent_to = end
-        self._pieces = ["".join(self._pieces)]
-        text = self._pieces[0][start:end]
+    def _resend(self, wire: dict[str, Any], start: int) -> list[dict[str, Any]]:
+        """Return notifications with all of the text from an offset on.
+
+        That includes the pieces that follow, which are recognized as repeated then: by chance, some
+        of them may have fitted into the text of another execution.
+        """
+        text = "".join(self._pieces)
+        self._pieces = [text]
+        self._resent_to = self._length
+        self._resent_ids.clear()
         wires = []
-        for offset in range(0, len(text), MAX_RESENT):
+        for offset in range(start, self._length, MAX_RESENT):
             data = {**wire["data"], "delta": text[offset : offset + MAX_RESENT]}
-            if start + offset == 0:
+            if offset == 0:
                 data["index"] = 0
-            # A new id: subscribers may have seen the piece, but not this one.
-            fold = self._fold(start + offset)
-            wires.append({**wire, "id": uuid.uuid4().hex, "data": data, "fold": fold})
+            id = uuid.uuid4().hex  # subscribers may have seen the piece, but not this one
+            self._resent_ids.add(id)
+            wires.append({**wire, "id": id, "data": data, "fold": self._fold(offset)})
         return wires
 
     def _fold(self, offset: int) -> dict[str, Any]:
