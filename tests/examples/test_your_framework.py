@@ -9,8 +9,8 @@ from pathlib import Path
 
 import httpx
 
-from synap_realtime.server import create_app
 from synap_realtime.server.serve import running_server
+from tests.support.servers import unfolded_app
 from tests.support.timeouts import TIMEOUT_S
 
 ROOT = Path(__file__).parent.parent.parent
@@ -18,7 +18,7 @@ CODE = (ROOT / "examples" / "your_framework.py").read_text()
 
 
 async def test_example_reports_the_lifecycle_of_a_job() -> None:
-    async with running_server(create_app()) as url, asyncio.timeout(2 * TIMEOUT_S):
+    async with running_server(unfolded_app()) as url, asyncio.timeout(2 * TIMEOUT_S):
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",

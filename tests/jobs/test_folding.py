@@ -83,7 +83,7 @@ async def history(url: str, room: str = "request_r1") -> list[dict[str, Any]]:
     after = "earliest"
     async with httpx.AsyncClient(base_url=url, trust_env=False) as client:
         while True:
-            query = {"limit": 1000, "after": after}
+            query = {"limit": "1000", "after": after}
             page = (await client.get(f"/rooms/{room}/history", params=query)).json()
             received += page["notifications"]
             if not page["more"]:

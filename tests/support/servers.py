@@ -116,3 +116,8 @@ def keyed_app(**options: Any) -> RoomServer:
         **options,
     )
     return create_app(settings, authorize=may)
+
+
+def unfolded_app() -> RoomServer:
+    """Return an app in whose rooms every notification stays, also one with ``fold``."""
+    return open_app(store="tests.support.custom_stores:unfolded")

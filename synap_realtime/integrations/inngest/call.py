@@ -73,6 +73,7 @@ class FunctionCall:
             attempt=self._ctx.attempt + 1,
             max_attempts=_max_attempts(self._ctx) or options.max_attempts,
             stall_after_s=options.stall_after_s,
+            step=self._done_before,  # Inngest counts the attempts of each step
         )
         self.reporter = Reporter(
             lifecycle,

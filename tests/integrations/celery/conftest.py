@@ -28,9 +28,10 @@ Messages = list[dict[str, Any]]
 
 @pytest.fixture(scope="package")
 def rooms() -> Iterator[str]:
-    """A room server's address."""
+    """A room server's address. Its rooms keep every notification, also those with ``fold``."""
     code = "from synap_realtime.cli import main; main()"
-    command = [sys.executable, "-c", code, "serve", "--port", "0"]
+    store = "tests.support.custom_stores:unfolded"
+    command = [sys.executable, "-c", code, "serve", "--port", "0", "--store", store]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as server:
         assert server.stderr is not None
         lines = iter(server.stderr.readline, "")

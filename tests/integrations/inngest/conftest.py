@@ -19,8 +19,8 @@ import websockets
 from synap_realtime import AsyncBroadcaster, BackgroundBroadcaster
 from synap_realtime.integrations.inngest.local import LocalInngest
 from synap_realtime.integrations.inngest.local.runs import Backoff
-from synap_realtime.server import create_app
 from synap_realtime.server.serve import running_server
+from tests.support.servers import unfolded_app
 from tests.support.timeouts import TIMEOUT_S
 
 
@@ -89,7 +89,7 @@ class Stage:
 @asynccontextmanager
 async def staged() -> AsyncIterator[Stage]:
     async with AsyncExitStack() as stack:
-        rooms = await stack.enter_async_context(running_server(create_app()))
+        rooms = await stack.enter_async_context(running_server(unfolded_app()))
         server = LocalInngest(backoff=Backoff(first_s=0.01, longest_s=0.02))
         url = await stack.enter_async_context(running_server(server))
         app = fastapi.FastAPI()

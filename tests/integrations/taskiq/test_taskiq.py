@@ -36,9 +36,9 @@ from synap_realtime import (
 )
 from synap_realtime.integrations.taskiq import RealtimeMiddleware
 from synap_realtime.jobs import Recipient
-from synap_realtime.server import create_app
 from synap_realtime.server.serve import running_server
 from synap_realtime.testing import RealtimeRecorder
+from tests.support.servers import unfolded_app
 from tests.support.timeouts import TIMEOUT_S
 
 from . import tasks
@@ -51,7 +51,7 @@ Messages = list[dict[str, Any]]
 
 @pytest.fixture
 async def rooms() -> AsyncIterator[str]:
-    async with running_server(create_app()) as url:
+    async with running_server(unfolded_app()) as url:
         yield url
 
 
