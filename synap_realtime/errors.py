@@ -6,6 +6,7 @@
     ├── InvalidArgumentError   a wrong argument; names the field. Also a ValueError
     ├── ConfigurationError     a setting is invalid; names the setting to change
     ├── BroadcastError         BroadcastResult.raise_for_status() on a failed broadcast
+    ├── ReadError              jobs could not be read: rejected, or the server is unreachable
     ├── SubscriptionError      a subscription ended: rejected, or too many attempts
     └── JobError               a job failed, and its message is meant for the user
         └── InvalidInputError  the job's input is wrong, so a retry cannot help
@@ -68,6 +69,20 @@ class SubscriptionError(SynapRealtimeError):
             the server told the client not to reconnect.
 
     See PROTOCOL.md, "Close codes" and "Clients".
+    """
+
+    def __init__(self, message: str, *, code: int | None = None, retriable: bool = False) -> None:
+        super().__init__(message)
+        self.code = code
+        self.retriable = retriable
+
+
+class ReadError(SynapRealtimeError):
+    """The jobs of a user, or of a request, could not be read. The message names cause and fix.
+
+    Attributes:
+        code: the HTTP status of the response (400 to 599); None if there was none.
+        retriable: whether the same call may succeed later.
     """
 
     def __init__(self, message: str, *, code: int | None = None, retriable: bool = False) -> None:

@@ -19,7 +19,7 @@ from .endpoint import Endpoint
 from .responses import ApiResponse, read_body, response_from_error
 
 if TYPE_CHECKING:
-    from .transport import AsyncTransport, DeadlineTransport
+    from ..transport import AsyncTransport, DeadlineTransport
 
 MAX_RESPONSE_BYTES = 1024 * 1024
 """Maximum number of response bytes to read. No room server sends more."""
@@ -108,7 +108,7 @@ class HttpClient(_Connections[httpx.BaseTransport, "DeadlineTransport"]):
     """Connections to one room server for callers that are threads."""
 
     def _create(self) -> DeadlineTransport:
-        from . import transport
+        from .. import transport
 
         return transport.DeadlineTransport(self._endpoint.address)
 
@@ -160,7 +160,7 @@ class AsyncHttpClient(_Connections[httpx.AsyncBaseTransport, "AsyncTransport"]):
     """Connections of one event loop to one room server."""
 
     def _create(self) -> AsyncTransport:
-        from . import transport
+        from .. import transport
 
         return transport.AsyncTransport(self._endpoint.address)
 

@@ -487,7 +487,7 @@ async def test_children_forked_during_the_first_use_of_another_thread_lose_nothi
 IMPORTED_BY_LOOP = """
 import asyncio, sys
 from synap_realtime import broadcast_success
-from synap_realtime.broadcast import transport
+from synap_realtime import transport
 before = set()
 class Noting(transport.AsyncTransport):
     def __init__(self, url):

@@ -23,7 +23,7 @@ from typing import Any
 import httpcore
 import httpx
 
-from .. import network
+from . import network
 
 _WRITE_BYTES = 16 * 1024
 """The size of one TLS record. A larger write could be split, and each part would get the whole

@@ -1,0 +1,352 @@
+"""Read how jobs stand, without a subscription. See PROTOCOL.md, "Job state"."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import inspect
+import json
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+from urllib.parse import quote, urlencode
+
+import httpx
+
+from ..endpoint import SCHEMES, ServerUrl, authorization_header, parse_server_url
+from ..errors import InvalidArgumentError, ReadError
+from ..event_loops import running_loop
+from ..network import BoundedBody, deadline, reason_of, tls_problem
+from ..protocol import rejections
+from ..protocol.job_state import STATUSES, JobStatus
+from ..protocol.rooms import UserId, request_room, user_room
+from .options import Token, brought, check_any
+from .reconnect import from_http_response
+from .records import Job, JobList, parse_job_record
+
+TIMEOUT_S = 10.0
+MAX_LIMIT = 1000
+MAX_RESPONSE_BYTES = 4 * 1024 * 1024
+"""Maximum size of a response. A text has at most 1 MiB, and a list ends at about as much."""
+
+
+async def get_job(
+    request_id: UserId,
+    url: str | None = None,
+    token: Token = None,
+    *,
+    timeout_s: float = TIMEOUT_S,
+) -> Job | None:
+    """Return how the job of a request stands. It can be read for days after it has ended.
+
+    Args:
+        request_id: the request.
+        url, token: as for :func:`subscribe`. The token must allow to subscribe to the room of the
+            request.
+        timeout_s: maximum duration in seconds.
+
+    Returns:
+        None if the server has no record: no job of this request has begun yet, or it ended too
+        long ago.
+
+    Raises:
+        InvalidArgumentError: an argument is invalid; names it.
+        ConfigurationError: the URL, the token or the environment is invalid.
+        ReadError: the server rejected the request, or is unreachable.
+
+    See PROTOCOL.md, "Job state".
+    """
+    read = _job_read(request_id, url, token, timeout_s)
+    return _read_job(read, await _fetch(read, "get_job()"))
+
+
+def get_job_sync(
+    request_id: UserId,
+    url: str | None = None,
+    token: Token = None,
+    *,
+    timeout_s: float = TIMEOUT_S,
+) -> Job | None:
+    """Return how the job of a request stands: the synchronous twin of :func:`get_job`."""
+    read = _job_read(request_id, url, token, timeout_s)
+    return _read_job(read, _fetch_sync(read))
+
+
+async def list_jobs(
+    user_id: UserId,
+    url: str | None = None,
+    token: Token = None,
+    *,
+    status: JobStatus | Iterable[JobStatus] = (),
+    type: str | None = None,
+    limit: int = 100,
+    after: str | None = None,
+    timeout_s: float = TIMEOUT_S,
+) -> JobList:
+    """Return the jobs of a user, newest first.
+
+    Args:
+        user_id: the user.
+        url, token: as for :func:`subscribe`. The token must allow to subscribe to the room of the
+            user.
+        status: only jobs with this status, or with one of these.
+        type: only jobs of the type with this name.
+        limit: maximum number of jobs, from 1 to 1,000.
+        after: the ``next`` of the page before.
+        timeout_s: maximum duration in seconds.
+
+    Raises:
+        InvalidArgumentError: an argument is invalid; names it.
+        ConfigurationError: the URL, the token or the environment is invalid.
+        ReadError: the server rejected the request, is unreachable, or keeps no records.
+
+    See PROTOCOL.md, "Job state".
+    """
+    read = _list_read(user_id, url, token, status, type, limit, after, timeout_s)
+    return _read_list(read, await _fetch(read, "list_jobs()"))
+
+
+def list_jobs_sync(
+    user_id: UserId,
+    url: str | None = None,
+    token: Token = None,
+    *,
+    status: JobStatus | Iterable[JobStatus] = (),
+    type: str | None = None,
+    limit: int = 100,
+    after: str | None = None,
+    timeout_s: float = TIMEOUT_S,
+) -> JobList:
+    """Return the jobs of a user: the synchronous twin of :func:`list_jobs`."""
+    read = _list_read(user_id, url, token, status, type, limit, after, timeout_s)
+    return _read_list(read, _fetch_sync(read))
+
+
+class _Read(NamedTuple):
+    """The validated arguments of a request."""
+
+    address: ServerUrl
+    target: str
+    token: Token
+    timeout_s: float
+
+
+class _Answer(NamedTuple):
+    """A response, whose body is complete."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+def _job_read(request_id: UserId, url: str | None, token: Token, timeout_s: float) -> _Read:
+    room = request_room(request_id)
+    target = f"/jobs/{quote(room.partition('_')[2], safe='')}"
+    return _read(room, target, url, token, timeout_s)
+
+
+def _list_read(
+    user_id: UserId,
+    url: str | None,
+    token: Token,
+    status: JobStatus | Iterable[JobStatus],
+    type: str | None,
+    limit: int,
+    after: str | None,
+    timeout_s: float,
+) -> _Read:
+    room = user_room(user_id)
+    statuses = _statuses(status)
+    for field, value, expected in (
+        ("type", type, "the name of a job type"),
+        ("after", after, "the value of next of another page"),
+    ):
+        checked: object = value
+        if checked is not None and not (isinstance(checked, str) and checked):
+            raise InvalidArgumentError(field, f"expected {expected}")
+    number: object = limit
+    if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= MAX_LIMIT:
+        raise InvalidArgumentError("limit", f"expected 1 to {MAX_LIMIT}; got {limit!r}")
+    query = {"status": ",".join(statuses), "type": type, "limit": str(limit), "after": after}
+    given = urlencode({name: value for name, value in query.items() if value})
+    target = f"/users/{quote(room.partition('_')[2], safe='')}/jobs?{given}"
+    return _read(room, target, url, token, timeout_s)
+
+
+def _statuses(given: object) -> list[str]:
+    if isinstance(given, Iterable):
+        statuses = [given] if isinstance(given, str) else list(given)
+        if all(isinstance(each, str) and each in STATUSES for each in statuses):
+            return statuses
+    raise InvalidArgumentError("status", f"expected some of {', '.join(sorted(STATUSES))}")
+
+
+def _read(room: str, target: str, url: str | None, token: Token, timeout_s: float) -> _Read:
+    check_any(
+        room, url, token,
+        after=None, max_reconnects=0, acknowledge=False, on_gap=None, on_state_change=None,
+    )  # fmt: skip
+    given: object = timeout_s
+    if not isinstance(given, int | float) or isinstance(given, bool) or not 0 < given < 86_400:
+        raise InvalidArgumentError("timeout_s", f"expected seconds, more than 0; got {given!r}")
+    return _Read(parse_server_url(url, SCHEMES), target, token, float(timeout_s))
+
+
+def _request(read: _Read, token: str | None) -> httpx.Request:
+    """Build the request. A token replaces the URL's user and password."""
+    url = read.address.url
+    headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
+    if token:
+        headers["Authorization"] = authorization_header("token", token)
+    elif url.userinfo:
+        basic = base64.b64encode(f"{url.username}:{url.password}".encode()).decode()
+        headers["Authorization"] = f"Basic {basic}"
+    base = _base(url)
+    timeout = httpx.Timeout(read.timeout_s).as_dict()
+    return httpx.Request(
+        "GET", f"{base}{read.target}", headers=headers, extensions={"timeout": timeout}
+    )
+
+
+def _base(url: httpx.URL) -> str:
+    scheme = {"ws": "http", "wss": "https"}.get(url.scheme, url.scheme)
+    return str(url.copy_with(scheme=scheme, username=None, password=None)).rstrip("/")
+
+
+async def _fetch(read: _Read, caller: str) -> _Answer:
+    running_loop(caller, f"call {caller.replace('()', '_sync()')}")
+    from ..transport import AsyncTransport
+
+    token = await _token(read)
+    try:
+        async with asyncio.timeout(read.timeout_s):
+            transport = AsyncTransport(httpx.URL(_base(read.address.url)))
+            try:
+                response = await transport.handle_async_request(_request(read, token))
+                assert isinstance(response.stream, httpx.AsyncByteStream)  # noqa: S101 - as in httpx
+                body = _body(response)
+                try:
+                    async for chunk in response.stream:
+                        _add(read, body, chunk)
+                finally:
+                    await response.stream.aclose()
+            finally:
+                await transport.aclose()
+    except _FAILURES as error:
+        raise _failed(read, error) from None
+    return _Answer(response.status_code, response.headers, body.content)
+
+
+async def _token(read: _Read) -> str | None:
+    if not callable(read.token):
+        return read.token
+    given = read.token()
+    if inspect.isawaitable(given):
+        try:
+            async with asyncio.timeout(read.timeout_s) as limit:
+                given = await given
+        except TimeoutError:
+            if not limit.expired():
+                raise  # raised by the function itself
+            raise ReadError("the token function timed out", retriable=True) from None
+    return brought(given)
+
+
+def _fetch_sync(read: _Read) -> _Answer:
+    from ..transport import DeadlineTransport
+
+    token = brought(read.token()) if callable(read.token) else read.token
+    try:
+        transport = DeadlineTransport(httpx.URL(_base(read.address.url)))
+        try:
+            with deadline(time.monotonic() + read.timeout_s):
+                response = transport.handle_request(_request(read, token))
+                assert isinstance(response.stream, httpx.SyncByteStream)  # noqa: S101 - as in httpx
+                body = _body(response)
+                try:
+                    for chunk in response.stream:
+                        _add(read, body, chunk)
+                finally:
+                    response.stream.close()
+        finally:
+            transport.close()
+    except _FAILURES as error:
+        raise _failed(read, error) from None
+    return _Answer(response.status_code, response.headers, body.content)
+
+
+_FAILURES = (TimeoutError, httpx.RequestError, httpx.InvalidURL, OSError, UnicodeError)
+
+
+def _body(response: httpx.Response) -> BoundedBody:
+    return BoundedBody(response, MAX_RESPONSE_BYTES)
+
+
+def _add(read: _Read, body: BoundedBody, chunk: bytes) -> None:
+    if body.encoding:
+        raise _invalid(read, f"it answered with Content-Encoding {body.encoding!r}")
+    if not body.add(chunk):
+        raise _invalid(read, f"it answered with more than {MAX_RESPONSE_BYTES} bytes")
+
+
+def _failed(read: _Read, error: Exception) -> ReadError:
+    named = read.address.named
+    if (problem := tls_problem(error)) is not None:
+        return ReadError(f"{named} {problem}")
+    if isinstance(error, TimeoutError | httpx.TimeoutException):
+        return ReadError(f"{named} did not answer in time", retriable=True)
+    return ReadError(f"{named} could not be reached: {reason_of(error)}", retriable=True)
+
+
+def _invalid(read: _Read, problem: str) -> ReadError:
+    return ReadError(f"{read.address.named} is not a room server ({problem}); check the URL")
+
+
+def _decode(read: _Read, answer: _Answer) -> dict[str, Any] | None:
+    """Return the content of a response; None if the server has no record.
+
+    Raises:
+        ReadError: the response is an error, or not that of a room server.
+    """
+    try:
+        content = json.loads(answer.body)
+    except (ValueError, RecursionError):
+        content = None
+    if answer.status == 404 and isinstance(content, dict) and content.get("code") == "not_found":
+        return None
+    if answer.status != 200:
+        failure = from_http_response(answer.status, answer.headers, answer.body)
+        message = f"{read.address.named}: {failure.reason}"
+        raise ReadError(message, code=answer.status, retriable=not failure.is_final)
+    if not isinstance(content, dict):
+        raise _invalid(read, "it answered with no JSON object")
+    return content
+
+
+def _read_job(read: _Read, answer: _Answer) -> Job | None:
+    content = _decode(read, answer)
+    if content is None:
+        return None
+    cursor = content.get("cursor")
+    if not isinstance(cursor, str):
+        raise _invalid(read, "its answer has no cursor")
+    return _job(read, content.get("job"), cursor)
+
+
+def _read_list(read: _Read, answer: _Answer) -> JobList:
+    content = _decode(read, answer)
+    if content is None:
+        reason = rejections.reason_of(json.loads(answer.body))
+        raise ReadError(f"{read.address.named} has no list of jobs: {reason}", code=404)
+    jobs, cursor, following = content.get("jobs"), content.get("cursor"), content.get("next")
+    if not isinstance(jobs, list) or not isinstance(cursor, str):
+        raise _invalid(read, "its answer has no jobs")
+    found = tuple([_job(read, each) for each in jobs])
+    return JobList(found, cursor, following if isinstance(following, str) else None)
+
+
+def _job(read: _Read, wire: object, cursor: str = "") -> Job:
+    try:
+        return parse_job_record(wire, cursor)
+    except ValueError as error:
+        raise _invalid(read, f"its answer has {error}") from None
