@@ -8,13 +8,12 @@ import inspect
 import random
 import time
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING
 
 from ..event_loops import running_loop
 from ..protocol.notification import Notification
 from ..protocol.rooms import Room
-from . import connect, core, rooms
-from .keepalive import Keepalive
+from . import aio_pool, core, rooms
+from .aio_connection import AsyncSocket
 from .options import (
     After,
     OnGap,
@@ -22,13 +21,9 @@ from .options import (
     Options,
     RoomsOptions,
     Token,
-    brought,
     check_any,
 )
-from .reconnect import Failure
-
-if TYPE_CHECKING:
-    from websockets.asyncio.client import ClientConnection
+from .rooms import OneRoomOnlyError
 
 
 def subscribe(
@@ -50,11 +45,12 @@ def subscribe(
             async for notification in notifications:
                 print(notification.type, notification.data)
 
-    Leaving the ``async with`` closes the connection. A notification is acknowledged when the next
-    one is requested. After a ``break`` or an error in the loop body, the next subscription without
-    a cursor receives the notification again, so each is delivered at least once. A slow consumer
-    loses nothing: the connection is kept alive while the consumer is busy, and resumed if the
-    server closes it.
+    Leaving the ``async with`` ends the subscription. Subscriptions on one event loop with the same
+    ``url`` and ``token`` share a connection, if the server has such ones. A notification is
+    acknowledged when the next one is requested. After a ``break`` or an error in the loop body, the
+    next subscription without a cursor receives the notification again, so each is delivered at
+    least once. A slow consumer loses nothing, and delays no other subscription: the connection is
+    kept alive while the consumer is busy, and resumed if the server closes it.
 
     Args:
         room: ``user_42``, ``request_7f3a``, ``workspace_7``. Or up to 128 of them, which share one
@@ -63,7 +59,8 @@ def subscribe(
         url: the room server, ``http(s)://`` or ``ws(s)://``. Default: ``REALTIME_URL``, then
             ``http://127.0.0.1:8787``.
         token: sent as a bearer token. A function (which may be ``async``) is called at each
-            connect; an exception that it raises ends the subscription. If it takes over 10 s, the
+            connect, and before the token expires; an exception that it raises at a connect ends the
+            subscription. If it takes over 10 s, the
             connect has failed.
         after: where to start: a cursor, ``earliest`` or ``latest``; for several rooms, a mapping
             from rooms to positions. Default: in a user's room the acknowledged cursor, in a
@@ -98,7 +95,7 @@ def subscribe(
     )
     if isinstance(options, RoomsOptions):
         return _notifications_of_rooms(options)
-    return _notifications(options)
+    return _notifications_of_room(options)
 
 
 async def _notifications_of_rooms(options: RoomsOptions) -> AsyncGenerator[Notification, None]:
@@ -148,6 +145,22 @@ async def _merged(options: RoomsOptions) -> AsyncGenerator[Notification, None]:
         await asyncio.wait(following)
 
 
+async def _notifications_of_room(options: Options) -> AsyncGenerator[Notification, None]:
+    """Subscribe to one room, over a connection that is shared if the server has such ones."""
+    running_loop("subscribe()", "iterate subscribe_sync() in a thread")
+    try:
+        async with contextlib.aclosing(aio_pool.notifications(options)) as notifications:
+            async for notification in notifications:
+                yield notification
+    except OneRoomOnlyError as error:
+        options = options.continuing(error.positions[options.room], error.token)
+    else:
+        return
+    async with contextlib.aclosing(_notifications(options)) as notifications:
+        async for notification in notifications:
+            yield notification
+
+
 def _notifications(options: Options) -> AsyncGenerator[Notification, None]:
     return _run(options, core.run(options, time.monotonic, random.random))
 
@@ -157,7 +170,7 @@ async def _run(
 ) -> AsyncGenerator[Notification, None]:
     running_loop("subscribe()", "iterate subscribe_sync() in a thread")
     answer: core.EffectResult = None
-    line = _Connection(options)
+    line = AsyncSocket(options)
     try:
         while True:
             step = steps.send(answer)
@@ -173,6 +186,8 @@ async def _run(
                     answer = await line.receive(timeout_s)
                 case core.Send(text):
                     await line.send(text)
+                case core.RenewToken():
+                    answer = await line.renew_token()
                 case core.WakeKeepalive():
                     line.wake.set()
                 case core.Disconnect():
@@ -185,95 +200,3 @@ async def _run(
                         await returned
     finally:
         await line.disconnect()
-
-
-class _Connection:
-    """The current connection and its keepalive task."""
-
-    def __init__(self, options: Options | RoomsOptions) -> None:
-        self._options = options
-        self._ws: ClientConnection | None = None
-        self._keepalive: Keepalive | None = None
-        self._keeper: asyncio.Task[None] | None = None
-        self.wake = asyncio.Event()
-
-    async def connect(self, after: str | None) -> str | Failure | None:
-        open_websocket = connect.library("asyncio.client").connect
-        token = self._options.token
-        if callable(token):
-            given = token()
-            if inspect.isawaitable(given):
-                try:
-                    async with asyncio.timeout(connect.OPEN_TIMEOUT_S) as limit:
-                        given = await given
-                except TimeoutError:
-                    if not limit.expired():
-                        raise  # raised by the function itself
-                    return Failure("the token function timed out")
-            token = brought(given)
-        arguments = connect.dial_arguments("asyncio.client", self._options, after, token)
-        try:
-            ws: ClientConnection = await open_websocket(**arguments)
-        except connect.dial_errors() as error:
-            return connect.read_dial_error(error)
-        self._ws = ws
-        return ws.subprotocol
-
-    def keep(self, keepalive: Keepalive) -> None:
-        assert self._ws is not None  # noqa: S101 - the core connects first
-        self._keepalive = keepalive
-        self._keeper = asyncio.create_task(self._keep(self._ws, keepalive))
-
-    async def receive(self, timeout_s: float) -> core.EffectResult:
-        assert self._ws is not None  # noqa: S101 - the core connects first
-        from websockets.exceptions import ConnectionClosed
-
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await self._ws.recv()
-        except TimeoutError:
-            return None
-        except ConnectionClosed as error:
-            return connect.read_closed(error)
-
-    async def send(self, text: str) -> None:
-        assert self._ws is not None  # noqa: S101 - the core connects first
-        await _send_all(self._ws, [text])
-
-    async def disconnect(self) -> None:
-        """Close the connection and its task; do nothing if there is none."""
-        ws, keeper, keepalive = self._ws, self._keeper, self._keepalive
-        self._ws = self._keeper = self._keepalive = None
-        if keeper is not None:
-            keeper.cancel()
-            await asyncio.wait([keeper])
-        if ws is None:
-            return
-        try:
-            async with asyncio.timeout(connect.CLOSE_TIMEOUT_S):
-                if keepalive is not None:
-                    await _send_all(ws, keepalive.pending_ack())
-                await ws.close()
-        except TimeoutError:
-            pass
-        finally:
-            ws.transport.abort()  # does nothing to a connection that was closed cleanly
-
-    async def _keep(self, ws: ClientConnection, keepalive: Keepalive) -> None:
-        while await _send_all(ws, keepalive.due()):
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(keepalive.next_wakeup_s()):
-                    await self.wake.wait()
-            self.wake.clear()
-
-
-async def _send_all(ws: ClientConnection, texts: list[str]) -> bool:
-    """Send messages; return False if the connection is closed, which the receiver reports."""
-    from websockets.exceptions import ConnectionClosed
-
-    try:
-        for text in texts:
-            await ws.send(text)
-    except ConnectionClosed:
-        return False
-    return True

@@ -12,13 +12,13 @@ import re
 import socket
 import time
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 from .. import network
-from ..endpoint import authorization_header
+from ..endpoint import ServerUrl, authorization_header
 from ..errors import ConfigurationError
 from ..extras import lacks
-from .options import Options, RoomsOptions
+from .options import Token
 from .reconnect import Failure, from_close_frame, from_http_response
 
 MAX_MESSAGE_BYTES = 1024 * 1024
@@ -30,6 +30,7 @@ MAX_FRAGMENTS = 1024
 MAX_UNSENT_BYTES = 1024 * 1024
 """Maximum size of unsent pongs, for a server that does not read them."""
 
+logger = logging.getLogger("synap_realtime.subscriber")
 _library_logger = logging.getLogger("synap_realtime.subscriber.websockets")
 _library_logger.setLevel(logging.INFO)  # at DEBUG, it would log the token
 
@@ -57,6 +58,23 @@ def library(name: str) -> ModuleType:
         return importlib.import_module(f"websockets.{name}")
     except ImportError as error:
         raise ConfigurationError(lacks("subscribe()", error, "subscriber")) from None
+
+
+class Dialed(Protocol):
+    """What a connection needs of the arguments of its subscriptions."""
+
+    @property
+    def address(self) -> ServerUrl: ...
+
+    @property
+    def token(self) -> Token: ...
+
+    @property
+    def subprotocol(self) -> str: ...
+
+    def uri(self, after: str | None, *, with_token: bool) -> str:
+        """Return the address of the WebSocket."""
+        ...
 
 
 class RefusedError(Exception):
@@ -149,7 +167,7 @@ def connection_class(name: str) -> Any:
 
 
 def dial_arguments(
-    name: str, options: Options | RoomsOptions, after: str | None, token: str | None
+    name: str, options: Dialed, after: str | None, token: str | None
 ) -> dict[str, Any]:
     """Return the arguments of ``connect``, asynchronous or synchronous.
 
@@ -177,7 +195,7 @@ def dial_arguments(
     }
 
 
-def dial_socket(arguments: dict[str, Any], options: Options | RoomsOptions) -> None:
+def dial_socket(arguments: dict[str, Any], options: Dialed) -> None:
     """Connect a socket for the synchronous ``connect``, which does not limit the total time.
 
     The library gives each address of a host the whole timeout, and a name lookup has none. The rest
@@ -269,3 +287,11 @@ def read_closed(error: Any) -> Failure:
     if error.sent is not None:
         return from_close_frame(1006, f"it sent invalid data ({error.sent.code})")
     return from_close_frame(1006, "")
+
+
+def log_failed_renewal(error: Exception) -> None:
+    """Log that a token function failed while a connection was open, which keeps its token."""
+    logger.warning(
+        "token function failed: %s; the connection ends when its token expires",
+        type(error).__name__,
+    )

@@ -22,6 +22,7 @@ from ..protocol.control import (
     PONG_TIMEOUT_S,
     SUBPROTOCOL,
     SUBSCRIBED,
+    TOKEN_EXPIRING,
     ControlFrame,
 )
 from ..protocol.notification import Notification, parse_notification
@@ -72,6 +73,12 @@ class Send:
     text: str
 
 
+class RenewToken:
+    """Call the token function, as the token expires soon. Result: the new token; None if there is
+    none, or if it is the present one.
+    """
+
+
 class WakeKeepalive:
     """Wake the keepalive because a text is due. No result."""
 
@@ -101,6 +108,7 @@ Step = (
     | Receive
     | Deliver
     | Send
+    | RenewToken
     | WakeKeepalive
     | Disconnect
     | Sleep
@@ -185,6 +193,16 @@ class RoomProgress:
             self.received = self.cursor
             logger.info("gap: missed notifications are no longer retained")
         return has_gap
+
+    def pause(self) -> bool:
+        """Record that this client has left the room for a while. Return whether a gap may stay
+        unreported.
+        """
+        if self._is_replay_complete or self.cursor is None:
+            return False
+        has_reports = self.reports_gaps and self._resume is not None
+        self._resume = self.cursor
+        return has_reports
 
     def lost(self) -> bool:
         """Record that the connection was lost. Return whether a gap may stay unreported."""
@@ -288,8 +306,17 @@ def _connected(
                         yield Notify(subscription.options.on_gap, subscription.options.room)
                 elif content.type == CLOSING:
                     asked_s = seconds(content.data.get("reconnectAfterMs"))
+                elif content.type == TOKEN_EXPIRING:
+                    token = yield RenewToken()
+                    if isinstance(token, str):
+                        yield Send(authentication(token))
         if keepalive.is_dead:
             return Failure(f"no pong within {PONG_TIMEOUT_S:g} s", retry_after_s=asked_s)
+
+
+def authentication(token: str) -> str:
+    """Return the action that replaces the token of a connection."""
+    return json.dumps({"action": "authenticate", "token": token})
 
 
 def seconds(milliseconds: object) -> float | None:

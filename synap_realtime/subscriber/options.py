@@ -14,7 +14,7 @@ from ..protocol.control import MAX_ROOMS, SUBPROTOCOL, SUBPROTOCOL_V2
 from ..protocol.rooms import Room, parse_room
 
 Token = str | Callable[[], str | Awaitable[str]] | None
-"""A bearer token, or a function that is called at each connect."""
+"""A bearer token, or a function that is called at each connect and before the token expires."""
 
 After = str | Mapping[str, str] | None
 """Where to start: one position, or one for each room."""
@@ -87,10 +87,18 @@ class Options(NamedTuple):
     def subprotocol(self) -> str:
         return SUBPROTOCOL
 
+    def continuing(self, after: str | None, token: str | None) -> Options:
+        """Return a copy that starts elsewhere, and first uses this token of its function."""
+        function = self.token
+        if token is None or not callable(function):
+            return self._replace(after=after)
+        unused = [token]
+        return self._replace(after=after, token=lambda: unused.pop() if unused else function())
+
     def uri(self, after: str | None, *, with_token: bool) -> str:
         """The WebSocket's address. A token replaces the URL's user and password."""
         query = f"?after={quote(after, safe='')}" if after else ""
-        base = _base(self.address, with_token=with_token)
+        base = base_address(self.address, with_token=with_token)
         return f"{base}/rooms/{quote(self.room, safe='')}/subscribe{query}"
 
 
@@ -115,7 +123,7 @@ class RoomsOptions(NamedTuple):
 
     def uri(self, after: str | None, *, with_token: bool) -> str:  # noqa: ARG002 - of each room
         """The WebSocket's address; see :meth:`Options.uri`."""
-        return f"{_base(self.address, with_token=with_token)}/subscribe"
+        return f"{base_address(self.address, with_token=with_token)}/subscribe"
 
     def of(self, room: Room) -> Options:
         """Return the arguments for one of the rooms."""
@@ -135,7 +143,7 @@ class RoomsOptions(NamedTuple):
         return self._replace(positions=positions)
 
 
-def _base(address: ServerUrl, *, with_token: bool) -> str:
+def base_address(address: ServerUrl, *, with_token: bool) -> str:
     url = address.url
     if with_token:
         url = url.copy_with(username=None, password=None)

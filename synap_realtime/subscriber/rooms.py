@@ -20,6 +20,7 @@ from ..protocol.control import (
     PONG_TIMEOUT_S,
     SUBPROTOCOL_V2,
     SUBSCRIBED,
+    TOKEN_EXPIRING,
     UNSUBSCRIBED,
     ControlFrame,
 )
@@ -32,6 +33,7 @@ from .core import (
     EffectResult,
     Notify,
     Receive,
+    RenewToken,
     RoomProgress,
     Send,
     Sleep,
@@ -39,6 +41,7 @@ from .core import (
     Step,
     Steps,
     WakeKeepalive,
+    authentication,
     explain_expiry,
     read,
     seconds,
@@ -49,12 +52,21 @@ from .reconnect import Failure, ReconnectPolicy, from_close_frame
 
 logger = logging.getLogger("synap_realtime.subscriber")
 
-_NO_SUCH_ROUTE = (404, 405)
+NO_SUCH_ROUTE = (404, 405, 426)
 
-_STATUSES = {"unauthorized": 401, "forbidden": 403, "rate_limited": 429, "unavailable": 503}
+REFUSED_STATUSES = {"unauthorized": 401, "forbidden": 403, "rate_limited": 429, "unavailable": 503}
 """The status that a connection with one room would have been rejected with."""
 
 _IGNORED = ("already_subscribed", "not_subscribed")
+
+
+def lacks_many_rooms(failure: Failure) -> bool:
+    """Return whether a rejected handshake may mean that the server has no such connections.
+
+    A server answers a path that it does not know with 404, 405 or, by several frameworks, 403. Any
+    other final answer is repeated to a connection with one room.
+    """
+    return failure.status is not None and failure.is_final and failure.status != 401
 
 
 class OneRoomOnlyError(Exception):
@@ -62,11 +74,13 @@ class OneRoomOnlyError(Exception):
 
     Attributes:
         positions: where each room continues.
+        token: the token of the function that was not used; None if there is none.
     """
 
-    def __init__(self, positions: dict[Room, str | None]) -> None:
+    def __init__(self, positions: dict[Room, str | None], token: str | None = None) -> None:
         super().__init__()
         self.positions = positions
+        self.token = token
 
 
 class RoomsKeepalive(Keepalive):
@@ -150,6 +164,10 @@ class _Connection:
                 elif isinstance(content, ControlFrame):
                     if content.type == CLOSING:
                         asked_s = seconds(content.data.get("reconnectAfterMs"))
+                    elif content.type == TOKEN_EXPIRING and "room" not in content.data:
+                        token = yield RenewToken()
+                        if isinstance(token, str):
+                            yield Send(authentication(token))
                     yield from self._control(content, keepalive)
             for room in self.rooms.values():
                 if room.retry_at is not None and room.retry_at <= self._clock():
@@ -197,7 +215,7 @@ class _Connection:
             yield from self._retry(room, failure, frame.data.get("reconnectAfterMs"))
         elif frame.type == ERROR and (code := frame.data.get("code")) not in _IGNORED:
             details = str(frame.data.get("details", ""))
-            status = _STATUSES.get(str(code), 400)
+            status = REFUSED_STATUSES.get(str(code), 400)
             failure = Failure(f"the server refused it: {details}", status=status)
             yield from self._retry(room, failure, frame.data.get("retryAfterMs"))
 
@@ -235,7 +253,7 @@ def run(options: RoomsOptions, clock: Callable[[], float], random: Callable[[], 
         up_s = 0.0
         if isinstance(answer, Failure):
             failure = explain_expiry(answer, options.token)
-            if failure.status in _NO_SUCH_ROUTE:
+            if lacks_many_rooms(failure):
                 raise OneRoomOnlyError({each.name: each.subscription.after for each in rooms})
         elif answer != SUBPROTOCOL_V2:
             yield Disconnect()

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 import queue
 import random
-import socket
 import threading
 import time
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from ..errors import InvalidArgumentError
 from ..protocol.notification import Notification
-from . import connect, core, rooms
-from .keepalive import Keepalive
-from .options import After, OnGap, OnStateChange, Options, RoomsOptions, brought, check_any
-from .reconnect import Failure
-
-if TYPE_CHECKING:
-    from websockets.sync.client import ClientConnection
-
+from . import connect, core, rooms, sync_pool
+from .options import After, OnGap, OnStateChange, Options, RoomsOptions, check_any
+from .rooms import OneRoomOnlyError
+from .sync_connection import SyncSocket
 
 T = TypeVar("T")
 
@@ -47,7 +41,8 @@ def subscribe_sync(
                 print(notification.type, notification.data)
 
     The arguments and errors are those of :func:`subscribe`; callbacks must be plain functions.
-    Threads keep the connection alive and end with it.
+    Threads keep the connection alive and end with it. All threads of the process share connections;
+    a token function is called in a thread of the connection.
     """
     options = check_any(
         room,
@@ -68,7 +63,7 @@ def subscribe_sync(
             raise InvalidArgumentError(field, "expected a plain function; subscribe takes async")
     if isinstance(options, RoomsOptions):
         return _notifications_of_rooms(options)
-    return _notifications(options)
+    return _notifications_of_room(options)
 
 
 def _notifications_of_rooms(options: RoomsOptions) -> Generator[Notification, None, None]:
@@ -77,6 +72,15 @@ def _notifications_of_rooms(options: RoomsOptions) -> Generator[Notification, No
     except rooms.OneRoomOnlyError as error:
         options = options.starting_at(error.positions)
     yield from _merged(options)
+
+
+def _notifications_of_room(options: Options) -> Generator[Notification, None, None]:
+    """Subscribe to one room, over a connection that is shared if the server has such ones."""
+    try:
+        yield from sync_pool.notifications(options)
+    except OneRoomOnlyError as error:
+        options = options.continuing(error.positions[options.room], error.token)
+    yield from _notifications(options)
 
 
 class _Follower(threading.Thread):
@@ -174,7 +178,7 @@ def _run(
         stop: ends the iteration, soon after it is set by another thread.
     """
     answer: core.EffectResult = None
-    line = _Connection(options)
+    line = SyncSocket(options)
     try:
         while stop is None or not stop.is_set():
             step = steps.send(answer)
@@ -192,6 +196,8 @@ def _run(
                     answer = line.receive(timeout_s)
                 case core.Send(text):
                     line.send(text)
+                case core.RenewToken():
+                    answer = line.renew_token()
                 case core.WakeKeepalive():
                     line.wake.set()
                 case core.Disconnect():
@@ -205,85 +211,3 @@ def _run(
                     function(value)
     finally:
         line.disconnect()
-
-
-class _Connection:
-    """The current connection and its keepalive thread."""
-
-    def __init__(self, options: Options | RoomsOptions) -> None:
-        self._options = options
-        self._stack = contextlib.ExitStack()
-        self._ws: ClientConnection | None = None
-        self._keepalive: Keepalive | None = None
-        self._keeper: threading.Thread | None = None
-        self.wake = threading.Event()
-
-    def connect(self, after: str | None) -> str | Failure | None:
-        open_websocket = connect.library("sync.client").connect
-        token = self._options.token
-        given = brought(token()) if callable(token) else token
-        arguments = connect.dial_arguments("sync.client", self._options, after, given)
-        try:
-            connect.dial_socket(arguments, self._options)
-            ws: ClientConnection = self._stack.enter_context(open_websocket(**arguments))
-        except connect.dial_errors() as error:
-            return connect.read_dial_error(error)
-        self._ws = ws
-        return ws.subprotocol
-
-    def keep(self, keepalive: Keepalive) -> None:
-        assert self._ws is not None  # noqa: S101 - the core connects first
-        self._keepalive = keepalive
-        self._keeper = threading.Thread(
-            target=self._keep, args=(self._ws, keepalive), name="synap-keepalive", daemon=True
-        )
-        self._keeper.start()
-
-    def receive(self, timeout_s: float) -> core.EffectResult:
-        assert self._ws is not None  # noqa: S101 - the core connects first
-        from websockets.exceptions import ConnectionClosed
-
-        try:
-            return self._ws.recv(timeout=timeout_s)
-        except TimeoutError:
-            return None
-        except ConnectionClosed as error:
-            return connect.read_closed(error)
-
-    def send(self, text: str) -> None:
-        assert self._ws is not None  # noqa: S101 - the core connects first
-        _send_all(self._ws, [text])
-
-    def disconnect(self) -> None:
-        """Close the connection and its threads; do nothing if there is none."""
-        ws, keeper, keepalive = self._ws, self._keeper, self._keepalive
-        self._ws = self._keeper = self._keepalive = None
-        if ws is None:
-            return
-        self.wake.set()
-        if keeper is not None:
-            keeper.join(connect.CLOSE_TIMEOUT_S)
-            if keeper.is_alive():  # it is blocked in a send to a peer that does not read
-                with contextlib.suppress(OSError):
-                    ws.socket.shutdown(socket.SHUT_RDWR)
-                keeper.join()
-        if keepalive is not None:
-            _send_all(ws, keepalive.pending_ack())
-        self._stack.close()
-
-    def _keep(self, ws: ClientConnection, keepalive: Keepalive) -> None:
-        while self._ws is ws and _send_all(ws, keepalive.due()):
-            self.wake.wait(keepalive.next_wakeup_s())
-            self.wake.clear()
-
-
-def _send_all(ws: ClientConnection, texts: list[str]) -> bool:
-    """Send messages; return False if the connection is closed, which the receiver reports."""
-    from websockets.exceptions import ConnectionClosed
-
-    try:
-        for text in texts:
-            ws.send(text)
-    except ConnectionClosed:
-        return False
-    return True

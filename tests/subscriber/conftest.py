@@ -115,6 +115,8 @@ class Scripted:
                     pass
 
     def refuse(self, ws: ServerConnection, request: Request) -> Response | None:
+        if request.path == "/subscribe":  # it has no connections with many rooms
+            return Response(404, "Not Found", Headers(), b"")
         self.requests.append(request)
         match self.scripts[0] if self.scripts else None:
             case (int(status), headers):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import httpx
@@ -17,39 +16,10 @@ from synap_realtime.tokens import mint_token
 from tests.support.link import Link
 
 from .conftest import Listen
-
-Scope = MutableMapping[str, Any]
+from .one_room_only import OneRoomOnly
 
 USER, REQUEST = "user_1", "request_7"
 SECRET = "of-the-tests-" * 4
-
-
-class OneRoomOnly:
-    """A room server without connections with many rooms, as an older one or the Worker.
-
-    Attributes:
-        connects: how many WebSockets were requested at each path.
-    """
-
-    def __init__(self) -> None:
-        self._app = create_app()
-        self.connects: list[str] = []
-
-    async def __call__(
-        self,
-        scope: Scope,
-        receive: Callable[[], Awaitable[Scope]],
-        send: Callable[[Scope], Awaitable[None]],
-    ) -> None:
-        if scope["type"] == "websocket":
-            self.connects.append(scope["path"])
-        if scope["type"] == "websocket" and scope["path"] == "/subscribe":
-            await receive()
-            start = {"type": "websocket.http.response.start", "status": 404, "headers": []}
-            await send(start)
-            await send({"type": "websocket.http.response.body", "body": b""})
-        else:
-            await self._app(scope, receive, send)
 
 
 async def test_receives_each_room_over_one_connection(listen: Listen, rooms: str) -> None:
