@@ -90,7 +90,10 @@ class RunNotifications:
         An execution that finds a text of another execution of the same attempt takes it over with
         the next number.
         """
-        number = self.step * _ATTEMPTS_PER_STEP + self.attempt
+        return self._fence_of(self.attempt)
+
+    def _fence_of(self, attempt: int) -> int:
+        number = self.step * _ATTEMPTS_PER_STEP + attempt
         return min(number, MAX_ATTEMPT // FENCES_PER_ATTEMPT - 1) * FENCES_PER_ATTEMPT
 
     @property
@@ -195,16 +198,17 @@ class RunNotifications:
         fold: Mapping[str, Any] | None = None,
     ) -> Notification:
         id = f"{self.run_id}:{type}" if n is None else f"{self.run_id}:{type}:{n}"
-        members = self._members(event)
+        members = self._members(event, data.get("attempt"))
         if fold is not None:
             members["fold"] = fold
         return Notification(id=_bounded_id(id), type=type, data=data, status="pending", **members)
 
-    def _members(self, event: str) -> dict[str, Any]:
+    def _members(self, event: str, attempt: int | None = None) -> dict[str, Any]:
         """Return the member ``job``, without the user, who depends on the recipient."""
         if not 0 < len(self.run_id) <= MAX_RUN_ID:
             return {}
-        return {"job": {"event": event, "name": self.job_type.name, "runId": self.run_id}}
+        job = {"event": event, "name": self.job_type.name, "runId": self.run_id}
+        return {"job": job if attempt is None else {**job, "attempt": self._fence_of(attempt)}}
 
 
 def _bounded_id(id: str) -> str:

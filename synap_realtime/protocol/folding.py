@@ -108,8 +108,8 @@ def parse_fold(value: object, data: Mapping[str, Any]) -> Fold:
         )
     if not (mode == "append" or mode == "replace"):
         raise InvalidArgumentError("fold.mode", "expected 'append' or 'replace'")
-    attempt = _number("fold.attempt", value.get("attempt")) or 0
-    offset = _number("fold.offset", value.get("offset"))
+    attempt = parse_number("fold.attempt", value.get("attempt")) or 0
+    offset = parse_number("fold.offset", value.get("offset"))
     final = value.get("final")
     if final is not None and not isinstance(final, bool):
         raise InvalidArgumentError("fold.final", "expected true or false")
@@ -128,7 +128,12 @@ def parse_fold(value: object, data: Mapping[str, Any]) -> Fold:
         ) from None
 
 
-def _number(field: str, value: Any) -> int | None:
+def parse_number(field: str, value: Any) -> int | None:
+    """Validate an attempt or an offset. None counts as absent.
+
+    Raises:
+        InvalidArgumentError: names the field.
+    """
     if value is None:
         return None
     # JSON does not distinguish 1.0 from 1.

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from pydantic.alias_generators import to_camel
 
 from ..errors import InvalidArgumentError
+from .folding import parse_number
 
 JobStatus = Literal["running", "retrying", "completed", "failed", "cancelled"]
 
@@ -58,6 +59,8 @@ class JobEvent(NamedTuple):
         request_id: the notification's ``requestId``; None if there is none.
         at: the notification's ``timestamp``; None if there is none.
         data: the notification's ``data``, which is not validated.
+        attempt: the member ``job.attempt``, a fencing number as ``fold.attempt``; None if there is
+            none.
     """
 
     event: str
@@ -67,6 +70,7 @@ class JobEvent(NamedTuple):
     request_id: str | None = None
     at: str | None = None
     data: Mapping[str, Any] = {}
+    attempt: int | None = None
 
     @property
     def job_id(self) -> str:
@@ -117,8 +121,9 @@ def parse_job(value: object, wire: Mapping[str, Any]) -> JobEvent:
     user_id = value.get("userId")
     if user_id is not None:
         user_id = _text("job.userId", user_id, MAX_ID_LENGTH)
+    attempt = parse_number("job.attempt", value.get("attempt"))
     at, data = wire.get("timestamp"), wire["data"]
-    return JobEvent(event, name, run_id, user_id, wire.get("requestId"), at, data)
+    return JobEvent(event, name, run_id, user_id, wire.get("requestId"), at, data, attempt)
 
 
 def _text(field: str, value: object, most: int) -> str:
@@ -157,6 +162,7 @@ class JobRecord:
         truncated: whether a part of the result is missing.
         started_at, updated_at, ended_at: RFC 3339.
         past_runs: the ids of earlier runs, oldest first.
+        fence: the highest fencing number: an event with a lower one is late.
     """
 
     type: str
@@ -176,6 +182,7 @@ class JobRecord:
     updated_at: str | None = None
     ended_at: str | None = None
     past_runs: tuple[str, ...] = ()
+    fence: int = 0
 
     @property
     def job_id(self) -> str:
@@ -193,7 +200,7 @@ class JobRecord:
             has_text: include the text; lists of jobs do not.
         """
         wire = self.to_stored()
-        del wire["pastRuns"]
+        del wire["pastRuns"], wire["fence"]
         if not has_text:
             wire.pop("text", None)
         return wire
@@ -225,8 +232,9 @@ def fold_job(record: JobRecord | None, event: JobEvent) -> JobRecord:
     - A run that is not known begins the record anew. From then on, events of the run before it
       have no effect.
     - After its ending, no event of a run has an effect. So the first ending counts.
-    - An event of an earlier attempt has no effect, unless it is an ending. A later attempt begins
-      with neither progress nor label.
+    - An event of an earlier attempt has no effect, unless it is an ending. ``job.attempt`` decides;
+      ``data.attempt`` if there is none.
+    - An attempt that is announced (``retrying``) or begins has neither progress nor label.
     - Each member of ``data`` that is not valid counts as absent.
 
     Args:
@@ -252,36 +260,32 @@ def fold_job(record: JobRecord | None, event: JobEvent) -> JobRecord:
         user_id=event.user_id or record.user_id,
         request_id=event.request_id or record.request_id,
     )
-    changed = _apply(known, _STATUSES[event.event], event.data, event.at, is_first=is_first)
+    changed = _apply(known, event, is_first=is_first)
     return record if changed is known else changed
 
 
-def _apply(
-    record: JobRecord,
-    status: JobStatus,
-    data: Mapping[str, Any],
-    at: str | None,
-    *,
-    is_first: bool,
-) -> JobRecord:
-    if status in _ENDINGS:
+def _apply(record: JobRecord, event: JobEvent, *, is_first: bool) -> JobRecord:
+    data, at, status = event.data, event.at, _STATUSES[event.event]
+    if event.is_ending:
         ended = replace(record, status=status, updated_at=at, ended_at=at)
         if status != "completed":
             return replace(ended, error=_of(str, data.get("error")))
         truncated = data.get("truncated") is True
         return replace(ended, progress=1.0, result=data, error=None, truncated=truncated)
-    attempt = _count(data.get("attempt")) or record.attempt
-    if attempt < record.attempt:
+    attempt = _count(data.get("attempt"))
+    fence = event.attempt if event.attempt is not None else attempt or record.fence
+    if fence < record.fence:
         return record
-    runs_already = attempt == record.attempt and record.status == "running" and not is_first
+    runs_already = fence == record.fence and record.status == "running" and not is_first
     if status == "retrying" and runs_already:
         return record  # the attempt that it announces has begun
-    if attempt > record.attempt or status == "retrying":
+    if status == "retrying" or (event.event == "started" and fence > record.fence):
         record = replace(record, progress=None, label=None)
     return replace(
         record,
         status=status,
-        attempt=attempt,
+        fence=fence,
+        attempt=attempt or record.attempt,
         max_attempts=_count(data.get("maxAttempts")) or record.max_attempts,
         progress=_fraction(data.get("progress"), record.progress),
         label=_of(str, data.get("label")) or record.label,

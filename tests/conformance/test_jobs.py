@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from typing import Any
 from urllib.parse import quote, urlencode
 
 import pytest
@@ -164,6 +165,32 @@ async def test_zombie_of_an_earlier_attempt_has_no_effect(client: Client) -> Non
     assert (await request.job())["status"] == "failed"
 
 
+async def test_attempts_that_are_counted_for_each_step(client: Client) -> None:
+    """Member `job`: `attempt` decides which event is late, and not `data.attempt`."""
+    request = Request(client)
+
+    def step(event: str, fence: int, attempt: int, **data: Any) -> Json:
+        made = request.event(event, attempt=attempt, **data)
+        made["job"]["attempt"] = fence
+        return made
+
+    await request.report(
+        step("started", 1, 1),
+        step("retrying", 2, 2, error="x"),
+        step("progress", 2, 2, progress=0.3, label="one"),
+        step("progress", 33, 1, progress=0.5),
+    )
+    job = await request.job()
+    assert (job["attempt"], job["progress"], job["label"]) == (1, 0.5, "one")
+    assert "fence" not in job
+    await request.report(step("progress", 2, 2, progress=0.9), step("retrying", 3, 3))
+    assert await request.job() == job
+    await request.report(step("retrying", 34, 2, error="y"))
+    job = await request.job()
+    assert (job["status"], job["attempt"], job["error"]) == ("retrying", 2, "y")
+    assert "progress" not in job
+
+
 async def test_job_without_a_request_is_in_the_users_list(client: Client) -> None:
     """Record: the id of a job is the `requestId`, otherwise the `runId`."""
     request = Request(client)
@@ -204,6 +231,7 @@ INVALID: dict[str, list[object]] = {
     "job.event": [None, "", "delta", "Started", "other", 1],
     "job.name": [None, "", 5, "x" * 129],
     "job.runId": [None, "", 5, "x" * 129],
+    "job.attempt": [-1, 1.5, "1", True, 2**31, []],
     "job.userId": ["", 5, "x" * 201, {}],
 }
 

@@ -85,6 +85,35 @@ def test_late_event_of_an_earlier_attempt_has_no_effect() -> None:
     assert folded([note("failed", error="x")], record).status == "failed"
 
 
+def step(event: str, fence: int, attempt: int, **data: Any) -> JobEvent:
+    """Return an event on a framework that counts the attempts of each step from 1."""
+    return note(event, attempt=attempt, **data)._replace(attempt=fence)
+
+
+def test_steps_that_count_their_attempts_anew_are_in_the_order_of_their_fences() -> None:
+    events = [
+        step("started", 1, 1),
+        step("retrying", 2, 2, error="x"),
+        step("progress", 2, 2, progress=0.3, label="one"),
+        step("progress", 33, 1, progress=0.5),
+    ]
+    record = folded(events)
+    assert (record.attempt, record.progress, record.label) == (1, 0.5, "one")
+    for late in (
+        step("progress", 2, 2, progress=0.9),
+        step("retrying", 3, 3),
+        note("started", attempt=1),
+    ):
+        assert fold_job(record, late) is record
+    record = folded([step("retrying", 34, 2, error="y")], record)
+    assert (record.status, record.attempt, record.error) == ("retrying", 2, "y")
+    assert (record.progress, record.label) == (None, None)
+    record = folded([step("progress", 34, 2, progress=0.7)], record)
+    assert fold_job(record, step("retrying", 34, 2)) is record, "it runs already"
+    assert "fence" not in record.to_wire()
+    assert parse_record(record.to_stored()) == record
+
+
 def test_later_run_of_the_request_begins_anew_and_earlier_ones_have_no_effect() -> None:
     first = folded([note("started"), note("failed", at=1, error="x")])
     second = folded([note("started", "r2", at=5)], first)
@@ -113,6 +142,7 @@ def test_reads_the_member_job_with_the_notification_that_has_it() -> None:
     wire = {"requestId": "q1", "timestamp": "t", "data": {"a": 1}}
     event = parse_job({**JOB, "userId": "u1", "later": {}}, wire)
     assert event == JobEvent("started", "note.creation", "r1", "u1", "q1", "t", {"a": 1})
+    assert parse_job({**JOB, "attempt": 7.0}, {"data": {}}).attempt == 7
     assert event.job_id == "q1"
     assert event.run_keys == ("r1:text", "r1:progress")
     bare = parse_job({**JOB, "userId": None}, {"data": {}})
@@ -125,6 +155,7 @@ INVALID: dict[str, list[object]] = {
     "event": [None, 1, "delta", "Started", []],
     "name": [None, 5, "", "x" * 129, "\ud800"],
     "runId": [None, 5, "", "x" * 129, "\ud800"],
+    "attempt": [-1, 1.5, "1", True, 2**31],
     "userId": [5, "", "x" * 201, "\ud800", []],
 }
 

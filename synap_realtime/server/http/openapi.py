@@ -59,6 +59,7 @@ _JOB = _object(
     "event", "name", "runId",
     event={"enum": list(EVENTS)}, name=_NAME, runId=_NAME,
     userId={"type": ["string", "null"], "minLength": 1, "maxLength": MAX_ID_LENGTH},
+    attempt=_OPTIONAL_NUMBER,
 )  # fmt: skip
 _JOB["description"] = "Changes the record of a job. Unknown members have no effect."
 

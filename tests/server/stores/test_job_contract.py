@@ -77,7 +77,7 @@ async def test_record_follows_the_lifecycle(open_job_store: OpenStore) -> None:
     await report(store, "progress", at=2, attempt=1, progress=0.5, label="é😀")
     assert await known(store) == JobRecord(
         "note.creation", "running", "r1", "u1", "q1", 0.5, "é😀", 1, 3,
-        started_at="2026-01-31T12:00:01.000Z", updated_at="2026-01-31T12:00:02.000Z",
+        started_at="2026-01-31T12:00:01.000Z", updated_at="2026-01-31T12:00:02.000Z", fence=1,
     )  # fmt: skip
     await report(store, "retrying", at=3, attempt=2, error="Again.")
     assert (await known(store)).status == "retrying"
