@@ -11,7 +11,7 @@
     $ python -m benchmarks.cost --users 50000 --jobs 60 --session-minutes 5
 
 The prices are in ``prices.toml``, with their sources and dates. The work of the Worker for each
-event was counted in ``worker/src/stores/log.ts`` and ``worker/src/auth/registry.ts``, and the rows
+event was counted in ``worker/src/stores`` and ``worker/src/auth/registry.ts``, and the rows
 that a statement writes are those that workerd reports (``rowsWritten``). No bill has confirmed the
 result yet.
 """
@@ -71,16 +71,27 @@ class Use:
 
 
 # Rows that the Worker writes, including those of a new table, an index and the alarm.
-ROWS_PER_NEW_ROOM = 2 + 1 + 1 + 1  # the log, its index, the trimmed offset, the alarm
-ROWS_PER_NOTIFICATION = 2  # the notification, and its id
+ROWS_PER_NEW_ROOM = 2 + 1 + 2 + 1 + 1
+"""The log, its index, the records of jobs, the trimmed offset, the alarm."""
+ROWS_PER_FOLDING_ROOM = 2 + 2 + 1
+"""With the first ``progress``: the keys, the ids of their writes, a flag."""
+ROWS_PER_NOTIFICATION = 2  # the notification, or the key that it is folded into; and its id
 ROWS_PER_DELETED_NOTIFICATION = 1
+ROWS_PER_RECORD_CHANGE = 1  # with each notification of a job
+ROWS_PER_DELETED_RECORD = 1
+ROWS_PER_KEY = 1 + 1  # the end of the run closes it; its deletion
+ROWS_PER_EXPIRED_LOG = 1 + 1 + 1 + 1
+"""The expiry mark, the alarm that confirms it, the deleted mark, the trimmed offset."""
 ROWS_PER_DELETED_ROOM = 1 + 1 + 1 + 1
-"""The expiry mark, the alarm that confirms it, the deleted notification, the trimmed offset.
+"""The alarm for the records, their expiry mark, the alarm that confirms it, the deleted mark.
 Deleting the whole storage is assumed to be free."""
 ROWS_PER_ACK = 1
 ROWS_PER_CONNECTION = (
     2 * 3 + 4
 )  # user and token: connect, the alarm, disconnect; the departed user, and two alarms
+
+RECORD_DAYS = 7
+"""How long a room is kept after its last job."""
 
 PING_S = 30
 """The interval of a client's pings. A check comes ``idle_timeout_s`` after the last ping."""
@@ -102,8 +113,10 @@ def cloudflare(use: Use, prices: Mapping[str, Any] = PRICES["cloudflare"]) -> di
     messages_in = delivered + use.connected_minutes * 60 / PING_S  # acks and pings
     seconds = use.connected_minutes * 60
     checks = seconds / max(1, use.idle_timeout_s - PING_S / 2) if use.idle_timeout_s else 0
-    rooms = jobs * 2  # created and deleted: a user's room, too, is empty a day after a job
-    alarms = rooms * 2  # the first finds it expired, the second deletes it
+    logs = jobs * 2  # expired: that of a user's room, too, is empty a day after a job
+    rooms = jobs + min(jobs, use.users * 30 / RECORD_DAYS)  # created and deleted
+    alarms = (logs + rooms) * 2  # the first finds it expired, the second deletes it
+    runs_with_progress = jobs * 2 if use.notifications > 2 else 0
     object_requests = (
         use.published * 2  # two rooms
         + connections * (1 + 2 + 2)  # the room; the registries, on connect and disconnect
@@ -113,7 +126,12 @@ def cloudflare(use: Use, prices: Mapping[str, Any] = PRICES["cloudflare"]) -> di
     )
     rows_written = (
         rooms * (ROWS_PER_NEW_ROOM + ROWS_PER_DELETED_ROOM)
-        + use.published * 2 * (ROWS_PER_NOTIFICATION + ROWS_PER_DELETED_NOTIFICATION)
+        + logs * (ROWS_PER_EXPIRED_LOG + ROWS_PER_DELETED_RECORD)
+        + use.published
+        * 2
+        * (ROWS_PER_NOTIFICATION + ROWS_PER_RECORD_CHANGE + ROWS_PER_DELETED_NOTIFICATION)
+        + runs_with_progress * ROWS_PER_KEY
+        + (rooms * ROWS_PER_FOLDING_ROOM if runs_with_progress else 0)
         + delivered * ROWS_PER_ACK
         + connections * ROWS_PER_CONNECTION
         + checks  # the next alarm
@@ -130,7 +148,12 @@ def cloudflare(use: Use, prices: Mapping[str, Any] = PRICES["cloudflare"]) -> di
         "rows_written": rows_written,
         # A publish and its delivery; a connection and its replay.
         "data_points": use.published * 2 + connections * 2,
-        "stored_gb": (use.users * 30e3 + use.published / 30 * use.notification_bytes) / 1e9,
+        "stored_gb": (
+            use.users * 30e3
+            + use.published / 30 * use.notification_bytes
+            + jobs * 2 * RECORD_DAYS / 30 * use.notification_bytes
+        )
+        / 1e9,
     }
     return {name: _over(value, prices[name]) for name, value in meters.items()}
 

@@ -38,6 +38,8 @@ const worker :Workerd.Worker = (
     (name = "RETENTION_S", fromEnvironment = "RETENTION_S"),
     (name = "REQUEST_RETENTION_S", fromEnvironment = "REQUEST_RETENTION_S"),
     (name = "MAX_ROOM_BYTES", fromEnvironment = "MAX_ROOM_BYTES"),
+    (name = "JOB_RETENTION_S", fromEnvironment = "JOB_RETENTION_S"),
+    (name = "JOBS_PER_USER", fromEnvironment = "JOBS_PER_USER"),
     (name = "PIECE_INTERVAL_MS", fromEnvironment = "PIECE_INTERVAL_MS"),
     (name = "IDLE_TIMEOUT_S", fromEnvironment = "IDLE_TIMEOUT_S"),
     (name = "MAX_CONNECTIONS_PER_USER", fromEnvironment = "MAX_CONNECTIONS_PER_USER"),

@@ -47,7 +47,7 @@ NODES = ("redis-nodes-keys",)
 WORKER = ("worker", "worker-keys")
 WITHOUT_FOLDING = (*REDIS, *NODES)
 """Those that do not fold yet."""
-WITHOUT_JOBS = (*REDIS, *NODES, *WORKER)
+WITHOUT_JOBS = (*REDIS, *NODES)
 """Those that keep no records of jobs yet."""
 ASGI = ("asgi", "asgi-keys")
 BOTH = {"redis": REDIS, "asgi": ASGI, "worker": WORKER}

@@ -30,13 +30,24 @@ def test_by_hand() -> None:
     use = Use(users=1_000_000, jobs=1, notifications=1, sessions=0)
     meters = cloudflare(use, PAID)
     assert meters["worker_requests"] == pytest.approx(0.30)
-    # Two rooms for each, an ack is a twentieth of a request, two alarms each.
-    assert meters["object_requests"] == pytest.approx(0.15 * (2 + 0.05 + 4))
-    # Two rooms: 5 to create, 2 for the notification, 1 to delete it, 4 to delete the room; 1 ack.
-    assert meters["rows_written"] == pytest.approx(2 * (5 + 2 + 1 + 4) + 1)
-    # Awake 7 million times, 10 ms, an eighth of a GB: 8,750 GB-s.
-    assert meters["object_gb_s"] == pytest.approx(8_750 / 1e6 * 12.50)
+    # Two rooms for each, an ack is a twentieth of a request, four alarms each.
+    assert meters["object_requests"] == pytest.approx(0.15 * (2 + 0.05 + 8))
+    # Two rooms: 7 to create, 2 for the notification, 1 to delete it, 1 for the record, 1 to delete
+    # it, 4 when the log has expired, 4 to delete the room; 1 ack.
+    assert meters["rows_written"] == pytest.approx(2 * (7 + 2 + 1 + 1 + 1 + 4 + 4) + 1)
+    # Awake 11 million times, 10 ms, an eighth of a GB: 13,750 GB-s.
+    assert meters["object_gb_s"] == pytest.approx(13_750 / 1e6 * 12.50)
     assert meters["data_points"] == pytest.approx(0.25 * 2)
+
+
+def test_progress_is_folded() -> None:
+    """The keys of a run are closed and deleted, and each room has two more tables."""
+    two, three = (
+        cloudflare(Use(users=1_000_000, jobs=1, notifications=number, sessions=0), PAID)
+        for number in (2, 3)
+    )
+    difference = three["rows_written"] - two["rows_written"]
+    assert difference == pytest.approx(2 * (2 + 1 + 1 + 2 + 5) + 1)
 
 
 def test_checks_for_idle_connections_once_a_minute() -> None:

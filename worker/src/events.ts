@@ -49,8 +49,10 @@ function originOf(request: Request): string | undefined {
 
 function roomOf(request: Request): string | undefined {
   try {
-    const [kind, room] = parseTarget(request.url).segments;
-    return kind === "rooms" ? shownRoom(room) : undefined;
+    const [kind, id, ...rest] = parseTarget(request.url).segments;
+    if (kind === "rooms") return shownRoom(id);
+    if (kind === "jobs" && rest.length === 0) return shownRoom(`request_${id}`);
+    return kind === "users" && rest[0] === "jobs" ? shownRoom(`user_${id}`) : undefined;
   } catch {
     return undefined;
   }

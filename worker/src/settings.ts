@@ -21,6 +21,9 @@ export interface Settings {
   retentionS: number;
   requestRetentionS: number;
   maxRoomBytes: number;
+  /** How long the record of a job is kept after its last change, and how many records a room has. */
+  jobRetentionS: number;
+  jobsPerUser: number;
   /** Pieces of a text that are published within this time are stored and delivered together; 0: each alone. */
   pieceIntervalMs: number;
   /** A WebSocket from which nothing was received for this long is closed; 0: never. */
@@ -87,6 +90,8 @@ function read(env: Env): Settings {
     retentionS: number("RETENTION_S", 24 * 3600, 1),
     requestRetentionS: number("REQUEST_RETENTION_S", 3600, 1),
     maxRoomBytes: number("MAX_ROOM_BYTES", 64 * 1024 * 1024, 1024 * 1024),
+    jobRetentionS: number("JOB_RETENTION_S", 7 * 86_400, 1),
+    jobsPerUser: number("JOBS_PER_USER", 1000, 1, 10_000),
     pieceIntervalMs: number("PIECE_INTERVAL_MS", 40, 0, 10_000),
     idleTimeoutS: number("IDLE_TIMEOUT_S", 75),
     maxConnectionsPerUser: number("MAX_CONNECTIONS_PER_USER", 50),

@@ -1,22 +1,16 @@
 /** The HTTP routes. See PROTOCOL.md, "HTTP". */
 
-import { authorize, requireScope, roomNotAllowed } from "../auth/authorization";
-import { allowsRoom, UNRESTRICTED } from "../auth/claims";
-import { addressOf, requestLimitsOf } from "../auth/limits";
-import {
-  badRequest, jsonResponse, methodNotAllowed, notFound, parseCursorParam, parseRoomParam, textResponse,
-} from "../messages";
+import { requireScope } from "../auth/authorization";
+import { jsonResponse, methodNotAllowed, notFound, textResponse } from "../messages";
 import { METRICS_TEXT } from "../metrics";
 import openapi from "../openapi.json";
 import { readinessOf } from "../readiness";
-import { callRoom } from "../rooms/stub";
 import { authenticateCounted, checkAnonymous, type RequestContext } from "./context";
+import { listJobs, readJob } from "./jobs";
 import { broadcastMany, broadcastOne } from "./publish";
+import { history, roomHealth, roomPresence } from "./reads";
 import { revokeTokens } from "./revoke";
 import { openEventStream, subscribe } from "./subscribe";
-
-const HISTORY_LIMIT = 100;
-const MAX_HISTORY_LIMIT = 1000;
 
 type Route = (context: RequestContext, segment: string) => Promise<Response>;
 
@@ -55,8 +49,7 @@ export async function handle(context: RequestContext): Promise<Response> {
 
 function routeOf(context: RequestContext): [string, Route] {
   const { segments } = context;
-  const isRoom = segments.length === 3 && segments[0] === "rooms";
-  const found = isRoom ? ROOM_ROUTES.get(segments[2]!) : ROUTES.get(segments.join("/"));
+  const found = find(segments);
   if (found === undefined) {
     checkAnonymous(context);
     const isOfMany = segments.length === 1 && ROOM_STREAMS.has(segments[0]!);
@@ -67,6 +60,14 @@ function routeOf(context: RequestContext): [string, Route] {
     );
   }
   return found;
+}
+
+function find(segments: string[]): [string, Route] | undefined {
+  const [first, , last] = segments;
+  if (segments.length === 3 && first === "rooms") return ROOM_ROUTES.get(last!);
+  if (segments.length === 3 && first === "users" && last === "jobs") return ["GET", listJobs];
+  if (segments.length === 2 && first === "jobs") return ["GET", readJob];
+  return ROUTES.get(segments.join("/"));
 }
 
 async function health(context: RequestContext): Promise<Response> {
@@ -88,43 +89,4 @@ async function showOpenApi(context: RequestContext): Promise<Response> {
 async function showMetrics(context: RequestContext): Promise<Response> {
   requireScope(await authenticateCounted(context), "metrics", "admin");
   return textResponse(200, METRICS_TEXT, "text/plain; version=0.0.4; charset=utf-8");
-}
-
-async function roomHealth(context: RequestContext, segment: string): Promise<Response> {
-  const room = parseRoomParam(segment);
-  const claims = await authenticateCounted(context);
-  if (!allowsRoom(claims, room)) throw roomNotAllowed(claims);
-  const connections = await callRoom(context.env, room, (stub) => stub.connections());
-  return jsonResponse(200, { status: "ok", connections, roomId: room });
-}
-
-async function roomPresence(context: RequestContext, segment: string): Promise<Response> {
-  const room = parseRoomParam(segment);
-  authorize(await authenticateCounted(context), "presence", room);
-  const { connections, users } = await callRoom(context.env, room, (stub) => stub.presence());
-  return readResponse(context, JSON.stringify({ room, connections, users }));
-}
-
-async function history(context: RequestContext, segment: string): Promise<Response> {
-  const room = parseRoomParam(segment);
-  authorize(await authenticateCounted(context), "subscribe", room);
-  const after = context.query.get("after") ?? "earliest";
-  const position = after === "earliest" ? undefined : parseCursorParam(after, "or 'earliest'");
-  const limit = parseLimit(context.query.get("limit"));
-  const text = await callRoom(context.env, room, (stub) => stub.history(position, limit));
-  return readResponse(context, text);
-}
-
-/** Return a JSON response, and count its bytes for the caller. */
-function readResponse({ request, settings, claims }: RequestContext, text: string): Response {
-  const content = new TextEncoder().encode(text);
-  requestLimitsOf(settings).countRead(claims ?? UNRESTRICTED, addressOf(request), content.length);
-  return textResponse(200, content, "application/json");
-}
-
-function parseLimit(text: string | undefined): number {
-  if (text === undefined) return HISTORY_LIMIT;
-  const limit = /^[0-9]{1,4}$/.test(text) ? Number(text) : 0;
-  if (limit >= 1 && limit <= MAX_HISTORY_LIMIT) return limit;
-  throw badRequest("Invalid limit", `limit: expected 1 to ${MAX_HISTORY_LIMIT}`);
 }

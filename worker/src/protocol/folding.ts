@@ -5,7 +5,7 @@ import { InvalidNotificationError, isObject } from "./notification";
 
 const MAX_KEY_LENGTH = 128;
 /** The highest attempt, and the highest offset. */
-const MAX_NUMBER = 2 ** 31 - 1;
+export const MAX_ATTEMPT = 2 ** 31 - 1;
 const KEY = /^[ -~]{1,128}$/;
 const MEMBERS = new Set(["key", "mode", "attempt", "offset", "final"]);
 
@@ -84,10 +84,10 @@ export function jsonSize(text: string): number {
 
 function numberOf(field: string, value: unknown): number | undefined {
   if (value === undefined || value === null) return undefined;
-  if (typeof value === "number" && Number.isInteger(value) && value >= 0 && value <= MAX_NUMBER) {
+  if (typeof value === "number" && Number.isInteger(value) && value >= 0 && value <= MAX_ATTEMPT) {
     return value === 0 ? 0 : value; // not -0
   }
-  throw problem(field, `expected an integer from 0 to ${MAX_NUMBER}`);
+  throw problem(field, `expected an integer from 0 to ${MAX_ATTEMPT}`);
 }
 
 /** Return a name in quotes and ASCII, for an error message. */

@@ -1,6 +1,7 @@
 /** Validation of notifications. See PROTOCOL.md, "Notification". */
 
 import { foldToWire, parseFold, type Fold } from "./folding";
+import { checkJob } from "./job_state";
 
 export const MAX_NOTIFICATION_BYTES = 256 * 1024;
 export const MAX_BATCH_BYTES = 1024 * 1024;
@@ -13,7 +14,7 @@ const RFC_3339 =
 const STATUSES: unknown[] = ["pending", "success", "error"];
 
 /** The known members of a notification. Others are kept, too. */
-const KNOWN = new Set(["type", "data", "id", "requestId", "status", "timestamp", "room", "cursor", "fold"]);
+const KNOWN = new Set(["type", "data", "id", "requestId", "status", "timestamp", "room", "cursor", "fold", "job"]);
 
 export class InvalidNotificationError extends Error {
   constructor(
@@ -30,6 +31,8 @@ export interface Checked {
   text: string;
   bytes: number;
   fold?: Fold;
+  /** Whether it has the member `job`. */
+  hasJob?: boolean;
 }
 
 /**
@@ -63,15 +66,18 @@ export function checkNotification(value: unknown, now: number): Checked {
     ["status", status],
     ["timestamp", timestamp === undefined ? new Date(now).toISOString() : toUtc(timestamp)],
   ];
+  const job = Object.hasOwn(value, "job") ? (value["job"] ?? undefined) : undefined;
+  if (job !== undefined) checkJob(job);
   const given = Object.hasOwn(value, "fold") ? (value["fold"] ?? undefined) : undefined;
   const fold = given === undefined ? undefined : parseFold(given, value["data"]);
   // An assignment to __proto__ would change the prototype, not add a member.
   const unknown = Object.entries(value).filter(([name]) => !KNOWN.has(name));
   const members = [...known.filter(([, each]) => each !== undefined), ...unknown];
+  if (job !== undefined) members.push(["job", job]);
   if (fold !== undefined) members.push(["fold", foldToWire(fold)]);
   const text = JSON.stringify(Object.fromEntries(members));
   const bytes = new TextEncoder().encode(text).length;
-  return { id, text, bytes, ...(fold === undefined ? {} : { fold }) };
+  return { id, text, bytes, ...(fold === undefined ? {} : { fold }), ...(job === undefined ? {} : { hasJob: true }) };
 }
 
 export function isObject(value: unknown): value is Record<string, unknown> {

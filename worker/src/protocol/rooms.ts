@@ -4,6 +4,7 @@ const CHARACTER = "[A-Za-z0-9._~:@|=+\\-]";
 const ROOM_PATTERN = `(?!synap_)[a-z][a-z0-9-]{0,31}_${CHARACTER}{1,200}`;
 const ROOM = new RegExp(`^(?:${ROOM_PATTERN})$`);
 const PATTERN = new RegExp(`^(?:${ROOM_PATTERN}|${CHARACTER}{0,200}\\*)$`);
+const KEY = new RegExp(`^${CHARACTER}{1,200}$`);
 const DEVICE = new RegExp(`^${CHARACTER}{1,64}$`);
 const CHARACTERS = "A-Z a-z 0-9 . _ ~ : @ | = + -";
 
@@ -17,6 +18,11 @@ export function problemWithRoom(text: string): string | undefined {
     return `expected a kind in lowercase before '_'; got ${shown(text)}`;
   }
   return `expected a kind, '_' and a key of 1 to 200 of ${CHARACTERS}, such as 'user_42'; got ${shown(text)}`;
+}
+
+/** Return the problem of the id of a user or a request, which is the key of a room; undefined if it is valid. */
+export function problemWithKey(text: string): string | undefined {
+  return KEY.test(text) ? undefined : `expected 1 to 200 of ${CHARACTERS}; got ${shown(text)}`;
 }
 
 /** Whether a text is a pattern of a token: a room, or a prefix followed by `*`. */

@@ -15,6 +15,7 @@ import { CloseCode, MAX_CLIENT_TEXT_BYTES, parseAction } from "../protocol/contr
 import type { Cursor } from "../protocol/cursor";
 import { settingsOf } from "../settings";
 import type { Publication, PublishResult } from "../stores/entries";
+import type { JobQuery } from "../stores/jobs";
 import { Log } from "../stores/log";
 import { slowConsumers } from "./backlog";
 import type { Connection } from "./connection";
@@ -77,6 +78,16 @@ export class NotificationRoom extends DurableObject<Env> {
   /** Return the response of `GET …/history`, as JSON. */
   async history(after: Cursor | undefined, limit: number): Promise<string> {
     return readHistory(this.#log, after, limit);
+  }
+
+  /** Return the response of `GET /jobs/{requestId}`, as JSON; undefined if there is no record. */
+  async job(id: string): Promise<string | undefined> {
+    return this.#log.readJob(id);
+  }
+
+  /** Return the response of `GET /users/{id}/jobs`, as JSON. */
+  async jobs(query: JobQuery): Promise<string> {
+    return this.#log.listJobs(query);
   }
 
   async connections(): Promise<number> {

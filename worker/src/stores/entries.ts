@@ -11,6 +11,8 @@ export interface Publication {
   text: string;
   bytes: number;
   fold?: Fold;
+  /** Whether it has the member `job`. */
+  hasJob?: boolean;
 }
 
 export interface Entry {

@@ -6,7 +6,7 @@
 
 import { sliceOf } from "../protocol/codepoints";
 import { parseStored } from "../protocol/json";
-import type { Fold, Mode } from "../protocol/folding";
+import { MAX_ATTEMPT, type Fold, type Mode } from "../protocol/folding";
 
 /**
  * The largest folded notification, in bytes of UTF-8 JSON without `room` and `cursor`. With them it is at most 1 MiB,
@@ -35,6 +35,12 @@ export interface Conflict {
 export const TOO_MANY_KEYS: Conflict = {
   code: "too_many_keys",
   details: `fold.key: the room has ${MAX_OPEN_KEYS} open keys; close one with a final write`,
+};
+
+export const RUN_HAS_ENDED: Conflict = {
+  code: "stale_attempt",
+  details: "fold.key: the run that it belongs to has ended",
+  attempt: MAX_ATTEMPT,
 };
 
 /**

@@ -6,10 +6,10 @@
  */
 
 import { sliceOf } from "../protocol/codepoints";
-import type { Fold } from "../protocol/folding";
+import { MAX_ATTEMPT, type Fold } from "../protocol/folding";
 import type { Publication } from "./entries";
 import {
-  IDLE_KEY_S, MAX_OPEN_KEYS, placeWrite, TOO_MANY_KEYS, withPiece, type Conflict, type KeyFields, type Placement,
+  IDLE_KEY_S, MAX_OPEN_KEYS, placeWrite, RUN_HAS_ENDED, TOO_MANY_KEYS, withPiece, type Conflict, type KeyFields, type Placement,
 } from "./folds";
 
 /** The end of a text becomes a chunk at this length, in UTF-16 code units. */
@@ -63,7 +63,7 @@ export class Keys {
     if (!isCreated) this.#all = new Map();
   }
 
-  /** Create the tables. */
+  /** Create the table of keys. That of chunks is created with the first one, because each table is two billed rows. */
   static create(sql: SqlStorage): void {
     // The texts are the last columns, because SQLite reads through them to reach later ones.
     sql.exec(`
@@ -72,10 +72,7 @@ export class Keys {
         length INTEGER NOT NULL, size INTEGER NOT NULL, closed INTEGER NOT NULL, offset INTEGER NOT NULL,
         bytes INTEGER NOT NULL, received INTEGER NOT NULL, deliveries INTEGER NOT NULL, last_index INTEGER,
         renumbered INTEGER NOT NULL, tail_start INTEGER NOT NULL, tail TEXT NOT NULL, text TEXT NOT NULL
-      );
-      CREATE TABLE chunk (
-        fold INTEGER NOT NULL, start INTEGER NOT NULL, text TEXT NOT NULL, PRIMARY KEY (fold, start)
-      ) WITHOUT ROWID;
+      )
     `);
   }
 
@@ -99,9 +96,16 @@ export class Keys {
    * Return what a write does. Close a key that is idle, if the write opens another one.
    *
    * @param now microseconds since 1970.
+   * @param runHasEnded whether the run that a key belongs to has ended.
    */
-  place({ fold, bytes }: Publication & { fold: Fold }, now: number): Placement | "repeated" | Conflict {
+  place(
+    { fold, bytes }: Publication & { fold: Fold },
+    now: number,
+    runHasEnded: (key: string) => boolean,
+  ): Placement | "repeated" | Conflict {
     const key = this.find(fold.key);
+    // The end of a run closes its keys, so that the run of an open key has not ended.
+    if (key?.isClosed !== false && runHasEnded(fold.key)) return RUN_HAS_ENDED;
     const placement = placeWrite(key, fold, bytes, (start, end) => this.#read(key!, start, end));
     if (typeof placement === "string" || "code" in placement || placement.effect !== "begin" || fold.final) {
       return placement;
@@ -133,6 +137,22 @@ export class Keys {
     all.set(key.id, key); // behind all others
     this.#changed.set(key, text);
     return key;
+  }
+
+  /** Close a key for good, if there is one: the run that it belongs to has ended. */
+  end(name: string): void {
+    const key = this.find(name);
+    if (key === undefined) return;
+    [key.isClosed, key.attempt] = [true, MAX_ATTEMPT];
+    if (this.#stored.has(key.id)) {
+      this.#sql.exec("UPDATE fold SET closed = 1, attempt = ? WHERE id = ?", MAX_ATTEMPT, key.id);
+    }
+  }
+
+  /** Return the whole text of a key; undefined if there is no such key of the mode `append`. */
+  textOf(name: string): string | undefined {
+    const key = this.find(name);
+    return key?.mode === "append" ? this.#read(key, 0, key.length) : undefined;
   }
 
   /** Store the keys that were written. */
@@ -184,6 +204,11 @@ export class Keys {
   #store(key: Key, text: string): void {
     let tail = this.#tailOf(key);
     if (tail.length > MAX_TAIL) {
+      this.#sql.exec(`
+        CREATE TABLE IF NOT EXISTS chunk (
+          fold INTEGER NOT NULL, start INTEGER NOT NULL, text TEXT NOT NULL, PRIMARY KEY (fold, start)
+        ) WITHOUT ROWID
+      `);
       this.#sql.exec("INSERT INTO chunk (fold, start, text) VALUES (?, ?, ?)", key.id, key.tailStart, tail);
       key.tailStart = key.length;
       tail = "";

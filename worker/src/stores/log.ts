@@ -10,14 +10,18 @@
  */
 
 import { cursorText, type Cursor } from "../protocol/cursor";
+import { keepsId, type Fold } from "../protocol/folding";
+import { isEnding, jobEventOf, keysOfRun, runOfKey, textKey } from "../protocol/job_state";
+import { parseStored } from "../protocol/json";
 import { isRequestRoom } from "../protocol/rooms";
 import type { Settings } from "../settings";
 import { AgeCheck } from "./ages";
 import { Devices } from "./devices";
 import { entryOf, type Entry, type Page, type Publication, type PublishResult } from "./entries";
-import { keepsId, type Fold } from "../protocol/folding";
 import { WrittenIds } from "./ids";
+import { Jobs, type JobQuery } from "./jobs";
 import { Keys, type Key } from "./keys";
+import { mergeByOffset } from "./merge";
 import { PieceJoiner } from "./pieces";
 
 /** The deduplication window. */
@@ -36,8 +40,9 @@ interface Meta {
   trimmedUntil: number;
   /** The room's acknowledged offset; 0: none. What was received on delivery is stored with the entries. */
   acknowledged: number;
-  /** Whether there are tables for folded notifications. */
+  /** Whether there are tables for folded notifications, and for records of jobs. */
   folds?: boolean;
+  jobs?: boolean;
 }
 
 /** A cache of the stored state. */
@@ -53,6 +58,7 @@ interface State {
   bytes: number;
   /** As in {@link Meta}. */
   folds: boolean;
+  jobs: boolean;
 }
 
 export class Log {
@@ -63,6 +69,8 @@ export class Log {
   readonly #devices: Devices;
   readonly #keys: Keys;
   readonly #ids: WrittenIds;
+  readonly #jobs: Jobs;
+  #isMetaStored = true;
   readonly #settings: Settings;
   readonly #epoch: string;
   readonly #ageUs: number;
@@ -82,6 +90,7 @@ export class Log {
     this.room = room;
     this.#keys = new Keys(storage.sql, storage.kv.get<Meta>(META)?.folds === true);
     this.#ids = new WrittenIds(storage.sql);
+    this.#jobs = new Jobs(storage.sql, settings.jobRetentionS * 1000, settings.jobsPerUser);
     this.#state = this.#load();
   }
 
@@ -119,6 +128,9 @@ export class Log {
     } catch (error) {
       this.#state = before;
       this.#keys.reset(before?.folds === true);
+      this.#ids.reset();
+      this.#jobs.reset();
+      this.#isMetaStored = true;
       throw error;
     }
   }
@@ -153,6 +165,19 @@ export class Log {
     return this.#keys.open();
   }
 
+  /** Return the record of a job, with the text of its run, and the position at which it is valid, as JSON. */
+  readJob(id: string): string | undefined {
+    if (this.#state?.jobs !== true) return undefined;
+    const job = this.#jobs.read(id, (runId) => this.#keys.textOf(textKey(runId)));
+    return job === undefined ? undefined : JSON.stringify({ job, cursor: cursorText(this.head()) });
+  }
+
+  /** Return records of jobs, newest first, and the position at which they are valid, as JSON. */
+  listJobs(query: JobQuery): string {
+    const page = this.#state?.jobs === true ? this.#jobs.list(query) : { jobs: [], next: null };
+    return JSON.stringify({ ...page, cursor: cursorText(this.head()) });
+  }
+
   /** Return the acknowledged cursor of a device; for an unknown device, and without one, the room's. */
   getAck(device: string | undefined): Cursor | undefined {
     if (this.#state === undefined) return undefined;
@@ -167,6 +192,7 @@ export class Log {
   registerDevice(device: string, position: Cursor): void {
     if (position.epoch !== this.#epoch) return;
     const { last } = this.#create();
+    if (!this.#isMetaStored) this.#saveMeta();
     // A client cannot acknowledge what was not published.
     this.#devices.advance(device, Math.min(position.offset, last));
   }
@@ -195,6 +221,7 @@ export class Log {
       this.#trimUntil(this.#lastExpired(foundAt));
       this.#deleteIds(foundAt);
       this.#devices.removeExpired(foundAt);
+      if (this.#state.jobs) this.#jobs.removeExpired(foundAt);
     }
     return this.nextSweep();
   }
@@ -210,6 +237,7 @@ export class Log {
     const next = Math.min(
       (oldest + keptUs) / 1000,
       this.#devices.nextExpiry(),
+      this.#state.jobs ? this.#jobs.nextExpiry() : Infinity,
     );
     return next < Infinity ? next : undefined;
   }
@@ -218,6 +246,8 @@ export class Log {
   reset(): void {
     this.#state = undefined;
     this.#keys.reset(false);
+    this.#ids.reset();
+    this.#jobs.reset();
   }
 
   #insert(publications: Publication[], count: number, isReceived: boolean) {
@@ -236,6 +266,8 @@ export class Log {
       if (fold !== undefined) {
         const result = this.#fold({ ...publication, fold }, now, count, isReceived, pieces, entries);
         publishResults.push(result);
+        const isStored = !result.duplicate && result.conflict === undefined;
+        if (isStored && publication.hasJob === true) this.#applyJob(text);
         continue;
       }
       const cursor = this.#cursor((state.last = Math.max(state.last + 1, now)));
@@ -248,9 +280,12 @@ export class Log {
       state.bytes += bytes;
       entries.push(...pieces.take(count > 0), entryOf(this.room, cursor, text, bytes));
       publishResults.push(resultOf(id, cursor, count, false));
+      if (publication.hasJob === true) this.#applyJob(text);
     }
     entries.push(...pieces.take(count > 0));
     this.#keys.flush();
+    this.#jobs.flush(Date.now());
+    if (!this.#isMetaStored) this.#saveMeta();
     this.#trim(state);
     return { publishResults, entries };
   }
@@ -267,12 +302,12 @@ export class Log {
     const { id, text, bytes, fold } = publication;
     const state = this.#createKeys();
     const before = this.#keys.find(fold.key);
-    const placement = this.#keys.place(publication, now);
+    const placement = this.#keys.place(publication, now, (key) => this.#runHasEnded(key));
     if (placement === "repeated") return resultOf(id, this.#cursor(before!.offset), 0, true);
     if ("code" in placement) return { ...resultOf(id, this.#cursor(0), 0, false), conflict: placement };
     const replaced = placement.effect === "begin" ? undefined : before;
     // The acknowledged offset is stored with the entries. This one leaves its offset.
-    if (replaced?.isReceived === true && !isReceived) this.#saveMeta();
+    if (replaced?.isReceived === true && !isReceived) this.#isMetaStored = false;
     state.held += replaced === undefined ? 1 : 0;
     state.bytes += placement.bytes - (replaced?.bytes ?? 0);
     const cursor = this.#cursor((state.last = Math.max(state.last + 1, now)));
@@ -282,6 +317,24 @@ export class Log {
     else entries.push(...pieces.take(count > 0), entryOf(this.room, cursor, text, bytes));
     if (keepsId(fold)) this.#ids.add(id, cursor.offset, count, now - DEDUPE_S * 1e6);
     return resultOf(id, cursor, count, false);
+  }
+
+  /** Change the record of a job, and end the keys of a run that has ended. */
+  #applyJob(text: string): void {
+    const state = this.#state!;
+    if (!state.jobs) {
+      Jobs.create(this.#sql);
+      state.jobs = true;
+      this.#isMetaStored = false;
+    }
+    const event = jobEventOf(parseStored(text) as Record<string, unknown>);
+    this.#jobs.apply(event, (runId) => this.#keys.textOf(textKey(runId)));
+    if (isEnding(event)) for (const key of keysOfRun(event.runId)) this.#keys.end(key);
+  }
+
+  #runHasEnded(key: string): boolean {
+    const runId = this.#state!.jobs ? runOfKey(key) : undefined;
+    return runId !== undefined && this.#jobs.hasEnded(runId);
   }
 
   /** Return the offset and the count of the publication with an id, if it is after an offset. */
@@ -296,30 +349,25 @@ export class Log {
     return first ?? (this.#state!.folds ? this.#ids.find(id, after) : undefined);
   }
 
-  /** Return up to `limit` entries after an offset, oldest first, each as a function that reads it. */
+  /** Return up to `limit` entries after an offset, oldest first, and the folded ones, each as a function that reads it. */
   *#entriesAfter(offset: number, limit: number): Generator<() => Entry> {
-    const keys = this.#keys.after(offset).values();
-    let key = keys.next().value;
-    for (const row of this.#sql.exec<{ offset: number; text: string; bytes: number }>(
+    const rows = this.#sql.exec<{ offset: number; text: string; bytes: number }>(
       "SELECT offset, text, bytes FROM log WHERE offset > ? ORDER BY offset LIMIT ?",
       offset,
       limit,
-    )) {
-      for (; key !== undefined && key.offset < row.offset; key = keys.next().value) yield this.#reading(key);
-      yield () => entryOf(this.room, this.#cursor(row.offset), row.text, row.bytes);
+    );
+    for (const each of mergeByOffset(rows, this.#keys.after(offset))) {
+      yield () => ("text" in each ? entryOf(this.room, this.#cursor(each.offset), each.text, each.bytes) : this.#read(each));
     }
-    for (; key !== undefined; key = keys.next().value) yield this.#reading(key);
   }
 
-  #reading(key: Key): () => Entry {
-    return () => {
-      const text = this.#keys.read(key);
-      const entry = entryOf(this.room, this.#cursor(key.offset), text, new TextEncoder().encode(text).length);
-      if (key.mode === "replace") return entry;
-      const { id: textId, length, deliveries, isClosed } = key;
-      const index = key.lastIndex === undefined ? undefined : 0;
-      return { ...entry, piece: { textId, length, deliveries, index, isClosed } };
-    };
+  #read(key: Key): Entry {
+    const text = this.#keys.read(key);
+    const entry = entryOf(this.room, this.#cursor(key.offset), text, new TextEncoder().encode(text).length);
+    if (key.mode === "replace") return entry;
+    const { id: textId, length, deliveries, isClosed } = key;
+    const index = key.lastIndex === undefined ? undefined : 0;
+    return { ...entry, piece: { textId, length, deliveries, index, isClosed } };
   }
 
   /** Remove the oldest notifications above the limits. Their ids stay for the deduplication window. */
@@ -328,27 +376,17 @@ export class Log {
     if (state.held <= retentionCount && state.bytes <= maxRoomBytes) return;
     let { held, bytes } = state;
     let until = state.trimmedUntil;
-    for (const entry of this.#sizesAfter(state.trimmedUntil)) {
+    const rows = this.#sql.exec<{ offset: number; bytes: number }>(
+      "SELECT offset, bytes FROM log WHERE offset > ? ORDER BY offset",
+      state.trimmedUntil,
+    );
+    for (const entry of mergeByOffset(rows, this.#keys.after(state.trimmedUntil))) {
       if (held <= retentionCount && (bytes <= maxRoomBytes || held === 1)) break;
       until = entry.offset;
       held--;
       bytes -= entry.bytes;
     }
     this.#trimUntil(until);
-  }
-
-  /** Return the offset and the size of all entries after an offset, oldest first. */
-  *#sizesAfter(offset: number): Generator<{ offset: number; bytes: number }> {
-    const keys = this.#keys.after(offset).values();
-    let key = keys.next().value;
-    for (const row of this.#sql.exec<{ offset: number; bytes: number }>(
-      "SELECT offset, bytes FROM log WHERE offset > ? ORDER BY offset",
-      offset,
-    )) {
-      for (; key !== undefined && key.offset < row.offset; key = keys.next().value) yield key;
-      yield row;
-    }
-    for (; key !== undefined; key = keys.next().value) yield key;
   }
 
   #trimUntil(offset: number): void {
@@ -379,13 +417,16 @@ export class Log {
   }
 
   #saveMeta(): void {
-    const { trimmedUntil, acknowledged, folds } = this.#state!;
-    this.#kv.put<Meta>(META, { version: SCHEMA_VERSION, trimmedUntil, acknowledged, ...(folds ? { folds } : {}) });
+    const { trimmedUntil, acknowledged, folds, jobs } = this.#state!;
+    const tables = { ...(folds ? { folds } : {}), ...(jobs ? { jobs } : {}) };
+    this.#kv.put<Meta>(META, { version: SCHEMA_VERSION, trimmedUntil, acknowledged, ...tables });
+    this.#isMetaStored = true;
   }
 
   /** Whether something has expired at a reading of the clock (ms since 1970). */
   #hasExpired(now: number): boolean {
-    return this.#oldest() <= now * 1000 - this.#ageUs || this.#devices.hasExpired(now);
+    if (this.#oldest() <= now * 1000 - this.#ageUs || this.#devices.hasExpired(now)) return true;
+    return this.#state!.jobs && this.#jobs.hasExpired(now);
   }
 
   /** Return the offset of the oldest row, of the log or of its keys; Infinity: there is none. */
@@ -428,6 +469,7 @@ export class Log {
       held: log.held + keys.length,
       bytes: keys.reduce((sum, { bytes }) => sum + bytes, log.bytes ?? 0),
       folds: meta.folds === true,
+      jobs: meta.jobs === true,
     };
   }
 
@@ -444,8 +486,8 @@ export class Log {
       );
       CREATE INDEX log_id ON log (id);
     `);
-    this.#state = { trimmedUntil, last: trimmedUntil, acknowledged: 0, held: 0, bytes: 0, folds: false };
-    this.#saveMeta();
+    this.#state = { trimmedUntil, last: trimmedUntil, acknowledged: 0, held: 0, bytes: 0, folds: false, jobs: false };
+    this.#isMetaStored = false;
     return this.#state;
   }
 
@@ -454,9 +496,8 @@ export class Log {
     const state = this.#state!;
     if (!state.folds) {
       Keys.create(this.#sql);
-      WrittenIds.create(this.#sql);
       state.folds = true;
-      this.#saveMeta();
+      this.#isMetaStored = false;
     }
     return state;
   }
