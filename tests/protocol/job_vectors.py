@@ -38,9 +38,12 @@ def note(
     *,
     user: str | None = "u1",
     request: str | None = "q1",
+    fence: int | None = None,
     **data: Any,
 ) -> Notification:
-    job = {"event": event, "name": "note.creation", "runId": run, "userId": user}
+    job: dict[str, Any] = {"event": event, "name": "note.creation", "runId": run, "userId": user}
+    if fence is not None:
+        job["attempt"] = fence
     wire: Notification = {
         "type": f"note.creation.{event}",
         "data": data,
@@ -101,6 +104,22 @@ def sequences() -> Iterator[tuple[str, list[Notification]]]:
             note("cancelled", 4, user="u2", request="q2", error="by u2"),
         ],
     )
+    yield (
+        "attempts that are counted for each step",
+        [
+            note("started", 1, fence=1, attempt=1),
+            note("retrying", 2, fence=2, attempt=2, error="x"),
+            note("progress", 3, fence=2, attempt=2, progress=0.3, label="one"),
+            note("progress", 4, fence=33, attempt=1, progress=0.5),
+            note("progress", 5, fence=2, attempt=2, progress=0.9),
+            note("retrying", 6, fence=3, attempt=3),
+            note("started", 7, attempt=1),
+            note("retrying", 8, fence=34, attempt=2, error="y"),
+            note("progress", 9, fence=34, attempt=2, progress=0.7),
+            note("retrying", 10, fence=34, attempt=2),
+            note("started", 11, fence=0, attempt=9),
+        ],
+    )
     odd: list[Any] = [None, "", 0, -1, 1.5, 2, 2**31, True, False, "2", [], {}]
     yield (
         "members of data that are not valid count as absent",
@@ -140,7 +159,8 @@ def _random(source: random.Random, at: int) -> Notification:
     kept = {name: value for name, value in data.items() if source.random() < 0.6}
     event = source.choices(EVENTS, (4, 6, 3, 1, 1, 1))[0]
     run = source.choices(("r1", "r2", "r3"), (6, 2, 1))[0]
-    return note(event, at, run, request=source.choice(["q1", "q1", None]), **kept)
+    request, fence = source.choice(["q1", "q1", None]), source.choice([None, None, 0, 1, 2])
+    return note(event, at, run, request=request, fence=fence, **kept)
 
 
 def invalid() -> Iterator[object]:
@@ -150,6 +170,7 @@ def invalid() -> Iterator[object]:
         "event": [None, 1, "", "delta", "Started", []],
         "name": [None, 5, "", "x" * 129, "😀" * 129],
         "runId": [None, 5, "", "x" * 129],
+        "attempt": [-1, 1.5, "1", True, 2**31, {}],
         "userId": [5, "", "x" * 201, []],
     }
     for name, values in members.items():

@@ -82,7 +82,8 @@ export function jsonSize(text: string): number {
   return new TextEncoder().encode(JSON.stringify(text)).length - 2;
 }
 
-function numberOf(field: string, value: unknown): number | undefined {
+/** Validate an attempt or an offset. Null counts as absent. @throws InvalidNotificationError */
+export function numberOf(field: string, value: unknown): number | undefined {
   if (value === undefined || value === null) return undefined;
   if (typeof value === "number" && Number.isInteger(value) && value >= 0 && value <= MAX_ATTEMPT) {
     return value === 0 ? 0 : value; // not -0

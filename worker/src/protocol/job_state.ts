@@ -6,6 +6,7 @@
  */
 
 import { lengthOf } from "./codepoints";
+import { numberOf } from "./folding";
 import { InvalidNotificationError, isObject } from "./notification";
 
 /** How many earlier runs of a request are remembered, so that their events stay without effect. */
@@ -39,6 +40,8 @@ export interface JobEvent {
   requestId?: string;
   at?: string;
   data: Record<string, unknown>;
+  /** The member `job.attempt`, a fencing number as `fold.attempt`. */
+  attempt?: number;
 }
 
 /** How the job of a request stands: its latest run. The members are those of PROTOCOL.md, "Job state". */
@@ -60,6 +63,8 @@ export interface JobRecord {
   endedAt?: string;
   /** The ids of earlier runs, oldest first. Not for clients. */
   pastRuns: string[];
+  /** The highest fencing number: an event with a lower one is late. Not for clients. */
+  fence: number;
 }
 
 /**
@@ -71,13 +76,14 @@ export function checkJob(value: unknown): void {
   if (!isObject(value)) {
     throw new InvalidNotificationError("job", "expected a JSON object with event, name and runId");
   }
-  const { event, name, runId, userId } = value;
+  const { event, name, runId, userId, attempt } = value;
   if (typeof event !== "string" || !STATUS_OF.has(event)) {
     throw new InvalidNotificationError("job.event", `expected one of ${[...STATUS_OF.keys()].join(", ")}`);
   }
   checkText("job.name", name, MAX_NAME_LENGTH);
   checkText("job.runId", runId, MAX_NAME_LENGTH);
   if (userId !== undefined && userId !== null) checkText("job.userId", userId, MAX_ID_LENGTH);
+  numberOf("job.attempt", attempt);
 }
 
 function checkText(field: string, value: unknown, most: number): void {
@@ -88,10 +94,11 @@ function checkText(field: string, value: unknown, most: number): void {
 /** Return what a notification says about a job, after it was validated. */
 export function jobEventOf(wire: Record<string, unknown>): JobEvent {
   const { event, name, runId, userId } = wire["job"] as Record<string, string>;
+  const attempt = numberOf("job.attempt", (wire["job"] as Record<string, unknown>)["attempt"]);
   const { requestId, timestamp } = wire as Record<string, string>;
   return known({
     event: event!, name: name!, runId: runId!, userId: userId ?? undefined, requestId, at: timestamp,
-    data: wire["data"] as Record<string, unknown>,
+    data: wire["data"] as Record<string, unknown>, attempt,
   }) as unknown as JobEvent;
 }
 
@@ -125,7 +132,7 @@ export function runOfKey(key: string): string | undefined {
 }
 
 /** Return a record as clients receive it. */
-export function jobToWire({ pastRuns: _, ...record }: JobRecord, text?: string): object {
+export function jobToWire({ pastRuns: _, fence: __, ...record }: JobRecord, text?: string): object {
   return known({ ...record, text });
 }
 
@@ -134,8 +141,9 @@ export function jobToWire({ pastRuns: _, ...record }: JobRecord, text?: string):
  *
  * - A run that is not known begins the record anew. From then on, events of the run before it have no effect.
  * - After its ending, no event of a run has an effect. So the first ending counts.
- * - An event of an earlier attempt has no effect, unless it is an ending. A later attempt begins with neither progress
- *   nor label.
+ * - An event of an earlier attempt has no effect, unless it is an ending. `job.attempt` decides; `data.attempt` if there
+ *   is none.
+ * - An attempt that is announced (`retrying`) or begins has neither progress nor label.
  * - Each member of `data` that is not valid counts as absent.
  */
 export function foldJob(record: JobRecord | undefined, event: JobEvent): JobRecord {
@@ -146,7 +154,7 @@ export function foldJob(record: JobRecord | undefined, event: JobEvent): JobReco
     if (record?.pastRuns.includes(event.runId) === true) return record;
     present = known({
       type: event.name, status: "running", runId: event.runId, attempt: 1, truncated: false, startedAt: event.at,
-      pastRuns,
+      pastRuns, fence: 0,
     });
   } else {
     if (hasEnded(record)) return record;
@@ -163,28 +171,32 @@ export function foldJob(record: JobRecord | undefined, event: JobEvent): JobReco
 }
 
 /** Return what an event changes, beside whose job it is; undefined if it has no effect. */
-function apply(record: JobRecord, { event, at, data }: JobEvent, isFirst: boolean): JobRecord | undefined {
-  const status = STATUS_OF.get(event)!;
-  const { attempt: givenAttempt, maxAttempts, progress, label, error, truncated } = ownOf(data);
+function apply(record: JobRecord, event: JobEvent, isFirst: boolean): JobRecord | undefined {
+  const status = STATUS_OF.get(event.event)!;
+  const data = ownOf(event.data);
   if (ENDINGS.has(status)) {
-    const ended = { ...record, status, endedAt: at };
-    if (status !== "completed") return { ...ended, error: textOf(error) } as JobRecord;
-    return { ...ended, progress: 1, result: data, error: undefined, truncated: truncated === true } as unknown as JobRecord;
+    const ended = { ...record, status, endedAt: event.at };
+    if (status !== "completed") return { ...ended, error: textOf(data["error"]) } as JobRecord;
+    const truncated = data["truncated"] === true;
+    return { ...ended, progress: 1, result: event.data, error: undefined, truncated } as unknown as JobRecord;
   }
-  const attempt = countOf(givenAttempt) ?? record.attempt;
-  if (attempt < record.attempt) return undefined;
-  if (status === "retrying" && attempt === record.attempt && record.status === "running" && !isFirst) {
+  const attempt = countOf(data["attempt"]);
+  const fence = event.attempt ?? attempt ?? record.fence;
+  if (fence < record.fence) return undefined;
+  const isRetrying = status === "retrying";
+  if (isRetrying && fence === record.fence && record.status === "running" && !isFirst) {
     return undefined; // the attempt that it announces has begun
   }
-  const isNew = attempt > record.attempt || status === "retrying";
+  const isNew = isRetrying || (event.event === "started" && fence > record.fence);
   return {
     ...record,
     status,
-    attempt,
-    maxAttempts: countOf(maxAttempts) ?? record.maxAttempts,
-    progress: fractionOf(progress) ?? (isNew ? undefined : record.progress),
-    label: textOf(label) || (isNew ? undefined : record.label),
-    error: textOf(error) || record.error,
+    fence,
+    attempt: attempt ?? record.attempt,
+    maxAttempts: countOf(data["maxAttempts"]) ?? record.maxAttempts,
+    progress: fractionOf(data["progress"]) ?? (isNew ? undefined : record.progress),
+    label: textOf(data["label"]) || (isNew ? undefined : record.label),
+    error: textOf(data["error"]) || record.error,
   } as JobRecord;
 }
 
