@@ -45,8 +45,6 @@ REDIS = ("redis", "redis-keys")
 NODES = ("redis-nodes-keys",)
 """Two servers with one store, behind one address. Each gets every other connection."""
 WORKER = ("worker", "worker-keys")
-WITHOUT_FOLDING = (*REDIS, *NODES)
-"""Those that do not fold yet."""
 WITHOUT_JOBS = (*REDIS, *NODES)
 """Those that keep no records of jobs yet."""
 ASGI = ("asgi", "asgi-keys")
@@ -110,7 +108,6 @@ def pytest_configure(config: pytest.Config) -> None:
     """A wrong address or a wrong key is one line, not some hundred failures."""
     config.addinivalue_line("markers", "with_keys: a case of servers with keys")
     config.addinivalue_line("markers", "without_keys: a case of servers without keys")
-    config.addinivalue_line("markers", "folding: a case of servers that fold notifications")
     config.addinivalue_line("markers", "jobs: a case of servers that keep records of jobs")
     config.addinivalue_line("markers", "own_frames: a case of servers without a host before them")
     for kind in kinds(config):
@@ -135,7 +132,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for marker, fits, reason in (
         ("with_keys", _has_keys, f"the server has no keys: none were given with {API_KEY}"),
         ("without_keys", _has_no_keys, "the server has keys"),
-        ("folding", _folds, "the server does not fold notifications yet"),
         ("jobs", _keeps_jobs, "the server keeps no records of jobs yet"),
         ("own_frames", _reads_frames, "the server's host reads requests and frames"),
     ):
@@ -154,10 +150,6 @@ def _has_keys(kind: str) -> bool:
 
 def _has_no_keys(kind: str) -> bool:
     return not _has_keys(kind)
-
-
-def _folds(kind: str) -> bool:
-    return kind not in WITHOUT_FOLDING
 
 
 def _keeps_jobs(kind: str) -> bool:

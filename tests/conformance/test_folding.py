@@ -8,8 +8,6 @@ import pytest
 
 from .client import Client, Json, Listener, fresh_room, ids_of, note, room_path
 
-pytestmark = pytest.mark.folding
-
 
 def append(piece: object, id: str | None = None, **members: Any) -> Json:
     """A piece of a text; the members that are not of ``data`` are those of ``fold``."""

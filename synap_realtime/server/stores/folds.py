@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 import pydantic_core
 
-from ...protocol.folding import MAX_ATTEMPT, Fold, Mode
+from ...protocol.folding import MAX_ATTEMPT, Fold, Mode, make_fold
 
 MAX_FOLDED_BYTES = 1024 * 1024 - 1024
 """The largest folded notification, in bytes of UTF-8 JSON without ``room`` and ``cursor``.
@@ -54,6 +54,28 @@ TOO_MANY_KEYS = Conflict(
     "too_many_keys",
     f"fold.key: the room has {MAX_OPEN_KEYS} open keys; close one with a final write",
 )
+
+TOO_LARGE = Conflict(
+    "payload_too_large", f"a folded notification has at most {MAX_FOLDED_BYTES} bytes"
+)
+
+
+def stale_attempt(fold: Fold, attempt: int) -> Conflict:
+    """Return the conflict of a write whose attempt is lower than that of its key."""
+    details = f"fold.attempt: got {fold.attempt}, and the key has attempt {attempt}"
+    return Conflict("stale_attempt", details, attempt=attempt)
+
+
+def other_mode(mode: Mode, attempt: int) -> Conflict:
+    """Return the conflict of a write to an open key of this mode, and not of its own."""
+    details = f"fold.mode: the key has mode '{mode}' until its final write"
+    return Conflict("fold_mode", details, attempt=attempt)
+
+
+def offset_mismatch(fold: Fold, length: int, attempt: int) -> Conflict:
+    """Return the conflict of a piece with another offset than the length of the text."""
+    details = f"fold.offset: got {fold.offset}, and the text has {length} code points"
+    return Conflict("offset_mismatch", details, offset=length, attempt=attempt)
 
 
 RUN_HAS_ENDED = Conflict(
@@ -136,24 +158,19 @@ def place_write(
     effect = Effect.BEGIN
     if key is not None:
         if fold.attempt < key.attempt:
-            details = f"fold.attempt: got {fold.attempt}, and the key has attempt {key.attempt}"
-            return Conflict("stale_attempt", details, attempt=key.attempt)
+            return stale_attempt(fold, key.attempt)
         if not key.is_closed:
             if fold.mode != key.mode:
-                details = f"fold.mode: the key has mode '{key.mode}' until its final write"
-                return Conflict("fold_mode", details, attempt=key.attempt)
+                return other_mode(key.mode, key.attempt)
             effect = Effect.CONTINUE if fold.attempt == key.attempt else Effect.RESTART
     length, size = (key.length, key.size) if key and effect is Effect.CONTINUE else (0, 0)
     if fold.offset is not None and fold.offset != length:
         if key is not None and fold.attempt == key.attempt and _holds_piece(key, fold, read):
             return REPEATED
-        details = f"fold.offset: got {fold.offset}, and the text has {length} code points"
-        attempt = fold.attempt if key is None else key.attempt
-        return Conflict("offset_mismatch", details, offset=length, attempt=attempt)
+        return offset_mismatch(fold, length, fold.attempt if key is None else key.attempt)
     placement = Placement(effect, length, length + len(fold.piece), size + fold.size)
-    if fold.mode == "append" and _folded_size(text, fold, placement) > MAX_FOLDED_BYTES:
-        details = f"a folded notification has at most {MAX_FOLDED_BYTES} bytes"
-        return Conflict("payload_too_large", details)
+    if fold.mode == "append" and other_size(text, fold) + placement.size > MAX_FOLDED_BYTES:
+        return TOO_LARGE
     return placement
 
 
@@ -165,9 +182,14 @@ def _holds_piece(key: KeyFields, fold: Fold, read: Callable[[int, int], str]) ->
     return end <= key.length and read(fold.offset, end) == fold.piece
 
 
-def _folded_size(text: str, fold: Fold, placement: Placement) -> int:
-    """Return how many bytes the folded notification has after a write, or a few more."""
-    return utf8_size(text) - fold.size + placement.size + len(',"offset":0')
+def other_size(text: str, fold: Fold) -> int:
+    """Return how many bytes a folded notification has beside its text, or a few more.
+
+    Args:
+        text: the last write as JSON.
+        fold: its ``fold``.
+    """
+    return utf8_size(text) - fold.size + len(',"offset":0')
 
 
 def utf8_size(text: str) -> int:
@@ -183,6 +205,21 @@ def with_offset(text: str, fold: Fold) -> str:
         fold: the write, with its offset.
     """
     return text if fold.offset is None else f'{text[:-2]},"offset":{fold.offset}}}}}'
+
+
+def parse_live(text: str) -> Fold:
+    """Return the member ``fold`` of a notification as :func:`with_offset` returned it."""
+    wire = pydantic_core.from_json(text)
+    fold = wire["fold"]
+    piece = wire["data"]["delta"] if fold["mode"] == "append" else ""
+    return make_fold(
+        fold["key"],
+        fold["mode"],
+        piece,
+        attempt=fold["attempt"],
+        offset=fold.get("offset"),
+        final=fold.get("final", False),
+    )
 
 
 def expand(text: str, whole: str, size: int) -> tuple[str, Fold]:

@@ -30,7 +30,8 @@ from synap_realtime.server.stores.memory import MemoryStore
 from synap_realtime.server.stores.redis.keys import KeySpace
 from synap_realtime.server.stores.redis.live_rooms import LiveRooms
 from synap_realtime.server.stores.redis.presence import SharedPresence
-from synap_realtime.server.stores.redis.scripts import JOIN, READ_PRESENCE, SEND, Script
+from synap_realtime.server.stores.redis.script import Script
+from synap_realtime.server.stores.redis.scripts import JOIN, READ_PRESENCE, SEND
 from synap_realtime.server.stores.redis.survey import RedisSurveys
 from synap_realtime.server.stores.redis.tasks import Tasks
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import tempfile
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -21,6 +22,8 @@ from synap_realtime.protocol.rooms import Room
 from synap_realtime.server.stores.base import Entry, PublishResult, Retention, Store
 from synap_realtime.server.stores.folds import IDLE_KEY_S, MAX_OPEN_KEYS
 from synap_realtime.server.stores.memory import MemoryStore
+from synap_realtime.server.stores.redis.address import parse_address
+from synap_realtime.server.stores.redis.store import RedisStore
 from synap_realtime.server.stores.sqlite.store import SqliteStore
 from tests.support.folding import Texts, folded, write
 from tests.support.stores import ids, publication, publish
@@ -30,15 +33,6 @@ from .conftest import Clock, OpenStore
 _T = TypeVar("_T")
 
 USER, REQUEST = Room("user_1"), Room("request_1")
-WITHOUT_FOLDING = ("valkey", "sentinel", "cluster", "redis_7")
-"""The stores on Redis do not fold yet."""
-
-
-@pytest.fixture
-def open_folding_store(open_store: OpenStore, request: pytest.FixtureRequest) -> OpenStore:
-    if any(f"[{kind}" in request.node.name for kind in WITHOUT_FOLDING):
-        pytest.skip("the store on Redis does not fold yet")
-    return open_store
 
 
 async def wires(store: Store, after: Cursor | None = None, room: Room = USER) -> list[Any]:
@@ -48,8 +42,8 @@ async def wires(store: Store, after: Cursor | None = None, room: Room = USER) ->
     return [json.loads(entry.text) for entry in page.entries]
 
 
-async def test_replace_keeps_the_last_at_its_position(open_folding_store: OpenStore) -> None:
-    store = open_folding_store()
+async def test_replace_keeps_the_last_at_its_position(open_store: OpenStore) -> None:
+    store = open_store()
     first = await write(store, "p1", "replace", data={"n": 1})
     await publish(store, "n1")
     second = await write(store, "p2", "replace", data={"n": 2})
@@ -64,9 +58,9 @@ async def test_replace_keeps_the_last_at_its_position(open_folding_store: OpenSt
 
 
 async def test_append_keeps_one_notification_with_the_whole_text(
-    open_folding_store: OpenStore,
+    open_store: OpenStore,
 ) -> None:
-    store = open_folding_store()
+    store = open_store()
     delivered: list[Any] = []
 
     def deliver(_room: Room, entry: Entry, _published_at: float | None) -> int:
@@ -88,8 +82,8 @@ async def test_append_keeps_one_notification_with_the_whole_text(
     assert entry.fold == make_fold("k", "append", 'aé😀\n"x\x00', offset=0)
 
 
-async def test_repeated_piece_is_a_duplicate_without_its_id(open_folding_store: OpenStore) -> None:
-    store = open_folding_store()
+async def test_repeated_piece_is_a_duplicate_without_its_id(open_store: OpenStore) -> None:
+    store = open_store()
     await write(store, "p0", piece="ab", offset=0)
     last = await write(store, "p1", piece="cd", offset=2)
     for offset, piece in ((0, "ab"), (2, "cd"), (1, "bc")):
@@ -99,8 +93,8 @@ async def test_repeated_piece_is_a_duplicate_without_its_id(open_folding_store: 
     assert not kept.duplicate, "the ids of pieces with an offset are not kept"
 
 
-async def test_repeated_final_piece_is_a_duplicate_by_its_id(open_folding_store: OpenStore) -> None:
-    store = open_folding_store()
+async def test_repeated_final_piece_is_a_duplicate_by_its_id(open_store: OpenStore) -> None:
+    store = open_store()
     first = await write(store, "p0", piece="all", offset=0, final=True)
     again = await write(store, "p0", piece="all", offset=0, final=True)
     assert again == first._replace(duplicate=True)
@@ -108,9 +102,9 @@ async def test_repeated_final_piece_is_a_duplicate_by_its_id(open_folding_store:
 
 
 async def test_an_id_of_an_ordinary_notification_is_a_duplicate(
-    open_folding_store: OpenStore,
+    open_store: OpenStore,
 ) -> None:
-    store = open_folding_store()
+    store = open_store()
     first = await publish(store, "n1")
     again = await write(store, "n1", piece="x")
     assert (again.duplicate, again.cursor) == (True, first.cursor)
@@ -119,9 +113,9 @@ async def test_an_id_of_an_ordinary_notification_is_a_duplicate(
 
 
 async def test_conflict_stores_nothing_and_others_of_the_batch_are_stored(
-    open_folding_store: OpenStore,
+    open_store: OpenStore,
 ) -> None:
-    store = open_folding_store()
+    store = open_store()
     results = await store.publish(
         [
             folded("p0", make_fold("k", "append", "ab", attempt=1)),
@@ -144,9 +138,9 @@ async def test_conflict_stores_nothing_and_others_of_the_batch_are_stored(
 
 
 async def test_final_write_closes_the_key_and_the_next_begins_another_entry(
-    open_folding_store: OpenStore,
+    open_store: OpenStore,
 ) -> None:
-    store = open_folding_store()
+    store = open_store()
     for id, piece in (("p0", "first "), ("p1", "text")):
         await write(store, id, piece=piece, final=id == "p1")
     await write(store, "q0", piece="second")
@@ -160,17 +154,17 @@ async def test_final_write_closes_the_key_and_the_next_begins_another_entry(
 
 
 async def test_lower_attempt_stays_fenced_off_after_the_final_write(
-    open_folding_store: OpenStore,
+    open_store: OpenStore,
 ) -> None:
-    store = open_folding_store()
+    store = open_store()
     await write(store, "p0", piece="good", attempt=2, final=True)
     late = await write(store, "z0", piece="zombie", attempt=1, offset=0)
     assert late.conflict is not None
     assert (late.conflict.code, late.conflict.attempt) == ("stale_attempt", 2)
 
 
-async def test_higher_attempt_replaces_the_text(open_folding_store: OpenStore) -> None:
-    store = open_folding_store()
+async def test_higher_attempt_replaces_the_text(open_store: OpenStore) -> None:
+    store = open_store()
     for number in range(600):
         await write(store, f"p{number}", piece=f"{number} ", attempt=1)
     await write(store, "q0", piece="again", attempt=2, offset=0)
@@ -178,8 +172,8 @@ async def test_higher_attempt_replaces_the_text(open_folding_store: OpenStore) -
     assert (wire["data"]["delta"], wire["fold"]["attempt"]) == ("again", 2)
 
 
-async def test_text_of_many_pieces_survives(open_folding_store: OpenStore) -> None:
-    store = open_folding_store()
+async def test_text_of_many_pieces_survives(open_store: OpenStore) -> None:
+    store = open_store()
     pieces = [f"é{number} " for number in range(3000)]
     length = 0
     for start in range(0, len(pieces), 100):
@@ -200,9 +194,9 @@ async def test_text_of_many_pieces_survives(open_folding_store: OpenStore) -> No
 
 
 async def test_text_is_bounded_and_the_write_over_the_bound_changes_nothing(
-    open_folding_store: OpenStore,
+    open_store: OpenStore,
 ) -> None:
-    store = open_folding_store()
+    store = open_store()
     for number in range(4):
         await write(store, f"p{number}", piece="x" * 250_000)
     over = await write(store, "over", piece="x" * 250_000)
@@ -213,8 +207,8 @@ async def test_text_is_bounded_and_the_write_over_the_bound_changes_nothing(
     assert (await write(store, "end", piece="x", offset=1_000_000)).conflict is None
 
 
-async def test_a_page_of_large_texts_ends_early(open_folding_store: OpenStore) -> None:
-    store = open_folding_store()
+async def test_a_page_of_large_texts_ends_early(open_store: OpenStore) -> None:
+    store = open_store()
     texts = {f"k{number}": str(number) * 200_000 for number in range(12)}
     for number, (key, text) in enumerate(texts.items()):
         await write(store, f"p{number}", piece=text, key=key)
@@ -234,9 +228,9 @@ async def test_a_page_of_large_texts_ends_early(open_folding_store: OpenStore) -
 
 
 async def test_retention_counts_a_key_once_and_by_its_last_write(
-    open_folding_store: OpenStore, clock: Clock
+    open_store: OpenStore, clock: Clock
 ) -> None:
-    store = open_folding_store(count=3, max_age_s=100)
+    store = open_store(count=3, max_age_s=100)
     await write(store, "p0", piece="a")
     for number in range(2):
         await publish(store, f"n{number}")
@@ -255,8 +249,8 @@ async def test_retention_counts_a_key_once_and_by_its_last_write(
     assert (late.conflict.code, late.conflict.offset) == ("offset_mismatch", 0)
 
 
-async def test_a_text_whose_entry_was_trimmed_begins_anew(open_folding_store: OpenStore) -> None:
-    store = open_folding_store(count=3)
+async def test_a_text_whose_entry_was_trimmed_begins_anew(open_store: OpenStore) -> None:
+    store = open_store(count=3)
     first = await write(store, "p0", piece="a")
     for number in range(3):
         await publish(store, f"n{number}")
@@ -266,9 +260,9 @@ async def test_a_text_whose_entry_was_trimmed_begins_anew(open_folding_store: Op
 
 
 async def test_a_room_has_a_bounded_number_of_open_keys(
-    open_folding_store: OpenStore, clock: Clock
+    open_store: OpenStore, clock: Clock
 ) -> None:
-    store = open_folding_store()
+    store = open_store()
     for number in range(MAX_OPEN_KEYS):
         await write(store, f"p{number}", piece="x", key=f"k{number}")
         clock.now += 0.001
@@ -307,16 +301,27 @@ class FoldMachine(RuleBasedStateMachine):
 
     Attributes:
         kind: the store.
+        url: of a Valkey server.
+        scale: the length of a second of the test, in seconds: the time of Redis passes by itself.
     """
 
     kind: ClassVar[str]
-    retention = Retention(count=4, max_age_s=100, request_max_age_s=40, dedupe_window_s=10)
+    url: ClassVar[str]
+    scale: ClassVar[int] = 1
 
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
         self.folder = tempfile.TemporaryDirectory()
         self.clock = Clock()
+        self.opened_at = self.clock.now
+        self.prefix = secrets.token_hex(4)
+        self.retention = Retention(
+            count=4,
+            max_age_s=100 * self.scale,
+            request_max_age_s=40 * self.scale,
+            dedupe_window_s=10 * self.scale,
+        )
         self.store = self.open()
         self.count = 0
         self.log: dict[Room, list[Kept]] = {USER: [], REQUEST: []}
@@ -331,11 +336,21 @@ class FoldMachine(RuleBasedStateMachine):
         store: Store
         if self.kind == "memory":
             store = MemoryStore(self.retention, clock=self.clock)
+        elif self.kind == "redis":
+            address = parse_address(f"{self.url}?prefix={self.prefix}")
+            store = RedisStore(address, self.retention, clock=self.clock_of_redis())
         else:
             path = Path(self.folder.name) / "rooms.db"
             store = SqliteStore(path, self.retention, clock=self.clock)
         store.subscribe(self.deliver)
+        for room in (USER, REQUEST):
+            self.run(store.join(room))
         return store
+
+    def clock_of_redis(self) -> Callable[[], float]:
+        """Return a clock by which a store that is opened again continues the time of the first."""
+        opened_at = iter([self.opened_at])
+        return lambda: next(opened_at, self.clock.now)
 
     def run(self, call: Coroutine[Any, Any, _T]) -> _T:
         return self.loop.run_until_complete(call)
@@ -485,7 +500,7 @@ class FoldMachine(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([1, 9, 11, 41, 101]))
     def wait(self, seconds: int) -> None:
-        self.clock.now += seconds
+        self.clock.now += seconds * self.scale
         self.prune()
 
     @rule(room=rooms)
@@ -549,19 +564,28 @@ class FoldMachine(RuleBasedStateMachine):
                     assert self.live[room].by_key[kept.fold.key] == kept.text
 
 
-def machine(store: str) -> type[FoldMachine]:
+@pytest.fixture(scope="module", autouse=True)
+def _server_of_machines(valkey: str) -> None:
+    FoldMachine.url = valkey
+
+
+def machine(store: str, *, seconds: int = 1) -> type[FoldMachine]:
     class Machine(FoldMachine):
         kind = store
+        scale = seconds
 
     return Machine
 
 
-# To add: a store on Redis, when it folds (see WITHOUT_FOLDING).
 TestFoldsInMemory = machine("memory").TestCase
 TestFoldsInMemory.settings = settings(
     max_examples=150, stateful_step_count=40, deadline=None, derandomize=True
 )
 TestFoldsInSqlite = machine("sqlite").TestCase
 TestFoldsInSqlite.settings = settings(
+    max_examples=25, stateful_step_count=40, deadline=None, derandomize=True
+)
+TestFoldsInRedis = machine("redis", seconds=100).TestCase
+TestFoldsInRedis.settings = settings(
     max_examples=25, stateful_step_count=40, deadline=None, derandomize=True
 )

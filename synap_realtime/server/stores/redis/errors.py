@@ -108,8 +108,8 @@ def _describe_reply(error: RedisReplyError, keys: Sequence[bytes]) -> str:
     if error.code in _BY_CODE:
         return _BY_CODE[error.code]
     if error.code == "WRONGTYPE":
-        # The first key is that of the partition's state: prefix:{number}:state.
-        pattern = f" of {keys[0].rpartition(b':')[0].decode()}:*" if keys else ""
+        # All begin with the prefix and the partition: prefix:{number}:state.
+        pattern = f" of {keys[0].partition(b'}')[0].decode()}}}:*" if keys else ""
         return (
             f"a key{pattern} is of another type: it belongs to another program; rename it, or "
             "choose another prefix (?prefix=…)"

@@ -26,7 +26,7 @@ NODES_PARTITION = 0
 SLOTS = 16_384
 """The number of hash slots of a Redis Cluster."""
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """The version of the names and values of all keys. Nodes of different versions must not share a
 prefix; :meth:`RedisStore.check` compares it."""
 
@@ -47,7 +47,9 @@ class RoomKeys(NamedTuple):
         state: epoch and incarnation of the room's partition (string).
         log: the notifications (stream); the id of an entry is its offset. The channel where new
             entries are announced has the same name.
-        meta: the last offset, the last issued head and the number of subscribers (hash).
+        meta: the last offset, the last issued head, the number of subscribers, and what retention
+            has deleted (hash).
+        folds: the keys of folded notifications, with their texts (hash).
         acks: the acknowledged cursors (hash).
         dedupe: the prefix of the key of each remembered id (string).
         presence: the users of each node (hash), and the channel where their changes are announced.
@@ -57,6 +59,7 @@ class RoomKeys(NamedTuple):
     state: bytes
     log: bytes
     meta: bytes
+    folds: bytes
     acks: bytes
     dedupe: bytes
     presence: bytes
@@ -82,6 +85,7 @@ class KeySpace:
             self.state(number),
             b"%b:log:%b" % (partition, name),
             b"%b:room:%b" % (partition, name),
+            b"%b:folds:%b" % (partition, name),
             b"%b:acks:%b" % (partition, name),
             b"%b:id:%b:" % (partition, name),
             b"%b:presence:%b" % (partition, name),

@@ -35,8 +35,10 @@ from .errors import (
     is_elsewhere,
     is_temporary,
 )
+from .log_scripts import PUBLISH
 from .requirements import Requirements
-from .scripts import ALL, CONFIRMED, PUBLISH, Script
+from .script import Script
+from .scripts import ALL, CONFIRMED
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +61,7 @@ class Call:
         arguments: what follows the incarnation of the server and the epoch.
         deadline: when it fails, by the clock of the event loop.
         size: about its length, in bytes.
+        unit_starts: with units of several sizes: the number of the first key of each.
         group: calls of one group may share a command: in a cluster, those of one partition.
         is_asking: whether the server gets it although another one owns the slot that is being
             migrated.
@@ -70,14 +73,22 @@ class Call:
     deadline: float
     result: asyncio.Future[Any]
     size: int
+    unit_starts: Sequence[int] = ()
     group: int = 0
     is_asking: bool = False
 
     @property
     def units(self) -> int:
         """How many units it has; 0: its script has no units."""
+        if self.unit_starts:
+            return len(self.unit_starts)
         unit_keys = self.script.unit_keys
         return len(self.keys) // unit_keys if unit_keys else 0
+
+    def keys_from(self, unit: int) -> Sequence[bytes]:
+        """Return the keys of a unit and of those after it."""
+        start = self.unit_starts[unit] if self.unit_starts else unit * self.script.unit_keys
+        return self.keys[start:]
 
     def fail(self, problem: str) -> None:
         if not self.result.done():
@@ -389,7 +400,7 @@ def _results(calls: Sequence[Call], reply: Any) -> Iterator[tuple[Call, Sequence
         begin += units
         for number, each in enumerate(replies):
             if isinstance(each, RedisReplyError):
-                yield call, call.keys[number * call.script.unit_keys :], each
+                yield call, call.keys_from(number), each
                 break
         else:
             yield call, call.keys, replies

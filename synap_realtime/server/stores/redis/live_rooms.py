@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ....protocol.cursor import Cursor
+from ....protocol.folding import Fold
 from ....protocol.rooms import Room
 from ...errors import StoreUnavailableError
 from ..base import (
@@ -22,6 +23,7 @@ from ..base import (
     ignore_gap,
     make_entry,
 )
+from ..folds import parse_live
 from .feed import Channels
 from .keys import ALL_PARTITIONS, KeySpace
 from .scripts import JOIN, ROOMS_OF_NODE
@@ -162,7 +164,9 @@ class LiveRooms:
         Otherwise both arrive over the feed.
 
         Args:
+            cursor: its position.
             previous: an upper bound of the previous entry's offset.
+            publication: as it is delivered: with the offset of its piece.
         """
         live = self._live.get(publication.room)
         if (
@@ -172,7 +176,8 @@ class LiveRooms:
             and live.epoch == cursor.epoch
             and previous <= live.last < cursor.offset
         ):
-            self._hand_over(live, cursor.offset, publication.text, publication.published_at)
+            text, fold, at = publication.text, publication.fold, publication.published_at
+            self._hand_over(live, cursor.offset, text, fold, at)
 
     def on_message(self, channel: bytes, payload: bytes) -> None:
         """Handle an announcement of PUBLISH, or a message of another channel."""
@@ -199,11 +204,13 @@ class LiveRooms:
         live.newest = max(live.newest, position)
         if live.healing is None and live.last is not None and position > live.last:
             if text and int(previous) <= live.last:
-                name, _, number = call.partition(b":")
+                name, number, *marks = call.split(b":")
                 published_at = None
                 if (own := self.publishing.get(name)) is not None:  # its reply is on the way
                     published_at = own[int(number)].published_at
-                self._hand_over(live, position, text[0].decode(), published_at)
+                content = text[0].decode()
+                fold = parse_live(content) if marks else None
+                self._hand_over(live, position, content, fold, published_at)
             else:
                 self._heal(live)
 
@@ -293,10 +300,15 @@ class LiveRooms:
             self._left.add(room)
 
     def _hand_over(
-        self, live: _LiveRoom, offset: int, text: str, published_at: float | None
+        self,
+        live: _LiveRoom,
+        offset: int,
+        text: str,
+        fold: Fold | None,
+        published_at: float | None,
     ) -> None:
         live.last = offset
-        entry = make_entry(live.room, Cursor(live.epoch, offset), text)
+        entry = make_entry(live.room, Cursor(live.epoch, offset), text, fold)
         self._deliver_entry(live, entry, published_at)
 
     def _deliver_entry(self, live: _LiveRoom, entry: Entry, published_at: float | None) -> None:
@@ -355,8 +367,8 @@ class LiveRooms:
                     self._deliver_entry(live, entry, None)
                 if not page.entries:  # what was announced is deleted already
                     live.last = max(live.last, newest)
-                is_at_end = len(page.entries) < _HEAL_PAGE and live.newest <= live.last
-                if is_at_end and not live.must_heal:
+                is_at_end = len(page.entries) < _HEAL_PAGE and not page.ends_early
+                if is_at_end and live.newest <= live.last and not live.must_heal:
                     return
         finally:
             live.healing = None

@@ -11,7 +11,8 @@ from typing import Any
 
 from ...errors import StoreUnavailableError
 from .keys import ALL_PARTITIONS, NODES_PARTITION, KeySpace
-from .scripts import LIVE_NODES, PROBE, PROBE_AS_NODE, REMOVE_NODE, us
+from .script import us
+from .scripts import LIVE_NODES, PROBE, PROBE_AS_NODE, REMOVE_NODE
 from .tasks import Tasks
 
 logger = logging.getLogger(__name__)

@@ -1,226 +1,11 @@
-"""The scripts that run inside Redis: each is atomic for one room.
-
-All numbers that identify positions are microseconds since 1970 by the clock of Redis, or greater.
-The rules of age are applied by the scripts; the expiry of keys only frees memory.
-
-The keys and the channel of a call are in one partition, so that the scripts run in a Redis Cluster.
-For the same reason the channels are those of sharded pub/sub; on one server these are the same.
-
-Every script gets three arguments first: the incarnation of the server that the connection was
-opened to, an epoch that no call has used yet, and a shift of the clock in microseconds, which only
-tests use. When the incarnation differs from the one that is stored, another server has taken over,
-possibly without the latest writes. So the partition gets the new epoch.
-
-Most calls of a busy node are sent together. So a script with units does the same for several of
-them: the keys and the arguments of one follow those of another, and each has a reply of its own,
-which may be an error.
-"""
+"""The scripts of a store: all that run inside Redis. See ``script.py``."""
 
 from __future__ import annotations
 
-from hashlib import sha1
-from typing import NamedTuple
+from .log_scripts import HEAD, PUBLISH, READ
+from .script import make_script
 
-
-class Script(NamedTuple):
-    """A script and the digest by which it is called.
-
-    Attributes:
-        unit_keys: how many keys one unit has; 0: the script has no units.
-        unit_arguments: how many arguments it has.
-    """
-
-    source: bytes
-    sha: bytes
-    unit_keys: int = 0
-    unit_arguments: int = 0
-
-
-INLINE_BYTES = 16 * 1024
-"""A larger notification is announced without its text and read from the log, so that it cannot fill
-the output buffer of a pub/sub connection."""
-
-_COMMON = """
-local called_at
-local function clock()
-  if not called_at then
-    local time = redis.call('TIME')
-    called_at = time[1] * 1000000 + time[2] + ARGV[3]
-  end
-  return called_at
-end
-local function text(offset) return string.format('%d', offset) end
-local epochs = {}
-local function epoch(key)
-  local current = epochs[key]
-  if current then return current end
-  local state = redis.call('GET', key)
-  if state then
-    local at = string.find(state, ' ', 1, true)
-    if string.find(state, ARGV[1], at + 1, true) == at + 1 then
-      current = string.sub(state, 1, at - 1)
-    end
-  end
-  if not current then
-    current = ARGV[2]
-    redis.call('SET', key, current .. ' ' .. ARGV[1] .. ' ' .. text(clock()))
-  end
-  epochs[key] = current
-  return current
-end
-"""
-
-_UNITS = """
-local replies = {}
-for n = 1, #KEYS / $KEYS do
-  local done, reply = pcall(unit, (n - 1) * $KEYS, 3 + (n - 1) * $ARGUMENTS)
-  replies[n] = done and reply or {err = reply}
-end
-return replies
-"""
-
-
-def us(seconds: float) -> int:
-    """Return a time in microseconds, as the scripts take it."""
-    return round(seconds * 1_000_000)
-
-
-def _script(source: str, unit_keys: int = 0, unit_arguments: int = 0) -> Script:
-    """Make a script.
-
-    Args:
-        source: with units, it defines ``unit(k, a)``. The keys of the unit begin with
-            ``KEYS[k + 1]``, its arguments with ``ARGV[a + 1]``.
-    """
-    if unit_keys:
-        source += _UNITS.replace("$KEYS", f"{unit_keys}").replace("$ARGUMENTS", f"{unit_arguments}")
-    whole = (_COMMON + source.replace("$INLINE_BYTES", str(INLINE_BYTES))).encode()
-    sha = sha1(whole, usedforsecurity=False).hexdigest().encode()
-    return Script(whole, sha, unit_keys, unit_arguments)
-
-
-PUBLISH = _script(
-    """
--- A unit is a publication. KEYS: state, log, meta, the key of its id.
--- ARGV: count, dedupe window (ms), age and lifetime of meta (ms) of its room, name of this
---       publication in its call, text.
--- Returns: offset, upper bound of the previous offset, subscribers, 1 for a duplicate, epoch. A
---          call that is repeated with the same name is no duplicate of itself.
-local now = clock()
-local time = text(now)
-local room, previous, subscribers, highest -- of the previous publication
-local age_ms, lifetime_ms -- if the expiry of its room is due
-local function unit(k, a)
-  local log, meta, id = KEYS[k + 2], KEYS[k + 3], KEYS[k + 4]
-  local dedupe_ms, call, content = ARGV[a + 2], ARGV[a + 4], ARGV[a + 5]
-  local current = epoch(KEYS[k + 1])
-  if meta ~= room then
-    local found = redis.call('HMGET', meta, 'last', 'head', 'subscribers')
-    room, previous, subscribers = meta, found[1], found[3] or '0'
-    highest = math.max(tonumber(previous or 0), tonumber(found[2] or 0))
-    age_ms = nil
-    if not previous or now - previous > 10000000 then
-      age_ms, lifetime_ms = string.match(ARGV[a + 3], '^(%d+) (%d+)$')
-      previous = previous or text(now - lifetime_ms * 1000)
-    end
-  end
-  local offset, at = now, time
-  if highest >= now then
-    offset = highest + 1
-    at = text(offset)
-  end
-  local row = at .. ' ' .. previous .. ' ' .. subscribers
-  local value = row .. ' ' .. call .. ' ' .. time
-  local known = redis.call('SET', id, value, 'NX', 'GET', 'PX', dedupe_ms)
-  if known then
-    local first, by, t = string.match(known, '^(%S+ %S+ %S+) (%S+) (%S+)$')
-    if now - t < dedupe_ms * 1000 then
-      -- WAIT waits for what this connection has written, and the first call may have used another.
-      redis.call('SET', id, known, 'KEEPTTL')
-      return first .. (by == call and ' 0 ' or ' 1 ') .. current
-    end
-    redis.call('SET', id, value, 'PX', dedupe_ms)
-  end
-  local added = redis.pcall('XADD', log, 'MAXLEN', ARGV[a + 1], at .. '-0',
-    'p', previous, 't', content)
-  if type(added) == 'table' then -- such as WRONGTYPE: what is not stored must not be a duplicate
-    redis.call('DEL', id)
-    return added
-  end
-  local announced = current .. ' ' .. previous .. ' ' .. at .. ' ' .. call
-  if #content <= $INLINE_BYTES then announced = announced .. ' ' .. content end
-  redis.call('SPUBLISH', log, announced)
-  redis.call('HSET', meta, 'last', at)
-  if age_ms then
-    redis.call('PEXPIRE', log, text(age_ms + 60000))
-    redis.call('PEXPIRE', meta, lifetime_ms)
-    redis.call('XTRIM', log, 'MINID', text(now - age_ms * 1000))
-    age_ms = nil
-  end
-  highest, previous = offset, at
-  return row .. ' 0 ' .. current
-end
-""",
-    unit_keys=4,
-    unit_arguments=5,
-)
-"""Store and announce publications. The channel of a room is named like its log."""
-
-READ = _script(
-    """
--- KEYS: state, log, meta. ARGV: epoch and offset of the position, limit, age (us), lifetime of
--- meta (us).
--- Returns: epoch, 1 if nothing after the position is missing, then offset and text of each entry.
-local now = clock()
-local function unit(k, a)
-  local current = epoch(KEYS[k + 1])
-  local after = tonumber(ARGV[a + 2])
-  local meta = redis.call('HMGET', KEYS[k + 3], 'last', 'head')
-  local last, head = tonumber(meta[1]), tonumber(meta[2]) or 0
-  local foreign = after > 0 and (ARGV[a + 1] ~= current or after > math.max(now, last or 0, head))
-  if foreign then after = 0 end
-  local found, previous = {}, last or now - ARGV[a + 5]
-  if not last or last > after then
-    local from = math.max(after, now - ARGV[a + 4]) + 1
-    found = redis.call('XRANGE', KEYS[k + 2], text(from), '+', 'COUNT', ARGV[a + 3])
-  end
-  if #found > 0 then previous = tonumber(found[1][2][2]) end
-  local recovered = not foreign and (after == 0 or previous <= after)
-  local reply = {current, recovered and '1' or '0'}
-  for _, entry in ipairs(found) do
-    reply[#reply + 1] = string.match(entry[1], '^%d+')
-    reply[#reply + 1] = entry[2][4]
-  end
-  return reply
-end
-""",
-    unit_keys=3,
-    unit_arguments=5,
-)
-"""Read the log after a position."""
-
-HEAD = _script(
-    """
--- KEYS: state, meta. ARGV: lifetime of meta (us).
--- Returns: epoch, a position that is not before any entry.
-local function unit(k, a)
-  local current, key = epoch(KEYS[k + 1]), KEYS[k + 2]
-  local meta = redis.call('HMGET', key, 'last', 'head')
-  local last, head = tonumber(meta[1]), tonumber(meta[2]) or 0
-  if last then return {current, text(math.max(last, head))} end
-  -- Stored: a later notification must come after it, even if the clock is set back.
-  head = text(math.max(clock(), head + 1))
-  redis.call('HSET', key, 'head', head)
-  redis.call('PEXPIRE', key, text(ARGV[a + 1] / 1000))
-  return {current, head}
-end
-""",
-    unit_keys=2,
-    unit_arguments=1,
-)
-"""Return the head of a room."""
-
-CLAIM = _script(
+CLAIM = make_script(
     """
 -- KEYS: state.
 local function unit(k) return epoch(KEYS[k + 1]) end
@@ -230,7 +15,7 @@ local function unit(k) return epoch(KEYS[k + 1]) end
 """Note in a partition which server is the primary. Otherwise a partition that is not used until its
 former primary takes over again would seem never to have had another one."""
 
-RENEW = _script("""
+RENEW = make_script("""
 -- KEYS: state. ARGV[4..]: how long ago the former server has acknowledged a publish (us).
 -- Returns: 1 if that was after the epoch began. Then there is a new one.
 local current = epoch(KEYS[1])
@@ -242,7 +27,7 @@ return 1
 """Begin a new epoch if another server has acknowledged a publish since this one began the current
 epoch. Both times are durations, so that no clocks of different machines are compared."""
 
-JOIN = _script(
+JOIN = make_script(
     """
 -- KEYS: state, meta, rooms of the node. ARGV: lifetime of meta (us), room, the node's subscribers
 -- of it.
@@ -279,7 +64,7 @@ end
 )
 """Set how many subscribers of a room a node has."""
 
-ACK = _script("""
+ACK = make_script("""
 -- KEYS: state, acks. ARGV[4..]: most devices, age of a device (us), then
 -- for each: device or '', epoch, offset.
 local current = epoch(KEYS[1])
@@ -313,7 +98,7 @@ return 0
 """)
 """Advance acknowledged cursors."""
 
-GET_ACK = _script(
+GET_ACK = make_script(
     """
 -- KEYS: acks. ARGV: device or '', age of a device (us).
 -- Returns: epoch and offset; nothing if there is no acknowledged cursor.
@@ -333,7 +118,7 @@ end
 )
 """Return an acknowledged cursor."""
 
-CHECK = _script("""
+CHECK = make_script("""
 -- KEYS: schema. ARGV[4..]: version. Returns the version of the keys.
 local version = redis.call('GET', KEYS[1]) or ARGV[4]
 redis.call('SET', KEYS[1], version)
@@ -341,7 +126,7 @@ return version
 """)
 """Write something, and return the version of the schema."""
 
-PROBE = _script("""
+PROBE = make_script("""
 -- KEYS: a key that never exists. ARGV[4..]: channel.
 -- A server that may not write, because it was replaced or has lost its cluster, rejects it.
 redis.call('DEL', KEYS[1])
@@ -350,7 +135,7 @@ return 0
 """)
 """Send a message to the node itself."""
 
-PROBE_AS_NODE = _script("""
+PROBE_AS_NODE = make_script("""
 -- KEYS: nodes, departed nodes. ARGV[4..]: node, its probe channel, lifetime of a node (us).
 -- Returns: 1 if the node was not listed, the nodes that sent no probe for their lifetime, and the
 --          departed ones whose time is over.
@@ -372,12 +157,12 @@ return {
 """)
 """Send a message to the node itself, and keep the node alive."""
 
-ROOMS_OF_NODE = _script(
+ROOMS_OF_NODE = make_script(
     "local function unit(k) return redis.call('HKEYS', KEYS[k + 1]) end", unit_keys=1
 )
 """Return the rooms that a node has subscribers of, in one partition."""
 
-REMOVE_NODE = _script("""
+REMOVE_NODE = make_script("""
 -- KEYS: nodes, departed nodes. ARGV[4..]: node, how long what it has stored stays (us).
 redis.call('ZREM', KEYS[1], ARGV[4])
 if ARGV[5] == '0' then return redis.call('ZREM', KEYS[2], ARGV[4]) end
@@ -385,7 +170,7 @@ return redis.call('ZADD', KEYS[2], text(clock() + ARGV[5]), ARGV[4])
 """)
 """Remove a node from the list of nodes."""
 
-SET_PRESENCE = _script(
+SET_PRESENCE = make_script(
     """
 -- KEYS: presence, rooms in which the node has users. ARGV: node, room, 1 to remove all users of the
 --       node that are not given, 1 if the node has users of the room, a JSON array with name and
@@ -439,7 +224,7 @@ end
 )
 """Store and announce users of a room at a node. The channel is named like the hash."""
 
-READ_PRESENCE = _script("""
+READ_PRESENCE = make_script("""
 -- KEYS: presence, meta, rooms of the node, state. ARGV[4..]: room.
 -- Returns: epoch, version, connections at other nodes, then field and state of each user at each
 --          node.
@@ -461,7 +246,7 @@ return reply
 """)
 """Read the users of a room."""
 
-COUNT_CONNECTIONS = _script(
+COUNT_CONNECTIONS = make_script(
     """
 -- KEYS: users of the node, connections of the user. ARGV: node, user, connections at the node, how
 --       many more it asks for, the most at all nodes.
@@ -492,24 +277,24 @@ end
 )
 """Set how many connections a user has at a node, and add some if all nodes together allow it."""
 
-MEMBERS = _script(
+MEMBERS = make_script(
     "local function unit(k) return redis.call('SMEMBERS', KEYS[k + 1]) end", unit_keys=1
 )
 """Return what a node has stored in one partition."""
 
-USAGE = _script("return string.match(redis.call('INFO', 'memory'), 'used_memory:(%d+)')")
+USAGE = make_script("return string.match(redis.call('INFO', 'memory'), 'used_memory:(%d+)')")
 """Return the memory that Redis uses, in bytes."""
 
-LIVE_NODES = _script("""
+LIVE_NODES = make_script("""
 -- KEYS: nodes. ARGV[4..]: lifetime of a node (us). Returns: the nodes that are alive.
 return redis.call('ZRANGEBYSCORE', KEYS[1], text(clock() - ARGV[4]), '+inf')
 """)
 """List the nodes."""
 
-SEND = _script("return redis.call('SPUBLISH', KEYS[1], ARGV[4])")
+SEND = make_script("return redis.call('SPUBLISH', KEYS[1], ARGV[4])")
 """Publish a message to a channel."""
 
-TAKE_RATES = _script("""
+TAKE_RATES = make_script("""
 -- KEYS: a key for each rate, with the time when its bucket is full again.
 -- ARGV[4..]: for each: amount a second, cost, what is taken in addition if there is enough.
 -- Returns: 1 if the addition was taken, then how long each rate has to wait (us). Nothing is taken
@@ -552,7 +337,7 @@ CONFIRMED = frozenset({PUBLISH.sha, CHECK.sha})
 """The scripts whose writes have to be at a replica before the call returns, if the store promises
 that."""
 
-ACCESS = _script("""
+ACCESS = make_script("""
 -- ARGV: commands with their arguments, separated by spaces. Runs none of them.
 -- Returns the number of each that the user is not allowed to run, and minus that of each unknown.
 local refused = {}

@@ -23,7 +23,7 @@ from .feed import Feed
 from .keys import ALL_PARTITIONS, NODES_PARTITION, PARTITIONS, partition_of_key
 from .link import MAX_PENDING_BYTES, Call, Link
 from .requirements import Requirements
-from .scripts import Script
+from .script import Script
 from .tasks import Tasks
 from .topology import Topology
 
@@ -165,12 +165,17 @@ class Shards:
             self._slot_map.start()
 
     def call(
-        self, script: Script, keys: Sequence[bytes], arguments: Sequence[bytes | int | str]
+        self,
+        script: Script,
+        keys: Sequence[bytes],
+        arguments: Sequence[bytes | int | str],
+        unit_starts: Sequence[int] = (),
     ) -> asyncio.Future[Any]:
         """Call a script where its keys are. It may run more than once: all can be repeated.
 
         Args:
             keys: at least one; in a cluster, all in one partition.
+            unit_starts: see :class:`~.link.Call`.
 
         Returns:
             The reply; for a script with units, a reply for each. StoreUnavailableError: it was not
@@ -179,7 +184,7 @@ class Shards:
         loop = asyncio.get_running_loop()
         size = sum([len(each) for each in arguments if not isinstance(each, int)]) + 200
         deadline = loop.time() + CALL_TIMEOUT_S
-        call = Call(script, keys, arguments, deadline, loop.create_future(), size)
+        call = Call(script, keys, arguments, deadline, loop.create_future(), size, unit_starts)
         if self._only is not None:
             self._only.link.add(call)
         else:

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from ....protocol.cursor import Cursor
+from ....protocol.folding import Fold
 from ....protocol.rooms import Room
 from ...errors import StoreUnavailableError
 from ..base import (
@@ -33,27 +34,18 @@ from ..base import (
     ignore_gap,
     make_entry,
 )
+from ..folds import with_offset
 from .address import RedisAddress
 from .durability import PROMISES
+from .folded import fold_arguments, parse_conflict, read_entry
 from .keys import ALL_PARTITIONS, SCHEMA_VERSION, KeySpace, describe_other_version
 from .live_rooms import LiveRooms
+from .log_scripts import HEAD, PUBLISH, READ
 from .membership import Membership
 from .presence import SharedPresence
 from .rates import take_rates
-from .scripts import (
-    ACK,
-    CHECK,
-    CLAIM,
-    GET_ACK,
-    HEAD,
-    PUBLISH,
-    READ,
-    RENEW,
-    SEND,
-    USAGE,
-    Script,
-    us,
-)
+from .script import Script, us
+from .scripts import ACK, CHECK, CLAIM, GET_ACK, RENEW, SEND, USAGE
 from .shards import Shards
 from .survey import RedisSurveys
 from .tasks import Tasks
@@ -191,15 +183,27 @@ class RedisStore:
         """Call PUBLISH for some publications."""
         keys: list[bytes] = []
         arguments: list[bytes] = []
+        unit_starts: list[int] = []  # empty while all are as long
         for number in numbers:
-            room, id, text, *_ = publications[number]
+            room, id, text, _, fold, *_ = publications[number]
             room_keys = self._keys.of_room(room)
+            if fold is not None and not unit_starts:
+                unit_starts.extend(range(0, len(keys), PUBLISH.unit_keys))
+            if fold is not None or unit_starts:
+                unit_starts.append(len(keys))
             keys += (room_keys.state, room_keys.log, room_keys.meta, room_keys.dedupe + id.encode())
+            if fold is not None:
+                keys.append(room_keys.folds)
+                arguments.append(b"fold")
             arguments += self._publish_options(room)
             arguments += (b"%b:%d" % (name, number), text.encode())
-        return self._call(PUBLISH, keys, *arguments)
+            if fold is not None:
+                arguments += fold_arguments(text, fold)
+        return self._shards.call(PUBLISH, keys, arguments, unit_starts)
 
     def _has_published(self, publication: Publication, row: bytes) -> PublishResult:
+        if publication.fold is not None:
+            return self._has_folded(publication, publication.fold, row)
         offset, previous, count, is_duplicate, epoch = row.split()
         cursor = Cursor(epoch.decode(), int(offset))
         duplicate = is_duplicate == b"1"
@@ -207,11 +211,24 @@ class RedisStore:
             self._rooms.has_published(cursor, int(previous), publication)
         return PublishResult(publication.id, cursor, int(count), duplicate)
 
+    def _has_folded(self, publication: Publication, fold: Fold, row: bytes) -> PublishResult:
+        if row.startswith(b"!"):
+            conflict = parse_conflict(fold, row)
+            return PublishResult(publication.id, self.earliest(), 0, False, conflict)
+        offset, previous, count, is_duplicate, epoch, *piece_offset = row.split()
+        cursor = Cursor(epoch.decode(), int(offset))
+        if piece_offset:
+            placed = fold.placed_at(int(piece_offset[0]))
+            text = with_offset(publication.text, placed)
+            live = publication._replace(text=text, fold=placed)
+            self._rooms.has_published(cursor, int(previous), live)
+        return PublishResult(publication.id, cursor, int(count), is_duplicate == b"1")
+
     async def read(self, room: Room, after: Cursor, limit: int) -> Page:
         keys = self._keys.of_room(room)
-        [(epoch, recovered, *rows)] = await self._call(
+        [(epoch, status, *rows)] = await self._call(
             READ,
-            (keys.state, keys.log, keys.meta),
+            (keys.state, keys.log, keys.meta, keys.folds),
             after.epoch,
             after.offset,
             limit,
@@ -219,11 +236,18 @@ class RedisStore:
             self._lifetime_us(room),
         )
         name = epoch.decode()
-        entries = [
-            make_entry(room, Cursor(name, int(offset)), text.decode())
-            for offset, text in zip(rows[::2], rows[1::2], strict=True)
-        ]
-        return Page(entries, recovered=recovered == b"1")
+        if status & 2:  # the room has folded something
+            wholes = rows[2::3]
+            entries = [
+                read_entry(room, Cursor(name, int(offset)), text.decode(), whole)
+                for offset, text, whole in zip(rows[::3], rows[1::3], wholes, strict=True)
+            ]
+        else:
+            entries = [
+                make_entry(room, Cursor(name, int(offset)), text.decode())
+                for offset, text in zip(rows[::2], rows[1::2], strict=True)
+            ]
+        return Page(entries, recovered=bool(status & 1), ends_early=bool(status & 4))
 
     async def get_ack(self, room: Room, device: str | None = None) -> Cursor | None:
         self._send_acks(room)

@@ -16,6 +16,7 @@ from synap_realtime.server.stores.base import Retention
 from synap_realtime.server.stores.redis.address import parse_address
 from synap_realtime.server.stores.redis.errors import SENTINEL_RULE
 from synap_realtime.server.stores.redis.permissions import acl_rule, needed_permissions
+from tests.support.folding import write
 from tests.support.polling import until_ready
 from tests.support.stores import publication
 from tests.support.valkey import PROGRAMS, Valkey, running_cluster, running_valkey
@@ -47,6 +48,8 @@ async def test_the_rules_are_enough(server: Valkey, caplog: pytest.LogCaptureFix
     (first,) = await store.publish([publication("n1")])
     for _ in range(2):
         await store.publish([publication("n1")])
+    for id, piece in (("p1", "a"), ("p2", "b")):
+        await write(store, id, piece=piece, room=room)
     await store.head(Room("user_2"))
     assert (await store.read(room, store.earliest(), 10)).entries
     for device in range(70):

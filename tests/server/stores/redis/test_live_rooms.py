@@ -13,7 +13,9 @@ from synap_realtime.protocol.rooms import Room
 from synap_realtime.server.stores.base import Entry, Page, make_entry
 from synap_realtime.server.stores.redis.keys import ALL_PARTITIONS, KeySpace
 from synap_realtime.server.stores.redis.live_rooms import LiveRooms
-from synap_realtime.server.stores.redis.scripts import HEAD, JOIN, Script
+from synap_realtime.server.stores.redis.log_scripts import HEAD
+from synap_realtime.server.stores.redis.script import Script
+from synap_realtime.server.stores.redis.scripts import JOIN
 from synap_realtime.server.stores.redis.tasks import Tasks
 from tests.support.timeouts import TIMEOUT_S
 

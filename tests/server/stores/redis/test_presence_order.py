@@ -16,12 +16,12 @@ from synap_realtime.server.stores.base import UserPresence
 from synap_realtime.server.stores.redis import presence
 from synap_realtime.server.stores.redis.keys import ALL_PARTITIONS, KeySpace
 from synap_realtime.server.stores.redis.presence import SharedPresence
+from synap_realtime.server.stores.redis.script import Script
 from synap_realtime.server.stores.redis.scripts import (
     COUNT_CONNECTIONS,
     MEMBERS,
     READ_PRESENCE,
     SET_PRESENCE,
-    Script,
 )
 from synap_realtime.server.stores.redis.tasks import Tasks
 from synap_realtime.server.stores.redis.user_connections import UserConnections

@@ -123,7 +123,7 @@ async def test_keys_of_another_version_are_not_used(tmp_path: Path) -> None:
         store = open_store(server.url, Retention())
         await store.publish([publication("n1")])
         server.command("SET", "synap:{0}:schema", "1")
-        said = "prefix synap have version 1, and this server uses 2: run one version"
+        said = "prefix synap have version 1, and this server uses 3: run one version"
         with pytest.raises(StoreUnavailableError, match=said):
             await store.check()
         with pytest.raises(ConfigurationError, match=said):

@@ -12,7 +12,8 @@ import pytest
 from synap_realtime.server.errors import StoreUnavailableError
 from synap_realtime.server.stores.redis.address import parse_address
 from synap_realtime.server.stores.redis.keys import ALL_PARTITIONS, partition_of
-from synap_realtime.server.stores.redis.scripts import COUNT_CONNECTIONS, Script
+from synap_realtime.server.stores.redis.script import Script
+from synap_realtime.server.stores.redis.scripts import COUNT_CONNECTIONS
 from synap_realtime.server.stores.redis.store import RedisStore
 from tests.support.polling import until
 from tests.support.timeouts import TIMEOUT_S, scaled
