@@ -118,10 +118,10 @@ async def test_rooms_survive_kill_9_of_the_demo(tmp_path: Path) -> None:
     demo = Demo(tmp_path)
     demo.start()
     try:
-        headers = {"X-User-Id": "u1"}
         body = {"title": "The week", "trouble": True}
-        accepted = httpx.post(f"{demo.url}/api/reports", headers=headers, json=body).json()
-        request_id = accepted["requestId"]
+        async with httpx.AsyncClient(headers={"X-User-Id": "u1"}) as client:
+            accepted = await client.post(f"{demo.url}/api/reports", json=body)
+        request_id = accepted.json()["requestId"]
         async with asyncio.timeout(2 * TIMEOUT_S):
             states = [state async for state in follow_job(request_id, demo.realtime_url)]
         assert {state.attempt for state in states if state.status == "retrying"} == {2, 3}
@@ -130,7 +130,8 @@ async def test_rooms_survive_kill_9_of_the_demo(tmp_path: Path) -> None:
         progress = [state.progress or 0 for state in states if state.attempt == 1]
         assert progress == sorted(progress)
         assert len(set(progress)) > 5
-        report = httpx.get(states[-1].result["fileUrl"])
+        async with httpx.AsyncClient() as client:
+            report = await client.get(states[-1].result["fileUrl"])
         assert report.text.startswith("# The week\n")
         demo.kill()
         demo.start()
