@@ -251,15 +251,21 @@ def fold_job(record: JobRecord | None, event: JobEvent) -> JobRecord:
             if event.run_id in record.past_runs:
                 return record
             past_runs = (*record.past_runs, record.run_id)[-MAX_PAST_RUNS:]
-        begun = JobRecord(event.name, "running", event.run_id, started_at=event.at)
-        record = replace(begun, past_runs=past_runs)
+        record = JobRecord(
+            event.name,
+            "running",
+            event.run_id,
+            event.user_id,
+            event.request_id,
+            started_at=event.at,
+            past_runs=past_runs,
+        )
     elif record.has_ended:
         return record
-    known = replace(
-        record,
-        user_id=event.user_id or record.user_id,
-        request_id=event.request_id or record.request_id,
-    )
+    known = record
+    user_id, request_id = event.user_id or record.user_id, event.request_id or record.request_id
+    if (user_id, request_id) != (record.user_id, record.request_id):
+        known = replace(record, user_id=user_id, request_id=request_id)
     changed = _apply(known, event, is_first=is_first)
     return record if changed is known else changed
 

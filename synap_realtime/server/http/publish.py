@@ -12,7 +12,7 @@ from itertools import chain
 from json.encoder import encode_basestring_ascii as as_json
 from logging import DEBUG
 from time import perf_counter
-from typing import Annotated, Any, NamedTuple, Required
+from typing import Annotated, Any, Required
 
 import pydantic
 import uuid_utils
@@ -111,22 +111,9 @@ _read_notification, _read_batch = _reader(_RawWire), _reader(_Batch)
 _check_wire = TypeAdapter(_Wire).validator.validate_python
 
 
-class ValidNotification(NamedTuple):
-    """A valid notification.
-
-    Attributes:
-        id: its id.
-        text: the JSON for the store.
-        fold: its ``fold``.
-        job: its ``job``.
-        span: of the publish.
-    """
-
-    id: str
-    text: str
-    fold: Fold | None
-    job: JobEvent | None
-    span: Span
+ValidNotification = tuple[str, str, Fold | None, JobEvent | None, Span]
+"""A valid notification: its id, the JSON for the store, its ``fold``, its ``job``, and the span of
+the publish. A plain tuple, because each publish makes one."""
 
 
 def validate_notification(content: bytes, traceparent: str | None) -> ValidNotification:
@@ -257,7 +244,7 @@ def encode_notification(
     if len(content) > MAX_NOTIFICATION_BYTES:
         span.end("too large")
         raise payload_too_large(f"a notification has at most {MAX_NOTIFICATION_BYTES} bytes")
-    return ValidNotification(wire["id"], content.decode(), fold, job, span)
+    return wire["id"], content.decode(), fold, job, span
 
 
 def _read_job(wire: dict[str, Any]) -> JobEvent | None:
