@@ -1,107 +1,116 @@
 /** Connect to a room: try one way after the other, and remember which of them work. */
+import { openConnection, type Connection, type ConnectionCallbacks, type Way } from "./connection.js";
 import type { Failure } from "./protocol.js";
-import { createTimer } from "./timer.js";
-import { canStream, eventStream, webSocket, type Target, type Transport, type TransportCallbacks } from "./transports.js";
-
-/** A proxy that blocks WebSockets may drop the handshake without a response. */
-const OPEN_WITHIN_MS = 10_000;
-
-/** A WebSocket with synap.v1, one without a subprotocol, an event stream. */
-type Way = "v1" | "plain" | "sse";
+import { hasRooms, joinRoom, type Wanted } from "./rooms.js";
+import { bounded, findToken } from "./token.js";
+import { canStream } from "./transports.js";
 
 /** `onEnd`: the last way has failed, or the open connection was lost. It closes the connector. */
-export interface ConnectionCallbacks extends Omit<TransportCallbacks, "onOpen"> {
-  onOpen(speaksV1: boolean, transport: Transport): void;
+export interface ConnectorCallbacks extends Omit<ConnectionCallbacks, "onOpen"> {
+  onOpen(hasControl: boolean, connection: Connection): void;
 }
 
-export function createConnector(callbacks: ConnectionCallbacks) {
-  const timer = createTimer();
+export function createConnector(wanted: Wanted, callbacks: ConnectorCallbacks) {
   let attempt: object | undefined; // an earlier one is ignored
-  let target: Target;
-  let transport: Transport | undefined;
+  let connection: Connection | undefined;
   let prefersSse = false;
-  let hadSocket = false; // a WebSocket with synap.v1 was open before
+  let hadSocket = false; // a WebSocket with control frames was open before
 
-  const close = () => {
+  const close = (isDead?: boolean) => {
     attempt = undefined;
-    timer.stop();
-    transport?.close();
-    transport = undefined;
+    connection?.close(isDead);
+    connection = undefined;
   };
-
-  /** @param failures consecutive failed attempts. */
-  const waysToConnect = (failures: number): Way[] => {
-    // Without a token, also try a server that supports no subprotocol: a browser rejects a handshake whose
-    // response lacks the subprotocol that it has offered. With a token, never: the token would go into the URL.
-    const sockets: Way[] = target.token || target.query.presence || hadSocket ? ["v1"] : ["v1", "plain"];
-    if (!canStream()) return sockets;
-    if (prefersSse) return ["sse", ...sockets];
-    // After a short outage of the server, do not switch to another transport.
-    return hadSocket && failures < 2 ? sockets : [...sockets, "sse"];
-  };
-
-  /** Try one way after the other, and report the failure of the last one. */
-  const tryWays = ([way, ...others]: Way[]) => {
-    let isOpen = false;
-    const onEnd = (failure: Failure) => {
-      close();
-      // A close code of PROTOCOL.md, or 1011: the server was reached, so another transport would not help.
-      if (isOpen || failure.isFinal || /^(4...|1011)$/.test(`${failure.code}`) || !others.length) {
-        prefersSse = prefersSse && isOpen;
-        callbacks.onEnd(failure);
-      } else tryWays(others);
-    };
-    const onOpen = (speaksV1: boolean) => {
-      timer.stop();
-      isOpen = true;
-      if (way !== "sse") {
-        prefersSse = false;
-        hadSocket ||= speaksV1;
-      }
-      callbacks.onOpen(speaksV1, transport!);
-    };
-    timer.start(OPEN_WITHIN_MS, () => {
-      // A proxy that drops one handshake without a response drops the next one, too. One that rejects handshakes
-      // costs no time, so then WebSockets are still tried first.
-      prefersSse = way === "v1";
-      others = others.filter((other) => other !== "plain");
-      onEnd({ reason: "connection timeout" });
-    });
-    try {
-      transport = (way === "sse" ? eventStream : webSocket)(target, { ...callbacks, onEnd, onOpen }, way === "plain");
-    } catch (error) {
-      // The error message may contain the URL with its token. SyntaxError: the URL is invalid.
-      const name = (error as Error | undefined)?.name;
-      onEnd({ reason: `cannot connect (${name})`, isFinal: name === "SyntaxError" });
-    }
+  const end = (failure: Failure) => {
+    close();
+    callbacks.onEnd(failure);
   };
 
   return {
     /**
      * Open a connection.
      *
-     * @param ready resolves when the target is known but for its token.
-     * @param findTarget fetches the token.
+     * @param ready resolves when the position is known.
      * @param failures consecutive failed attempts.
+     * @param isDead a connection that is open is not to be used again.
      */
-    open: async (ready: unknown, findTarget: () => Promise<Target>, failures: number) => {
-      close();
+    open: async (ready: Promise<void> | undefined, failures: number, isDead?: boolean) => {
+      close(isDead);
       const current = (attempt = {});
-      timer.start(OPEN_WITHIN_MS, () => callbacks.onEnd({ reason: "token() timed out" }));
-      await ready;
-      if (current !== attempt) return; // closed, or replaced by a newer attempt
-      const found = await findTarget().catch((error: Partial<Error> | undefined) => {
-        if (current === attempt) callbacks.onEnd({ reason: `no token: ${error?.message ?? error}` });
-      });
-      if (!found || current !== attempt) return;
-      target = found;
-      tryWays(waysToConnect(failures));
+      const isOver = () => current !== attempt;
+      let last = (await bounded(ready)) as Failure | undefined;
+      if (isOver()) return;
+      if (last) return end(last);
+      let token: string | undefined;
+      let hasToken = false;
+      const { base, room } = wanted;
+      const ways: Way[] = prefersSse ? ["sse", "v2", "v1", "plain"] : ["v2", "v1", "plain", "sse"];
+
+      const canHelp = (way: Way) => {
+        if (way === "sse") {
+          // After a short outage of the server, do not switch to another transport.
+          return canStream() && (prefersSse || !hadSocket || failures > 1);
+        }
+        const isRefused = hasRooms.get(base) === false;
+        if (way === "v2") return !isRefused;
+        // A proxy that drops one handshake without a response drops the next one, too.
+        if (last?.isTimeout || (hasRooms.get(base) && !isRefused)) return false;
+        // Without a token, also try a server that supports no subprotocol: a browser rejects a handshake whose
+        // response lacks the subprotocol that it has offered. With a token, never: the token would go into the URL.
+        return way === "v1" || !(token || wanted.query().presence || hadSocket);
+      };
+      const tryWay = (way: Way) =>
+        new Promise<void>((resolve) => {
+          let isOpen = false;
+          const events: ConnectionCallbacks = {
+            onOpen: (hasControl) => {
+              isOpen = true;
+              if (way !== "sse") {
+                prefersSse = false;
+                hadSocket ||= hasControl;
+              }
+              callbacks.onOpen(hasControl, connection!);
+            },
+            onMessage: callbacks.onMessage,
+            onEnd: (failure) => {
+              if (isOver()) return;
+              last = failure;
+              // A rejected handshake costs no time, so then WebSockets are still tried first.
+              if (failure.isTimeout && way !== "sse") prefersSse = true;
+              // A close code of PROTOCOL.md, or 1011: the server was reached, so another transport would not help.
+              if (!isOpen && !failure.isFinal && !/^(4...|1011)$/.test(`${failure.code}`)) return resolve();
+              prefersSse = prefersSse && isOpen;
+              end(failure);
+            },
+          };
+          connection =
+            way === "v2"
+              ? joinRoom(wanted, events)
+              : openConnection({ base, room, token, query: wanted.query() }, way, events);
+        });
+
+      for (const way of ways) {
+        if (!canHelp(way)) continue;
+        if (way !== "v2" && !hasToken) {
+          token = (last as Failure | undefined)?.token;
+          if (token === undefined) {
+            const found = await findToken(wanted.options);
+            if (isOver()) return;
+            if (found.reason) return end(found as Failure);
+            token = found.token;
+          }
+          hasToken = true;
+          if (!canHelp(way)) continue;
+        }
+        await tryWay(way);
+        if (isOver()) return;
+      }
+      prefersSse = false;
+      end(last!);
     },
     /** Send a new token over the open connection. */
-    authenticate: (token: string | undefined) => {
-      if (token && token !== target.token) transport?.send(JSON.stringify({ action: "authenticate", token: (target.token = token) }));
-    },
-    send: (text: string) => transport?.send(text),
+    authenticate: (token: string | undefined) => connection?.authenticate(token),
+    send: (text: string) => connection?.send(text),
     close,
   };
 }

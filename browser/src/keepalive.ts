@@ -3,7 +3,9 @@ import { createTimer } from "./timer.js";
 import type { Transport } from "./transports.js";
 
 const PING_EVERY_MS = 30_000;
-export const PONG_WITHIN_MS = 10_000;
+const PONG_WITHIN_MS = 10_000;
+/** The page is visible again, or the network is back. */
+const PONG_WITHIN_MS_OF_WAKING = 5_000;
 const ACK_EVERY_MS = 500;
 
 export type Keepalive = ReturnType<typeof createKeepalive>;
@@ -16,8 +18,9 @@ export function createKeepalive({ kind, send }: Transport, acknowledges: boolean
   // A stream cannot send a ping, but receives a comment line every 15 s.
   const isStream = kind === "sse";
   let pingedAt = 0;
-  let received: string | undefined;
-  let acknowledged: string | undefined;
+  /** The cursors of the rooms. On a connection with one room, it has no name. */
+  const received = new Map<string | undefined, string | undefined>();
+  const acknowledged = new Map(received);
 
   /** Send a ping. Without a pong within this time, the connection is lost. */
   const ping = (withinMs = PONG_WITHIN_MS) => {
@@ -31,25 +34,29 @@ export function createKeepalive({ kind, send }: Transport, acknowledges: boolean
     });
   };
   const flush = () => {
-    if (!acknowledges || received === acknowledged) return;
-    acknowledged = received;
-    send(JSON.stringify({ action: "ack", cursor: received }));
+    for (const [room, cursor] of acknowledges ? received : []) {
+      if (cursor === acknowledged.get(room)) continue;
+      acknowledged.set(room, cursor);
+      send(JSON.stringify({ action: "ack", room, cursor }));
+    }
   };
 
   if (isStream) ping();
   else pingTimer.start(PING_EVERY_MS, ping);
   return {
-    ping,
+    /** Check the connection. The subscriptions of a page do so together: one ping is enough. */
+    wake: () => pingedAt === Date.now() || ping(PONG_WITHIN_MS_OF_WAKING),
     pong: () => {
       pongTimer.stop();
       if (isStream) ping();
     },
     /** Acknowledge everything up to a cursor soon. */
-    acknowledge: (cursor: string | undefined) => {
-      received = cursor;
+    acknowledge: (cursor: string | undefined, room?: string) => {
+      received.set(room, cursor);
       ackTimer.ensure(ACK_EVERY_MS, flush);
     },
-    /** Send the pending acknowledgement, and stop. */
+    flush,
+    /** Send the pending acknowledgements, and stop. */
     stop: () => {
       flush();
       pingTimer.stop();

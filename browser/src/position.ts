@@ -6,6 +6,15 @@ const SEEN_IDS = 4096;
 /** After this many consecutive interrupted replays, the next one starts where the last one ended. */
 const MAX_INTERRUPTED_REPLAYS = 3;
 
+const split = (cursor: unknown) => `${cursor as string}`.split(/-(?=\d+$)/);
+
+/** Whether a cursor is after another one of the same log. See PROTOCOL.md, "Terminology". */
+export function isLater(cursor: unknown, other: unknown): boolean {
+  const [log, number] = split(cursor);
+  const [otherLog, otherNumber] = split(other);
+  return log === otherLog && +number! > +otherNumber!;
+}
+
 export class Position {
   /** The cursor of the last notification. */
   cursor: string | undefined;

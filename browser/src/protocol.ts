@@ -58,6 +58,12 @@ export interface Failure {
   isFinal?: boolean;
   /** The delay that a draining server asked for. */
   retryAfterMs?: number;
+  /** The server did not answer. */
+  isTimeout?: boolean;
+  /** From 0 to 1: the random part of the delay, where several subscriptions wait for the same connection. */
+  jitter?: number;
+  /** The token of the connection. */
+  token?: string | undefined;
 }
 
 /** Whether a close code or an HTTP status means that the token was rejected. */

@@ -24,13 +24,13 @@ export class ReconnectPolicy {
   }
 
   /** Return the milliseconds to wait before the next attempt; undefined when no attempt is left. */
-  delayAfter({ retryAfterMs, code }: Failure, upMs: number): number | undefined {
+  delayAfter({ retryAfterMs, code, jitter }: Failure, upMs: number): number | undefined {
     if (upMs >= (code === TOKEN_EXPIRED ? STABLE_WITH_TOKEN_MS : STABLE_AFTER_MS)) this.count = 0;
     if (this.count >= this.#limit) return undefined;
     const delay = Math.min(MAX_DELAY_MS, 1000 * 2 ** this.count++);
     // A draining server spreads the reconnects of its clients itself, so its delay gets no jitter; it may be 0.
     return retryAfterMs === undefined
-      ? delay * (1 + JITTER * this.#random())
+      ? delay * (1 + JITTER * (jitter ?? this.#random()))
       : Math.min(retryAfterMs, MAX_RETRY_AFTER_MS);
   }
 }

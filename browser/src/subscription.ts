@@ -1,18 +1,18 @@
 /** A subscription to one room. It connects, resumes after a loss, and renews its token, until it is closed. */
 import { createConnector } from "./connect.js";
-import { createKeepalive, PONG_WITHIN_MS, type Keepalive } from "./keepalive.js";
+import type { Connection } from "./connection.js";
 import type { NotificationMessage } from "./message.js";
 import { baseOf, check, checkRoom, type SubscribeOptions } from "./options.js";
 import { observePage } from "./page.js";
 import { createPersistence } from "./persistence.js";
-import { Position } from "./position.js";
+import { isLater, Position } from "./position.js";
 import {
   isUnauthorized, type ControlFrame, type Delivered, type Failure, type Presence,
 } from "./protocol.js";
 import { ReconnectPolicy } from "./reconnect.js";
 import { call, RealtimeError, type State, type Subscription } from "./state.js";
 import { createTimer } from "./timer.js";
-import { createRenewal, fetchToken } from "./token.js";
+import { createRenewal } from "./token.js";
 
 /**
  * Subscribe to a room.
@@ -33,7 +33,7 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
   let position = new Position(after);
   let state: State = { status: "connecting" };
   let isClosed = false;
-  let keepalive: Keepalive | undefined; // of the open connection
+  let connection: Connection | undefined; // while it is open
   let openedAt: number; // of the last connection
   let received: string | undefined; // the cursor of the last notification
 
@@ -49,12 +49,14 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
 
   // ---- the open connection ----
 
+  const acknowledge = () => options.acknowledge !== false && connection?.acknowledge(received);
+
   const handleControl = ({ control, data }: ControlFrame) => {
     if (control === "synap.subscribed") {
       const hasGap = data.recovered === false && position.reportsGaps;
       position.replayComplete(data.cursor);
       if (hasGap) received = position.cursor; // the log of the last one may be gone
-      keepalive?.acknowledge(received); // the last connection may have ended before its acknowledgement was sent
+      acknowledge(); // the last connection may have ended before its acknowledgement was sent
       void persistence.save();
       if (hasGap) call(options.onGap, room);
     } else if (control === "synap.presence") {
@@ -65,16 +67,18 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
   };
 
   const onNotification = (notification: Delivered) => {
+    // Another subscription of the page has an earlier position in the room.
+    if (position.cursor && !isLater(notification.cursor, position.cursor) && isLater(position.cursor, notification.cursor)) return;
     position.moveTo(notification.cursor);
     received = position.cursor;
     if (position.isNew(notification)) call(options.onNotification, notification as NotificationMessage);
     if (isClosed) return;
-    keepalive?.acknowledge(received);
+    acknowledge();
     persistence.saveSoon();
   };
 
   const connectionLost = (failure: Failure) => {
-    const wasOpen = !!keepalive;
+    const wasOpen = !!connection;
     const upMs = wasOpen ? Date.now() - openedAt : 0;
     disconnect();
     const before = state;
@@ -94,50 +98,50 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
     setState({ status: "reconnecting", error, attempt: policy.count, delayMs });
   };
 
-  const connector = createConnector({
-    onOpen: (speaksV1, transport) => {
+  const wanted = {
+    base,
+    room,
+    options,
+    query: () => ({ after: position.after, device, presence: options.presence ? "1" : undefined }),
+  };
+  const connector = createConnector(wanted, {
+    onOpen: (hasControl, opened) => {
       openedAt = Date.now();
-      const acknowledges = options.acknowledge !== false && speaksV1 && transport.kind !== "sse";
-      keepalive = createKeepalive(transport, acknowledges, () => connectionLost({ reason: "pong timeout" }));
-      position.connected(speaksV1);
-      setState({ status: "open", transport: transport.kind });
+      connection = opened;
+      position.connected(hasControl);
+      setState({ status: "open", transport: opened.kind });
     },
     onMessage: (message) => ("control" in message ? handleControl(message) : onNotification(message)),
-    onPong: () => keepalive?.pong(),
     onEnd: connectionLost,
   });
   const renewal = createRenewal(options, connector.authenticate);
 
   const disconnect = () => {
     retryTimer.stop();
-    keepalive?.stop();
-    keepalive = undefined;
+    connection = undefined;
     renewal.stop();
     connector.close();
   };
 
   // ---- connecting ----
 
-  const findTarget = async () => ({
-    base,
-    room,
-    token: await fetchToken(options),
-    query: { after: position.after, device, presence: options.presence ? "1" : undefined },
-  });
-  const connect = () => {
-    disconnect();
-    void connector.open(ready, findTarget, policy.count);
+  /** @param isDead the open connection is not to be used again. */
+  const connect = (isDead?: boolean) => {
+    void connector.open(ready, policy.count, isDead);
+    retryTimer.stop();
+    connection = undefined;
+    renewal.stop();
     setState({ status: "connecting" });
   };
   const reconnect = () => {
     policy.count = 0;
-    connect();
+    connect(!!connection);
   };
 
   /** Reconnect, or ping an open connection, when the network or the tab is back. */
   const wake = (isRestored?: boolean) => {
     // When the page is restored, `onclose` may not have been called yet.
-    if (state.status === "open") isRestored ? connect() : keepalive?.ping(PONG_WITHIN_MS / 2);
+    if (state.status === "open") isRestored ? connect(true) : connection?.wake();
     else if (state.error?.retriable) reconnect();
   };
   const stopObserving = observePage(wake, persistence.save);

@@ -22,9 +22,10 @@ export interface Transport {
 export interface Target {
   /** The server's base URL, `http` or `https`, without a trailing slash. */
   base: string;
-  room: string;
-  query: Record<string, string | undefined>;
-  token?: string;
+  /** None for a connection with many rooms. */
+  room?: string | undefined;
+  query?: Record<string, string | undefined>;
+  token?: string | undefined;
 }
 
 /** Four times the largest notification, as in other clients: some servers escape non-ASCII characters in JSON. */
@@ -35,10 +36,10 @@ const TOO_LARGE: Failure = { reason: "the server sent a message of more than 1 M
 const TOKEN = /^[\w!#$%&'*+.^`|~-]+$/;
 
 /** Build the URL without `URL` and `URLSearchParams`, which drop parameters in React Native up to 0.78. */
-function address({ base, room, query }: Target, route: string): string {
+export function address({ base, room, query = {} }: Target, route: string): string {
   const given = Object.entries(query).filter(([, value]) => value) as [string, string][];
   const search = given.map(([name, value]) => `${name}=${encodeURIComponent(value)}`).join("&");
-  return `${base}/rooms/${encodeURIComponent(room)}/${route}${search && `?${search}`}`;
+  return `${base}/${room ? `rooms/${encodeURIComponent(room)}/` : ""}${route}${search && `?${search}`}`;
 }
 
 /** Reasons for close codes that came without one. See PROTOCOL.md, "Close codes". */
@@ -57,12 +58,12 @@ const REASONS: Record<number, string> = {
 /** Some polyfills emit `error` without a following `close`: after this time, the error ends the connection. */
 const CLOSE_WITHIN_MS = 250;
 
-/** @param plain connect without a subprotocol, for a server that supports none. */
-export function webSocket(target: Target, callbacks: TransportCallbacks, plain: boolean): Transport {
+/** @param protocol the subprotocol; "" for a server that supports none. */
+export function webSocket(target: Target, callbacks: TransportCallbacks, protocol: string): Transport {
   const { token, query } = target;
-  const protocols = plain ? [] : ["synap.v1"];
+  const protocols = protocol ? [protocol] : [];
   let inQuery: string | undefined;
-  if (token && TOKEN.test(token) && !plain) protocols.push(`bearer.${token}`);
+  if (token && TOKEN.test(token) && protocol) protocols.push(`bearer.${token}`);
   else inQuery = token;
   const url = address({ ...target, query: { ...query, token: inQuery } }, "subscribe");
   const socket = new WebSocket(url.replace(/^http/, "ws"), protocols);
@@ -87,8 +88,9 @@ export function webSocket(target: Target, callbacks: TransportCallbacks, plain: 
       retryAfterMs,
     });
   // A server with synap.v1 accepts a page's handshake even if it rejects the credential, because a page can read
-  // only a close code. So the connection counts as open from the first message on.
-  socket.onopen = () => socket.protocol !== "synap.v1" && opened(false);
+  // only a close code. So the connection counts as open from the first message on. With many rooms, the first message
+  // is the client's.
+  socket.onopen = () => socket.protocol !== "synap.v1" && opened(protocol === "synap.v2");
   socket.onmessage = ({ data }) => {
     if (isOver) return;
     if (data === "pong") return callbacks.onPong();

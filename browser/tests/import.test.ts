@@ -39,8 +39,10 @@ test("works with only a WebSocket and timers", async () => {
   class WebSocket {
     protocol = "synap.v1";
     readyState = 1;
-    constructor(readonly url: string) {
-      sockets.push(this);
+    onclose?: (event: object) => void;
+    constructor(readonly url: string, [protocol]: string[]) {
+      if (protocol === "synap.v2") queueMicrotask(() => this.onclose?.({ code: 1006 }));
+      else sockets.push(this);
     }
     send() {}
     close() {}

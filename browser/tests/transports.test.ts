@@ -316,7 +316,7 @@ describe("a transport", () => {
 
   test("ends once, also after both an error and a close", async () => {
     const events: string[] = [];
-    webSocket(target, recorder(events), false);
+    webSocket(target, recorder(events), "synap.v1");
     const socket = ScriptedSocket.last;
     socket.onerror?.();
     socket.end(1012);
@@ -326,7 +326,7 @@ describe("a transport", () => {
 
   test("that was closed calls nothing, also for an earlier error", async () => {
     const events: string[] = [];
-    const transport = webSocket(target, recorder(events), false);
+    const transport = webSocket(target, recorder(events), "synap.v1");
     ScriptedSocket.last.onerror?.();
     transport.close();
     await pass(1000);

@@ -23,6 +23,8 @@ export class ScriptedSocket {
   static all: ScriptedSocket[] = [];
   /** Every handshake fails immediately, as with a proxy that blocks WebSockets. */
   static areBlocked = false;
+  /** The server has connections with many rooms. */
+  static haveRooms = false;
 
   static get last(): ScriptedSocket {
     const found = this.all.at(-1);
@@ -43,6 +45,10 @@ export class ScriptedSocket {
     readonly protocols: string[],
   ) {
     if (/[\s#]/.test(url)) throw new DOMException("no such URL", "SyntaxError");
+    if (protocols[0] === "synap.v2" && !ScriptedSocket.haveRooms) {
+      queueMicrotask(() => this.end(1006)); // a server that has no connections with many rooms
+      return;
+    }
     ScriptedSocket.all.push(this);
     if (ScriptedSocket.areBlocked) queueMicrotask(() => this.end(1006));
   }
@@ -139,6 +145,10 @@ export class ScriptedStream {
 
   static fetch = (url: string, init: RequestInit): Promise<Response> =>
     new Promise((resolve, reject) => {
+      if (url.endsWith("/subscribe")) {
+        if (ScriptedStream.areBlocked) reject(new TypeError("fetch failed"));
+        return resolve(new Response("", { status: ScriptedSocket.haveRooms ? 426 : 404 }));
+      }
       const stream = new ScriptedStream(url, init, resolve, reject);
       ScriptedStream.all.push(stream);
       init.signal?.addEventListener("abort", () => stream.abort());
