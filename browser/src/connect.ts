@@ -77,8 +77,10 @@ export function createConnector(wanted: Wanted, callbacks: ConnectorCallbacks) {
               last = failure;
               // A rejected handshake costs no time, so then WebSockets are still tried first.
               if (failure.isTimeout && way !== "sse") prefersSse = true;
+              hadSocket ||= !!failure.wasOpen;
               // A close code of PROTOCOL.md, or 1011: the server was reached, so another transport would not help.
-              if (!isOpen && !failure.isFinal && !/^(4...|1011)$/.test(`${failure.code}`)) return resolve();
+              const wasReached = isOpen || failure.wasOpen || failure.isFinal || /^(4...|1011)$/.test(`${failure.code}`);
+              if (!wasReached) return resolve();
               prefersSse = prefersSse && isOpen;
               end(failure);
             },
@@ -109,7 +111,7 @@ export function createConnector(wanted: Wanted, callbacks: ConnectorCallbacks) {
       end(last!);
     },
     /** Send a new token over the open connection. */
-    authenticate: (token: string | undefined) => connection?.authenticate(token),
+    authenticate: (token: string | undefined, room?: string) => connection?.authenticate(token, room),
     send: (text: string) => connection?.send(text),
     close,
   };

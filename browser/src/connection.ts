@@ -2,7 +2,7 @@
 import { createKeepalive, type Keepalive } from "./keepalive.js";
 import type { ControlFrame, Delivered, Failure } from "./protocol.js";
 import { createTimer } from "./timer.js";
-import { eventStream, webSocket, type Target, type Transport } from "./transports.js";
+import { webSocket, type Target, type Transport } from "./transports.js";
 
 /** A proxy that blocks WebSockets may drop the handshake without a response. */
 const OPEN_WITHIN_MS = 10_000;
@@ -15,8 +15,8 @@ export interface Connection {
   readonly kind: Transport["kind"];
   send(text: string): void;
   acknowledge(cursor: string | undefined): void;
-  /** Send a new token, if it is one. */
-  authenticate(token: string | undefined): void;
+  /** Send a token, if it is a new one. @param room whose own it is. */
+  authenticate(token: string | undefined, room?: string): void;
   /** Check whether the server still answers. */
   wake(): void;
   /** @param isDead the connection is not to be used again, by any room. */
@@ -61,21 +61,31 @@ export function openConnection(target: Target, way: Way, callbacks: ConnectionCa
     onEnd,
   };
   try {
-    transport = way === "sse" ? eventStream(target, events) : webSocket(target, events, way === "plain" ? "" : `synap.${way}`);
+    if (way !== "sse") transport = webSocket(target, events, way === "plain" ? "" : `synap.${way}`);
+    else
+      void import("./stream.js").then(
+        ({ eventStream }) => isOver || (transport = eventStream(target, events)),
+        () => onEnd({ reason: "cannot load stream.js" }),
+      );
   } catch (error) {
     // The error message may contain the URL with its token. SyntaxError: the URL is invalid.
     const name = (error as Error | undefined)?.name;
     queueMicrotask(() => onEnd({ reason: `cannot connect (${name})`, isFinal: name === "SyntaxError" }));
   }
   const send = (text: string) => transport?.send(text);
+  /** The token of the connection, and the own ones of its rooms. */
+  const tokens = new Map<string | undefined, string | undefined>([[undefined, target.token]]);
   return {
     kind: way === "sse" ? "sse" : "websocket",
     send,
     acknowledge: (cursor: string | undefined, room?: string) => keepalive?.acknowledge(cursor, room),
     flush: () => keepalive?.flush(),
-    authenticate: (token: string | undefined) => {
-      if (token && token !== target.token) send(JSON.stringify({ action: "authenticate", token: (target.token = token) }));
+    authenticate: (token: string | undefined, room?: string) => {
+      if (!token || token === tokens.get(room)) return;
+      tokens.set(room, token);
+      send(JSON.stringify({ action: "authenticate", room, token }));
     },
+    tokens,
     wake: () => keepalive?.wake(),
     close,
   } satisfies Connection & Record<string, unknown>;

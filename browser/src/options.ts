@@ -59,6 +59,7 @@ const isBoolean = (value: unknown) => typeof value === "boolean";
 
 type Rule = readonly [isRight: (value: never) => unknown, expected: string];
 const SWITCH: Rule = [isBoolean, "true or false"];
+const NUMBER: Rule = [(value: unknown) => typeof value === "number" && value === value, "a number"];
 const CALLBACK: Rule = [(value: unknown) => value === null || isFunction(value), "a function"];
 /** How to validate each option that is set. */
 const RULES: Record<string, Rule> = {
@@ -77,11 +78,15 @@ const RULES: Record<string, Rule> = {
       isBoolean(value) || (isFunction(value?.getItem) && isFunction(value?.setItem)),
     "true, false or a storage",
   ],
-  maxMessages: [(value: unknown) => typeof value === "number" && value === value, "a number"],
+  maxMessages: NUMBER,
   acknowledge: SWITCH,
   presence: SWITCH,
   shared: SWITCH,
   autoConnect: SWITCH,
+  enabled: SWITCH,
+  throttleMs: NUMBER,
+  limit: NUMBER,
+  select: CALLBACK,
 };
 
 /**

@@ -8,11 +8,11 @@ const MAX_INTERRUPTED_REPLAYS = 3;
 
 const split = (cursor: unknown) => `${cursor as string}`.split(/-(?=\d+$)/);
 
-/** Whether a cursor is after another one of the same log. See PROTOCOL.md, "Terminology". */
-export function isLater(cursor: unknown, other: unknown): boolean {
+/** Compare two cursors: negative if the first is earlier; NaN: not of the same log. See PROTOCOL.md, "Terminology". */
+export function order(cursor: unknown, other: unknown): number {
   const [log, number] = split(cursor);
   const [otherLog, otherNumber] = split(other);
-  return log === otherLog && +number! > +otherNumber!;
+  return log === otherLog ? +number! - +otherNumber! : NaN;
 }
 
 export class Position {

@@ -10,6 +10,10 @@ export interface Delivered {
   timestamp?: string;
   room?: string;
   cursor?: string;
+  /** See PROTOCOL.md, "Folding". */
+  fold?: { offset?: number };
+  /** See PROTOCOL.md, "Job state". */
+  job?: Record<string, unknown>;
 }
 
 /** `{"type":"synap.…","data":{…}}`: a message of the server about the connection itself. */
@@ -62,7 +66,9 @@ export interface Failure {
   isTimeout?: boolean;
   /** From 0 to 1: the random part of the delay, where several subscriptions wait for the same connection. */
   jitter?: number;
-  /** The token of the connection. */
+  /** The connection with many rooms was open. */
+  wasOpen?: boolean;
+  /** The token of the attempt. */
   token?: string | undefined;
 }
 

@@ -1,8 +1,13 @@
-/** React hooks: `useSynapRealtime` for a room, `useJob` for a request. */
+/** React hooks: `useSynapRealtime` for a room, `useJob` for a request, `useJobs` for a user. */
 export { useJob } from "./hooks/job.js";
-export type { UseJobReturn } from "./hooks/job.js";
+export type { JobOptions, UseJobReturn } from "./hooks/job.js";
+export { useJobs } from "./hooks/jobs.js";
+export type { JobsOptions, UseJobsReturn } from "./hooks/jobs.js";
+export { RealtimeProvider } from "./hooks/provider.js";
+export type { RealtimeProviderProps, ServerOptions } from "./hooks/provider.js";
 export { useSynapRealtime } from "./hooks/realtime.js";
 export type { RealtimeOptions, UseSynapRealtimeReturn } from "./hooks/realtime.js";
+export type { ViewOptions } from "./hooks/effects.js";
 export type { RealtimeErrorEvent } from "./hooks/store.js";
-export type { JobState } from "./job.js";
+export type { JobRecord, JobState } from "./tracker.js";
 export type { NotificationMessage } from "./message.js";

@@ -6,8 +6,8 @@
  */
 import { openConnection, type Connection, type ConnectionCallbacks } from "./connection.js";
 import type { SubscribeOptions } from "./options.js";
-import { isLater } from "./position.js";
-import type { ControlFrame, Delivered, Failure } from "./protocol.js";
+import { order } from "./position.js";
+import { isFinalStatus, type ControlFrame, type Delivered, type Failure } from "./protocol.js";
 import { createTimer } from "./timer.js";
 import { bounded, findToken } from "./token.js";
 import { address } from "./transports.js";
@@ -15,13 +15,12 @@ import { address } from "./transports.js";
 const MAX_ROOMS = 128;
 /** A room without subscriptions is kept for this long: a component may be mounted again, or another one. */
 const LINGER_MS = 1_000;
+const PROBE: RequestInit = { cache: "no-store", credentials: "omit", redirect: "error" };
 
 /** Whether a server has connections with many rooms; absent while it is not known. */
 export const hasRooms = new Map<string, boolean>();
 
-const PROBE: RequestInit = { cache: "no-store", credentials: "omit", redirect: "error" };
-
-/** The HTTP statuses of the errors of an action. */
+/** The HTTP statuses of the errors of an action; of all others: 400. */
 const STATUSES: Record<string, number> = { unauthorized: 401, forbidden: 403, rate_limited: 429, unavailable: 503 };
 
 /** A room that a subscription wants. */
@@ -29,7 +28,6 @@ export interface Wanted {
   readonly base: string;
   readonly room: string;
   readonly options: SubscribeOptions;
-  /** The parameters of the subscription: `after`, `device`, `presence`. */
   query(): { after?: string | undefined; device?: string | undefined; presence?: string | undefined };
 }
 
@@ -38,6 +36,7 @@ interface Member extends ConnectionCallbacks {
   wanted: Wanted;
   /** Its own token; undefined if it uses that of the connection. */
   token?: string | undefined;
+  /** Whether the room is open for it; undefined: it receives nothing yet. */
   isOpen?: boolean;
 }
 
@@ -60,92 +59,79 @@ interface Room {
 /** A connection with many rooms. */
 interface Link {
   readonly source: SubscribeOptions["token"];
+  connection?: ReturnType<typeof openConnection>;
   /** Whether a subscription can join. */
   fits(wanted: Wanted): boolean;
-  join(member: Member): Connection;
+  join(member: Member): void;
+  leave(member: Member, isDead?: boolean): void;
 }
 
 const links: Link[] = [];
 
-const startOf = ({ wanted }: Member) => wanted.query().after || (wanted.room.startsWith("request_") ? "earliest" : undefined);
-const keyOf = ({ query, options }: Wanted) => `${query().device} ${query().presence} ${options.acknowledge !== false}`;
+const startOf = ({ wanted: { query, room } }: Member) => query().after || (room.startsWith("request_") ? "earliest" : undefined);
+const keyOf = ({ query }: Wanted) => [query().device, query().presence].join();
+/** The start from which both miss nothing. Each subscription drops what it has received. */
+const earlier = (one: string | undefined, other: string | undefined) => {
+  if (!one || !other) return one || other;
+  if (one === "latest") return other;
+  return other === "latest" || order(one, other) <= 0 ? one : order(one, other) > 0 ? other : "earliest";
+};
 
-function createLink(base: string, options: SubscribeOptions, ownToken?: string): Link {
+/** @param token of the connection; undefined: it is fetched. */
+function createLink(base: string, options: SubscribeOptions, token?: string): Link {
   const rooms = new Map<string, Room>();
+  /** The sources of tokens whose rooms this connection does not have: they are another user's, or it is full. */
   const refused = new Set<unknown>();
-  const sweepTimer = createTimer();
-  let connection: ReturnType<typeof openConnection> | undefined;
+  const timer = createTimer();
   let isOpen = false;
   let isOver = false;
-  let token = ownToken;
-  let renewing: Member | undefined; // the member that was asked for the connection's next token
 
-  const send = (message: object) => connection?.send(JSON.stringify(message));
+  const send = (message: object) => link.connection?.send(JSON.stringify(message));
   const close = () => {
     isOver = true;
-    sweepTimer.stop();
-    connection?.close();
-    const place = links.indexOf(link);
-    if (place >= 0) links.splice(place, 1);
+    timer.stop();
+    link.connection?.close();
+    links.splice(links.indexOf(link), 1);
   };
-  /** End the connection, or a room: all of its subscriptions. */
   const endRoom = ({ name, members }: Room, failure: Failure) => {
     rooms.delete(name);
     for (const member of members) {
-      // Another token may be accepted, on a connection of its own.
-      const mayRetry = failure.isFinal && isOver && member.token;
-      member.onEnd({ ...failure, token: member.token ?? token, ...(mayRetry && { isFinal: false, retryAfterMs: 0 }) });
+      // Where the token of the connection is refused, a room's own may be accepted, on another connection.
+      const isFinal = failure.isFinal && !(isOver && member.token);
+      member.onEnd({ ...failure, isFinal, wasOpen: isOpen, token: member.token ?? token });
     }
   };
   const end = (failure: Failure) => {
     if (isOver) return;
     close();
-    const jitter = Math.random(); // the same for all, so that they come back together
-    for (const room of [...rooms.values()]) endRoom(room, { jitter, ...failure });
+    failure.jitter = Math.random(); // the same for all, so that they come back together
+    for (const room of [...rooms.values()]) endRoom(room, failure);
   };
-  const lost = async (failure: Failure) => {
-    if (!isOpen && !failure.isFinal && (failure.code ?? 1006) === 1006) {
-      // A page cannot see why a handshake failed. 426: the route exists.
-      const probe = async () => (await fetch(address({ base }, "subscribe"), PROBE)).status;
-      const status = await bounded(probe().catch(() => 500));
-      if (typeof status === "number" && status < 500 && status !== 429) hasRooms.set(base, status === 426);
-    }
-    end(failure);
-  };
-
-  // ---- rooms ----
 
   const subscribe = (room: Room) => {
     const all = [...room.members];
-    const [first] = all;
-    if (!first) return;
-    let after: string | undefined = startOf(first);
-    for (const member of all) {
-      const start = startOf(member);
-      // A position that cannot be compared: each subscription drops what it has received.
-      if (start && start !== "latest" && after !== "earliest")
-        after = !after || after === "latest" || isLater(after, start) ? start : isLater(start, after) || start === after ? after : "earliest";
-      member.isOpen ??= false; // from now on, it receives
-    }
-    const ownToken = all.every((member) => member.token && member.token !== token) ? first.token : undefined;
-    const { device, presence } = first.wanted.query();
+    if (!all[0]) return;
+    const after = all.map(startOf).reduce(earlier);
+    // The replay is not for those that want what is new.
+    for (const member of all) if (after === "latest" || startOf(member) !== "latest") member.isOpen ??= false;
+    const { wanted, token: own } = all[0];
+    const { tokens } = link.connection!;
+    const roomToken = all.every(({ token }) => token && token !== tokens.get(undefined)) ? own : undefined;
+    tokens.set(room.name, roomToken);
     room.state = "replaying";
     room.isStale = false;
-    send({ action: "subscribe", room: room.name, after, device, presence: presence && true, token: ownToken });
+    send({ action: "subscribe", room: room.name, ...wanted.query(), after, presence: wanted.options.presence, token: roomToken });
   };
   const unsubscribe = (room: Room) => {
     room.state = "ending";
-    connection?.flush();
+    link.connection!.flush();
     send({ action: "unsubscribe", room: room.name });
   };
   /** Drop the rooms without subscriptions. */
   const sweep = () => {
-    let isUsed = false;
-    for (const room of rooms.values()) {
-      if (room.members.size) isUsed = true;
-      else if (room.state !== "ending") unsubscribe(room);
-    }
-    if (!isUsed) close();
+    const all = [...rooms.values()];
+    if (!all.some(({ members }) => members.size)) return close();
+    for (const room of all) if (!room.members.size && room.state !== "ending") unsubscribe(room);
   };
 
   const deliver = (member: Member, message: Delivered | ControlFrame) => {
@@ -158,112 +144,114 @@ function createLink(base: string, options: SubscribeOptions, ownToken?: string):
     if (isHere()) member.onMessage(message); // the callback may have closed it
   };
   const onMessage = (message: Delivered | ControlFrame) => {
-    const data = ("control" in message ? message.data : message) as Record<string, unknown>;
-    const kind = "control" in message ? message.control : "";
-    const room = rooms.get(data.room as string);
+    const { control, data } = message as ControlFrame;
+    const { room: name, cursor } = (control ? data : message) as Delivered;
+    const room = rooms.get(name!);
     if (!room) {
-      if (kind !== "synap.token_expiring") return;
       const members = [...rooms.values()].flatMap(({ members }) => [...members]);
-      renewing = members.find((member) => !member.token) ?? members[0];
-      return renewing && deliver(renewing, message);
+      const member = members.find(({ token }) => !token) ?? members[0];
+      if (control === "synap.token_expiring" && member) deliver(member, message);
+      return;
     }
-    const isError = kind === "synap.error";
-    if (isError || kind === "synap.unsubscribed") {
-      const { code } = data;
-      if (isError && (data.action !== "subscribe" || code === "already_subscribed")) return;
+    const isError = control === "synap.error";
+    if (isError || control === "synap.unsubscribed") {
+      const { code, details, reason = details, retryAfterMs, reconnectAfterMs = retryAfterMs } = data;
+      if (isError && data.action !== "subscribe") return;
       if (code === undefined) {
         if (room.members.size) subscribe(room);
         else rooms.delete(room.name);
         return;
       }
-      const asked = isError ? data.retryAfterMs : data.reconnectAfterMs;
-      const failure: Failure = { reason: String(data.details ?? (data.reason || `room closed (${code as number})`)) };
-      if (asked !== undefined) failure.retryAfterMs = Number(asked) || 0;
-      failure.code = isError ? (STATUSES[code as string] ?? 400) : Number(code);
-      const others = code === "too_many_rooms" || (code === "forbidden" && [...room.members].every((member) => member.token));
-      if (others) {
-        // Try another connection: this one is full, or belongs to another user.
-        for (const { wanted } of room.members) refused.add(code === "forbidden" ? wanted.options.token : "");
+      const status = isError ? (STATUSES[code as string] ?? 400) : (code as number);
+      const isFinal = isError ? isFinalStatus(status) : status >= 4500;
+      const failure: Failure = { reason: `${reason as string}`, code: status, isFinal };
+      if (reconnectAfterMs !== undefined) failure.retryAfterMs = +reconnectAfterMs! || 0;
+      if (code === "too_many_rooms" || (code === "forbidden" && link.connection!.tokens.get(room.name))) {
+        // Use another connection.
+        for (const { wanted } of room.members) refused.add(wanted.options.token);
+        failure.isFinal = false;
         failure.retryAfterMs = 0;
       }
-      failure.isFinal = !others && (isError ? !/^(rate_limited|unavailable)$/.test(code as string) : failure.code >= 4500);
       return endRoom(room, failure);
     }
-    if (kind === "synap.subscribed") room.state = "live";
-    if (!kind || kind === "synap.subscribed") {
-      room.cursor = data.cursor;
-      room.isStale ||= !kind && !room.members.size;
+    const isLive = control === "synap.subscribed";
+    if (isLive) room.state = "live";
+    if (isLive || !control) {
+      room.cursor = isLive ? data.cursor : cursor;
+      room.isStale ||= !control && !room.members.size;
     }
-    for (const member of [...room.members]) deliver(member, message);
+    for (const member of [...room.members]) {
+      if (isLive) member.isOpen ??= false;
+      deliver(member, message);
+    }
   };
 
   const link: Link = {
     source: options.token,
     fits: (wanted) => {
       const room = rooms.get(wanted.room);
-      const isFree = room ? room.key === keyOf(wanted) : rooms.size < MAX_ROOMS && !refused.has("");
-      return wanted.base === base && isFree && !refused.has(wanted.options.token);
+      const isFree = room ? room.key === keyOf(wanted) : rooms.size < MAX_ROOMS;
+      return base === wanted.base && isFree && !refused.has(wanted.options.token);
     },
     join: (member) => {
       const { wanted } = member;
       const name = wanted.room;
-      let room = rooms.get(name);
-      if (!room) rooms.set(name, (room = { name, key: keyOf(wanted), members: new Set(), state: "new" }));
-      const isEmpty = !room.members.size;
+      const room: Room = rooms.get(name) ?? { name, key: keyOf(wanted), members: new Set(), state: "new" };
+      const isStale = room.isStale && !room.members.size;
+      rooms.set(name, room);
       room.members.add(member);
-      const { state, cursor } = room;
       const start = startOf(member);
-      if (state === "new") isOpen && subscribe(room);
-      else if (state !== "ending") {
-        // Another subscription has begun: from now on, if that misses nothing.
-        const isHere = state === "live" && !wanted.query().presence && !(isEmpty && room.isStale);
-        if (isHere && (!start || start === "latest" || start === cursor || isLater(start, cursor))) {
-          queueMicrotask(() => {
-            member.isOpen ??= false;
-            const data = { cursor: start && start !== "latest" ? start : room.cursor };
-            deliver(member, { control: "synap.subscribed", data });
-          });
-        } else unsubscribe(room);
+      if (room.state === "new") {
+        if (isOpen) subscribe(room);
+        return;
       }
-      return {
-        kind: "websocket",
-        send: (text) => isOpen && connection?.send(text),
-        acknowledge: (cursor) => connection?.acknowledge(cursor, name),
-        authenticate: (next) => {
-          if (!member.token || renewing === member) {
-            renewing = undefined;
-            token = next ?? token;
-            connection?.authenticate(next);
-          } else if (next && next !== member.token) send({ action: "authenticate", room: name, token: (member.token = next) });
-        },
-        wake: () => connection?.wake(),
-        close: (isDead) => {
-          room.members.delete(member);
-          if (isOver) return;
-          if (isDead) return end({ reason: "reconnecting", retryAfterMs: 0 });
-          connection?.flush();
-          if (!isOpen) {
-            if (!room.members.size && rooms.get(name) === room) rooms.delete(name);
-            if (!rooms.size) close();
-          } else sweepTimer.ensure(LINGER_MS, sweep);
-        },
-      };
+      if (room.state === "ending") return;
+      // Another subscription has begun. Receive from now on, if that misses nothing.
+      const isCursor = start && start !== "latest";
+      const missesNothing = !isCursor || start === room.cursor || order(start, room.cursor) > 0;
+      if (room.state !== "live" || isStale || wanted.options.presence || !missesNothing) return unsubscribe(room);
+      queueMicrotask(() => {
+        member.isOpen ??= false;
+        deliver(member, { control: "synap.subscribed", data: { cursor: isCursor ? start : room.cursor } });
+      });
+    },
+    leave: (member, isDead) => {
+      const { room: name } = member.wanted;
+      const room = rooms.get(name);
+      if (!room?.members.delete(member) && !isOpen) return;
+      if (isOver) return;
+      if (isDead) return end({ reason: "reconnecting", retryAfterMs: 0 });
+      if (isOpen) {
+        link.connection?.flush();
+        timer.ensure(LINGER_MS, sweep);
+      } else if (!room!.members.size) {
+        rooms.delete(name);
+        if (!rooms.size) close();
+      }
     },
   };
   links.push(link);
   void (async () => {
-    const found = ownToken === undefined ? await findToken(options) : {};
+    const found: Partial<Failure> = token === undefined ? await findToken(options) : { token };
     if (isOver) return;
-    if ("reason" in found && found.reason) return end(found as Failure);
-    token ??= (found as { token?: string }).token;
-    connection = openConnection({ base, token }, "v2", {
+    if (found.reason) return end(found as Failure);
+    ({ token } = found);
+    link.connection = openConnection({ base, token }, "v2", {
       onOpen: () => {
         isOpen = true;
         hasRooms.set(base, true);
         for (const room of rooms.values()) subscribe(room);
       },
       onMessage,
-      onEnd: lost,
+      onEnd: async (failure) => {
+        if (!isOpen && !failure.isFinal && (failure.code ?? 1006) === 1006) {
+          // A page cannot see why a handshake failed. 426: the route exists.
+          const probe = async () => (await fetch(address({ base }, "subscribe"), PROBE)).status;
+          const status = await bounded(probe().catch(() => 500));
+          if (typeof status === "number" && status < 500 && status !== 429) hasRooms.set(base, status === 426);
+        }
+        end(failure);
+      },
     });
   })();
   return link;
@@ -271,33 +259,35 @@ function createLink(base: string, options: SubscribeOptions, ownToken?: string):
 
 /** Join a room of a connection with many rooms; open one if there is none. */
 export function joinRoom(wanted: Wanted, callbacks: ConnectionCallbacks): Connection {
-  const { base, options } = wanted;
+  const { base, options, room } = wanted;
   const member: Member = { ...callbacks, wanted };
-  let inner: Connection | undefined;
-  let isOver = false;
-  const fitting = () => links.filter((link) => link.fits(wanted));
   const source = options.token;
-  const shared = fitting().find((link) => link.source === source);
-  if (shared || !fitting().length) inner = (shared ?? createLink(base, options)).join(member);
+  const fitting = () => links.filter(({ fits }) => fits(wanted));
+  let link: Link | undefined;
+  let isOver = false;
+  const join = (found?: Link, token?: string) => {
+    link = found ?? createLink(base, options, token);
+    link.join(member);
+  };
+  const shared = fitting().find((each) => each.source === source);
+  if (shared || !fitting().length) join(shared);
   else
-    void findToken(options).then(({ token, reason }) => {
+    void findToken(options).then((found) => {
       if (isOver) return;
-      if (reason) return callbacks.onEnd({ reason });
-      member.token = token;
-      const [link] = fitting();
-      // On a connection that it opens, its token is that of the connection.
-      if (!link) member.token = undefined;
-      inner = (link ?? createLink(base, options, token)).join(member);
+      if (found.reason) return callbacks.onEnd(found as Failure);
+      const [other] = fitting();
+      if (other) member.token = found.token;
+      join(other, found.token);
     });
   return {
     kind: "websocket",
-    send: (text) => inner?.send(text),
-    acknowledge: (cursor) => inner?.acknowledge(cursor),
-    authenticate: (token) => inner?.authenticate(token),
-    wake: () => inner?.wake(),
+    send: (text) => link?.connection?.send(text),
+    acknowledge: (cursor) => link?.connection?.acknowledge(cursor, room),
+    authenticate: (token, name) => link?.connection?.authenticate(token, name),
+    wake: () => link?.connection?.wake(),
     close: (isDead) => {
       isOver = true;
-      inner?.close(isDead);
+      link?.leave(member, isDead);
     },
   };
 }

@@ -1,5 +1,8 @@
-/** One connection for several tabs: the leader, which holds a lock, forwards its notifications to the others. */
-import { baseOf, check, checkRoom, type SubscribeOptions } from "./options.js";
+/**
+ * One subscription for several tabs: the leader, which holds a lock, forwards its notifications to the others. This
+ * module is loaded only by pages that use it.
+ */
+import type { SubscribeOptions } from "./options.js";
 import { Position } from "./position.js";
 import type { NotificationMessage } from "./message.js";
 import { call, type State, type Subscription } from "./state.js";
@@ -35,21 +38,9 @@ interface Answer {
   cursor: string | undefined;
 }
 
-/**
- * Subscribe to a room over one connection for all tabs of this origin that use the same room and options.
- *
- * A tab opens its own connection if the browser lacks `navigator.locks` or `BroadcastChannel`, or if it asks for
- * presence, because the server sends the list of users only when a connection is opened.
- *
- * When the leader is closed, another tab resumes from its position.
- */
-export function subscribeShared(room: string, options: SubscribeOptions = {}): Subscription {
-  checkRoom(room);
-  check(options);
-  baseOf(options.url);
-  const locks = globalThis.navigator?.locks;
-  if (!locks || typeof BroadcastChannel === "undefined" || options.presence) return subscribe(room, options);
-
+/** See `subscribeShared`. The browser has `navigator.locks` and `BroadcastChannel`. */
+export function shareRoom(room: string, options: SubscribeOptions = {}): Subscription {
+  const { locks } = navigator;
   const name = `synap:${options.url ?? ""}:${room}:${options.device ?? ""}`;
   const tabId = Math.random().toString(36).slice(2);
   const channel = new BroadcastChannel(name);

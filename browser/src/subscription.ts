@@ -5,7 +5,7 @@ import type { NotificationMessage } from "./message.js";
 import { baseOf, check, checkRoom, type SubscribeOptions } from "./options.js";
 import { observePage } from "./page.js";
 import { createPersistence } from "./persistence.js";
-import { isLater, Position } from "./position.js";
+import { order, Position } from "./position.js";
 import {
   isUnauthorized, type ControlFrame, type Delivered, type Failure, type Presence,
 } from "./protocol.js";
@@ -62,13 +62,13 @@ export function subscribe(room: string, options: SubscribeOptions = {}): Subscri
     } else if (control === "synap.presence") {
       call(options.onPresence, data as unknown as Presence);
     } else if (control === "synap.token_expiring" && state.transport !== "sse") {
-      renewal.start(Date.parse(String(data.expiresAt))); // a stream cannot renew its token
+      renewal.start(Date.parse(String(data.expiresAt)), data.room as string); // a stream cannot renew its token
     }
   };
 
   const onNotification = (notification: Delivered) => {
-    // Another subscription of the page has an earlier position in the room.
-    if (position.cursor && !isLater(notification.cursor, position.cursor) && isLater(position.cursor, notification.cursor)) return;
+    // A replay for another subscription of the page, which shares the room.
+    if (order(notification.cursor, position.cursor) <= 0) return;
     position.moveTo(notification.cursor);
     received = position.cursor;
     if (position.isNew(notification)) call(options.onNotification, notification as NotificationMessage);

@@ -50,19 +50,19 @@ export const findToken = (options: Source): Promise<{ token?: string | undefined
   );
 
 /** @param authenticate sends the new token to the server; undefined: there is none. */
-export function createRenewal(options: Source, authenticate: (token?: string) => void) {
+export function createRenewal(options: Source, authenticate: (token?: string, room?: string) => void) {
   const timer = createTimer();
   let warnedOf = 0; // the expiry time in the last warning of the server
   let renewedAt = 0; // on this connection
   let renewal: object | undefined; // the one that is scheduled or running
 
-  const renew = () => {
+  const renew = (room?: string) => {
     const current = renewal;
     renewedAt = Date.now();
     const done = (token?: string) => {
       if (current !== renewal) return;
       renewal = undefined;
-      authenticate(token);
+      authenticate(token, room);
     };
     // Without a new token the connection ends when the old one expires, and the next attempt asks again.
     fetchToken(options).then(done, () => done());
@@ -75,15 +75,16 @@ export function createRenewal(options: Source, authenticate: (token?: string) =>
      * endless loop.
      *
      * @param ends when the token expires; NaN if the server does not report it.
+     * @param room whose own token it is.
      */
-    start: (ends: number) => {
+    start: (ends: number, room?: string) => {
       if (renewal || ends <= warnedOf) return;
       warnedOf = ends || warnedOf;
       renewal = {};
       const pauseMs = Math.max(MIN_REFRESH_MS, Math.min(MAX_REFRESH_MS, (ends - Date.now()) / 2 || 0));
       const waitMs = renewedAt && renewedAt + pauseMs - Date.now();
-      if (waitMs > 0) timer.start(waitMs, renew);
-      else renew();
+      if (waitMs > 0) timer.start(waitMs, () => renew(room));
+      else renew(room);
     },
     /** The connection has ended. */
     stop: () => {

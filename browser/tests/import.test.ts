@@ -16,7 +16,7 @@ async function load(entry: string, asked: string[], globals: object = {}) {
     bundle: true, write: false, format: "cjs", target: "es2022", external: ["react"],
   });
   const module = { exports: {} as Record<string, unknown> };
-  const sandbox = { module, require: () => ({}), ...globals };
+  const sandbox = { module, require: () => ({ createContext: () => ({}) }), ...globals };
   for (const name of GLOBALS) {
     if (!(name in sandbox)) Object.defineProperty(sandbox, name, { get: () => void asked.push(name) });
   }
@@ -25,8 +25,9 @@ async function load(entry: string, asked: string[], globals: object = {}) {
 }
 
 test.each([
-  ["index", ["JobTracker", "RealtimeError", "subscribe", "subscribeShared"]],
-  ["react", ["useJob", "useSynapRealtime"]],
+  ["index", ["RealtimeError", "subscribe", "subscribeShared"]],
+  ["job", ["JobTracker"]],
+  ["react", ["RealtimeProvider", "useJob", "useJobs", "useSynapRealtime"]],
 ])("%s looks for nothing", async (entry, names) => {
   const asked: string[] = [];
   const exports = await load(entry, asked);

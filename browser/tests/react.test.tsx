@@ -496,7 +496,7 @@ describe("useJob", () => {
       }
       await acting(() => ScriptedSocket.last.json(notification(`p${life}`, { type: "a.progress", data: { runId: "r", attempt: 1, progress: life / 60 } })));
     }
-    expect([count, ScriptedSocket.all.length]).toEqual([61, 1]);
+    expect([count, ScriptedSocket.all.length]).toEqual([62, 1]); // one for the snapshot
     await acting(() => ScriptedSocket.last.json(completed));
     expect(hook.result.current).toMatchObject({ status: "success", progress: 1 });
   });

@@ -1,4 +1,6 @@
 /** Fakes of WebSocket and fetch: the test plays the server. Everything else is real. */
+import "../src/shared.js"; // loaded already, so that it does not have to be waited for
+import "../src/stream.js";
 import { vi } from "vitest";
 
 /** The members of a notification that a test sets. A room adds the others. */

@@ -3,7 +3,7 @@ import { afterEach, beforeEach, expect, test, vi } from "vitest";
 import type { NotificationMessage } from "../src/message.js";
 import type { SubscribeOptions } from "../src/options.js";
 import type { State, Subscription } from "../src/state.js";
-import { subscribeShared } from "../src/shared.js";
+import { subscribeShared } from "../src/tabs.js";
 import { Room, script, settle, Socket, until } from "./scripted.js";
 
 const url = "http://rooms.test";

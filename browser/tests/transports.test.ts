@@ -1,7 +1,8 @@
 /** The choice of the transport, and event streams. PROTOCOL.md, "Subscribing". */
 import { describe, expect, test } from "vitest";
 import type { SubscribeOptions } from "../src/options.js";
-import { eventStream, webSocket, type TransportCallbacks } from "../src/transports.js";
+import { eventStream } from "../src/stream.js";
+import { webSocket, type TransportCallbacks } from "../src/transports.js";
 import { connected, recordSubscription, pass, ScriptedSocket, ScriptedStream, settle, useScriptedWorld } from "./world.js";
 
 useScriptedWorld();

@@ -1,4 +1,6 @@
 /** Fakes of the network and the clock: the test is the server, and advances the time. */
+import "../src/shared.js"; // loaded already, so that it does not have to be waited for
+import "../src/stream.js";
 import { afterEach, beforeEach, vi } from "vitest";
 import type { SubscribeOptions } from "../src/options.js";
 import type { State } from "../src/state.js";
@@ -134,6 +136,10 @@ export const notification = (cursor: string, rest: object = {}) => ({
 /** A fake request for an event stream. `all` has every request in order. */
 export class ScriptedStream {
   static all: ScriptedStream[] = [];
+  /** The answers to requests for the state of jobs, by path; of all others: 404. */
+  static answers: Record<string, () => unknown> = {};
+  /** These requests. */
+  static asked: string[] = [];
   /** Every request fails immediately. */
   static areBlocked = false;
 
@@ -148,6 +154,17 @@ export class ScriptedStream {
       if (url.endsWith("/subscribe")) {
         if (ScriptedStream.areBlocked) reject(new TypeError("fetch failed"));
         return resolve(new Response("", { status: ScriptedSocket.haveRooms ? 426 : 404 }));
+      }
+      const path = new URL(url).pathname;
+      if (/\/(jobs|users)\//.test(path)) {
+        const answer = ScriptedStream.answers[path];
+        ScriptedStream.asked.push(url);
+        init.signal?.addEventListener("abort", () => reject(new DOMException("aborted", "AbortError")));
+        if (ScriptedStream.areBlocked) return reject(new TypeError("fetch failed"));
+        void Promise.resolve(answer?.()).then((body) =>
+          resolve(new Response(JSON.stringify(body ?? { code: "not_found", details: "no such job" }), { status: body ? 200 : 404 })),
+        );
+        return;
       }
       const stream = new ScriptedStream(url, init, resolve, reject);
       ScriptedStream.all.push(stream);
@@ -211,6 +228,9 @@ export function useScriptedWorld(): void {
     vi.spyOn(Math, "random").mockReturnValue(0);
     ScriptedSocket.all = [];
     ScriptedStream.all = [];
+    ScriptedStream.asked = [];
+    ScriptedStream.answers = {};
+    ScriptedSocket.haveRooms = false;
     ScriptedSocket.areBlocked = ScriptedStream.areBlocked = false;
     vi.stubGlobal("WebSocket", ScriptedSocket);
     vi.stubGlobal("fetch", ScriptedStream.fetch);

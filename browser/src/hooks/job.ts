@@ -1,10 +1,12 @@
 /** `useJob`: the job of a request. */
 import { useCallback, useEffect, useMemo, useRef } from "react";
-import { IDLE, JobTracker, type JobState } from "../job.js";
 import { baseOf, check, roomOf, type SubscribeOptions } from "../options.js";
 import type { Status, Subscription } from "../state.js";
 import { subscribe } from "../subscription.js";
-import { useLatest, useNewToken, useValue } from "./effects.js";
+import { IDLE, JobTracker, type JobRecord, type JobState } from "../tracker.js";
+import { useLatest, useNewToken, useView, type ViewOptions } from "./effects.js";
+import { useServer, type ServerOptions } from "./provider.js";
+import { readSnapshot } from "./snapshot.js";
 import { errorEvent, RoomStore, type RealtimeErrorEvent } from "./store.js";
 
 /** A timer with a longer delay, about 25 days, would fire immediately. */
@@ -19,59 +21,74 @@ export interface UseJobReturn<Result = Record<string, unknown>> extends JobState
   reconnect: () => void;
 }
 
+export interface JobOptions<Result = Record<string, unknown>, Selected = UseJobReturn<Result>>
+  extends ServerOptions,
+    ViewOptions<UseJobReturn<Result>, Selected> {}
+
 /** The state of one job, over all of its connections. */
-class JobStore<Result> extends RoomStore<Omit<UseJobReturn<Result>, "reconnect">> {
+class JobStore<Result> extends RoomStore<UseJobReturn<Result>> {
   readonly tracker = new JobTracker<Result>();
 
-  constructor() {
-    super({ ...IDLE, connection: "closed", connectionError: null });
+  constructor(reconnect: () => void) {
+    super({ ...IDLE, connection: "closed", connectionError: null, reconnect });
   }
-  connected(connection: Status, connectionError: RealtimeErrorEvent | null): void {
-    this.show({ connection, connectionError: connection === "connecting" ? this.value.connectionError : connectionError });
-  }
-  show({ connection, connectionError }: Pick<UseJobReturn, "connection" | "connectionError"> = this.value): void {
+  show(connection: Status = this.value.connection, error: RealtimeErrorEvent | null = this.value.connectionError): void {
     const { tracker } = this;
+    const connectionError = connection === "connecting" ? this.value.connectionError : error;
     const isRefused = connection === "closed" && connectionError && !tracker.isFinished;
-    this.set({ ...tracker.state, ...(isRefused && { status: "disconnected" }), connection, connectionError });
+    this.set({ ...this.value, ...tracker.state, ...(isRefused && { status: "disconnected" }), connection, connectionError });
   }
 }
 
 /**
- * Follow the job of a request until it is finished. The job may have finished before the component was mounted.
+ * Follow the job of a request until it is finished. The job may have finished before the component was mounted, even
+ * days before: its state is read from the server at first.
  *
  * ```tsx
- * const { status, progress, text } = useJob(requestId, { token });
+ * const { status, progress, text } = useJob(requestId);
  * ```
  *
  * @param requestId null, undefined or "" for none: the status is `idle`.
  * @throws TypeError it names the invalid option.
  */
-export function useJob<Result = Record<string, unknown>>(
+export function useJob<Result = Record<string, unknown>, Selected = UseJobReturn<Result>>(
   requestId: string | null | undefined,
-  options: Pick<SubscribeOptions, "url" | "token"> = {},
-): UseJobReturn<Result> {
+  given: JobOptions<Result, Selected> = {},
+): Selected {
+  const options = useServer(given);
   const latest = useLatest(options);
-  const { url } = options;
+  const { url, enabled = true } = options;
   check(options);
   baseOf(url);
   const room = (requestId ?? "") === "" ? undefined : roomOf("request", requestId);
   const current = useRef<Subscription | null>(null);
-  const job = useMemo(() => new JobStore<Result>(), [room, url]);
+  const reconnect = useCallback(() => current.current?.reconnect(), []);
+  const job = useMemo(() => new JobStore<Result>(reconnect), [room, url, reconnect]);
 
   useEffect(() => {
     const { tracker } = job;
-    if (!room || tracker.isFinished) return;
+    if (!room || !enabled || tracker.isFinished) return;
+    let isOver = false;
     let timer: ReturnType<typeof setTimeout> | undefined;
+    let subscription: Subscription | undefined;
+    /** Show a change. */
+    const show = () => {
+      if (tracker.isFinished) {
+        subscription?.close();
+        job.show("closed", null);
+      } else job.show();
+      awaitStall();
+    };
     /** Start the stall timer. Without a connection, missing notifications do not mean that the job stalls. */
     const awaitStall = () => {
       clearTimeout(timer);
-      if (!tracker.stallAfterMs || subscription.state.status !== "open") return;
+      if (!tracker.stallAfterMs || subscription?.state.status !== "open") return;
       timer = setTimeout(() => {
         tracker.markStalled();
         job.show();
       }, Math.min(tracker.stallAfterMs, MAX_TIMER_MS));
     };
-    const subscription = subscribe(room, {
+    const source: SubscribeOptions = {
       url,
       get token() {
         return latest.current.token;
@@ -81,32 +98,43 @@ export function useJob<Result = Record<string, unknown>>(
       onNotification: (notification) => {
         if (!job.isNew(notification)) return;
         tracker.apply(notification);
-        job.show();
-        awaitStall();
-        if (!tracker.isFinished) return;
-        subscription.close();
-        job.connected("closed", null);
+        show();
       },
       onStateChange: ({ status, error }) => {
-        job.connected(status, errorEvent(error));
+        job.show(status, errorEvent(error));
         awaitStall();
       },
       onGap: () => {
         tracker.gap();
         job.show();
+        restore().catch(() => {}); // it stays incomplete until the result contains it
       },
-    });
-    current.current = subscription;
-    return () => {
-      clearTimeout(timer);
-      job.end(subscription);
-      subscription.close();
-      if (!tracker.isFinished) job.connected("closed", null);
     };
-  }, [room, url, job, latest]);
+    /** Show what the server has kept. */
+    const restore = async () => {
+      const found = await readSnapshot<{ job: JobRecord<Result>; cursor: string }>(`/jobs/${encodeURIComponent(requestId!)}`, source);
+      if (isOver) return;
+      tracker.restore(found.job);
+      // The log may have the text of a job without one.
+      if (found.job.text !== undefined) source.after = found.cursor;
+      show();
+    };
+    const start = () => {
+      if (!isOver && !tracker.isFinished) current.current = subscription = subscribe(room, source);
+    };
+    if (source.after === "earliest") {
+      job.show("connecting");
+      restore().then(start, start);
+    } else start();
+    return () => {
+      isOver = true;
+      clearTimeout(timer);
+      if (subscription) job.end(subscription);
+      subscription?.close();
+      if (!tracker.isFinished) job.show("closed", null);
+    };
+  }, [room, url, enabled, job, latest]);
   useNewToken(options.token, current);
 
-  const state = useValue(job);
-  const reconnect = useCallback(() => current.current?.reconnect(), []);
-  return useMemo(() => ({ ...state, reconnect }), [state, reconnect]);
+  return useView(job, options);
 }

@@ -2,11 +2,12 @@
 import { useCallback, useEffect, useMemo, useRef } from "react";
 import type { NotificationMessage } from "../message.js";
 import { baseOf, check, roomOf, type SubscribeOptions } from "../options.js";
-import { subscribeShared } from "../shared.js";
+import { subscribeShared } from "../tabs.js";
 import type { Status, Subscription } from "../state.js";
 import { subscribe } from "../subscription.js";
 import type { NotificationData } from "../types.js";
 import { useLatest, useNewToken, useValue } from "./effects.js";
+import { useServer } from "./provider.js";
 import { errorEvent, RoomStore, type RealtimeErrorEvent } from "./store.js";
 
 export interface RealtimeOptions<Data extends object = NotificationData>
@@ -66,12 +67,13 @@ const initialState = <Data extends object>(): RoomState<Data> => ({
  * @throws TypeError it names the invalid option.
  */
 export function useSynapRealtime<Data extends object = NotificationData>(
-  options: RealtimeOptions<Data>,
+  given: RealtimeOptions<Data>,
 ): UseSynapRealtimeReturn<Data> {
+  const options = useServer(given, given.url ?? given.realtimeUrl);
   const { userId, requestId, autoConnect = true, shared = false, after, maxReconnects, device, presence } = options;
-  const url = options.url ?? options.realtimeUrl;
+  const { url } = options;
   check(options);
-  baseOf(url, options.url === undefined && url !== undefined ? "realtimeUrl" : "url");
+  baseOf(url, given.url === undefined && given.realtimeUrl !== undefined ? "realtimeUrl" : "url");
   const own = roomOf("user", userId);
   const room = (requestId ?? null) === null ? own : roomOf("request", requestId);
   const latest = useLatest(options);

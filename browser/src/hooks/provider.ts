@@ -1,0 +1,39 @@
+/** `RealtimeProvider`: the server and the token of all hooks below it. */
+import { createContext, createElement, useContext, useMemo, type ReactNode } from "react";
+import type { SubscribeOptions } from "../options.js";
+import { useLatest } from "./effects.js";
+
+/** The server, and the token for it. */
+export type ServerOptions = Pick<SubscribeOptions, "url" | "token">;
+
+export interface RealtimeProviderProps extends ServerOptions {
+  children?: ReactNode;
+}
+
+const Context = createContext<ServerOptions>({});
+
+/**
+ * Give all hooks below it their server and their token. Those that name another server do not get the token.
+ *
+ * ```tsx
+ * <RealtimeProvider url="https://rooms.example.com" token={fetchToken}>…</RealtimeProvider>
+ * ```
+ */
+export function RealtimeProvider({ url, token, children }: RealtimeProviderProps) {
+  const latest = useLatest(token);
+  const fixed = typeof token === "function" || token;
+  const value = useMemo<ServerOptions>(
+    // The function stays the same, so that all hooks share one connection and one call.
+    () => ({ url, token: fixed === true ? () => (latest.current as () => string)() : fixed }),
+    [url, fixed, latest],
+  );
+  return createElement(Context.Provider, { value }, children);
+}
+
+/** Return the options, with the server and the token of the provider where they have none. */
+export function useServer<Options extends ServerOptions>(options: Options, url = options.url): Options {
+  const given = useContext(Context);
+  const isOther = url !== undefined && url !== given.url;
+  const { token = isOther ? undefined : given.token } = options;
+  return { ...options, url: url ?? given.url, token };
+}
