@@ -51,10 +51,10 @@ export function createConnector(wanted: Wanted, callbacks: ConnectorCallbacks) {
           // After a short outage of the server, do not switch to another transport.
           return canStream() && (prefersSse || !hadSocket || failures > 1);
         }
-        const isRefused = hasRooms.get(base) === false;
-        if (way === "v2") return !isRefused;
+        const known = hasRooms.get(base);
+        if (way === "v2") return known !== false;
         // A proxy that drops one handshake without a response drops the next one, too.
-        if (last?.isTimeout || (hasRooms.get(base) && !isRefused)) return false;
+        if (last?.isTimeout || known) return false;
         // Without a token, also try a server that supports no subprotocol: a browser rejects a handshake whose
         // response lacks the subprotocol that it has offered. With a token, never: the token would go into the URL.
         return way === "v1" || !(token || wanted.query().presence || hadSocket);
@@ -77,10 +77,10 @@ export function createConnector(wanted: Wanted, callbacks: ConnectorCallbacks) {
               last = failure;
               // A rejected handshake costs no time, so then WebSockets are still tried first.
               if (failure.isTimeout && way !== "sse") prefersSse = true;
-              hadSocket ||= !!failure.wasOpen;
+              const { wasOpen = isOpen, isFinal, code } = failure;
+              hadSocket ||= wasOpen && way === "v2";
               // A close code of PROTOCOL.md, or 1011: the server was reached, so another transport would not help.
-              const wasReached = isOpen || failure.wasOpen || failure.isFinal || /^(4...|1011)$/.test(`${failure.code}`);
-              if (!wasReached) return resolve();
+              if (!wasOpen && !isFinal && !/^(4...|1011)$/.test(`${code}`)) return resolve();
               prefersSse = prefersSse && isOpen;
               end(failure);
             },

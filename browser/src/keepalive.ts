@@ -20,7 +20,7 @@ export function createKeepalive({ kind, send }: Transport, acknowledges: boolean
   let pingedAt = 0;
   /** The cursors of the rooms. On a connection with one room, it has no name. */
   const received = new Map<string | undefined, string | undefined>();
-  const acknowledged = new Map(received);
+  const acknowledged: typeof received = new Map();
 
   /** Send a ping. Without a pong within this time, the connection is lost. */
   const ping = (withinMs = PONG_WITHIN_MS) => {

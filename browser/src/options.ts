@@ -86,7 +86,6 @@ const RULES: Record<string, Rule> = {
   enabled: SWITCH,
   throttleMs: NUMBER,
   limit: NUMBER,
-  select: CALLBACK,
 };
 
 /**

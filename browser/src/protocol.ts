@@ -61,7 +61,7 @@ export interface Failure {
   /** The client must not reconnect. */
   isFinal?: boolean;
   /** The delay that a draining server asked for. */
-  retryAfterMs?: number;
+  retryAfterMs?: number | undefined;
   /** The server did not answer. */
   isTimeout?: boolean;
   /** From 0 to 1: the random part of the delay, where several subscriptions wait for the same connection. */

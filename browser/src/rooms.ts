@@ -10,12 +10,10 @@ import { order } from "./position.js";
 import { isFinalStatus, type ControlFrame, type Delivered, type Failure } from "./protocol.js";
 import { createTimer } from "./timer.js";
 import { bounded, findToken } from "./token.js";
-import { address } from "./transports.js";
 
 const MAX_ROOMS = 128;
 /** A room without subscriptions is kept for this long: a component may be mounted again, or another one. */
 const LINGER_MS = 1_000;
-const PROBE: RequestInit = { cache: "no-store", credentials: "omit", redirect: "error" };
 
 /** Whether a server has connections with many rooms; absent while it is not known. */
 export const hasRooms = new Map<string, boolean>();
@@ -62,7 +60,7 @@ interface Link {
   connection?: ReturnType<typeof openConnection>;
   /** Whether a subscription can join. */
   fits(wanted: Wanted): boolean;
-  join(member: Member): void;
+  join(member: Member): unknown;
   leave(member: Member, isDead?: boolean): void;
 }
 
@@ -74,7 +72,8 @@ const keyOf = ({ query }: Wanted) => [query().device, query().presence].join();
 const earlier = (one: string | undefined, other: string | undefined) => {
   if (!one || !other) return one || other;
   if (one === "latest") return other;
-  return other === "latest" || order(one, other) <= 0 ? one : order(one, other) > 0 ? other : "earliest";
+  const lead = other === "latest" ? 0 : order(one, other);
+  return lead > 0 ? other : lead <= 0 ? one : "earliest";
 };
 
 /** @param token of the connection; undefined: it is fetched. */
@@ -148,29 +147,25 @@ function createLink(base: string, options: SubscribeOptions, token?: string): Li
     const { room: name, cursor } = (control ? data : message) as Delivered;
     const room = rooms.get(name!);
     if (!room) {
+      if (control !== "synap.token_expiring") return;
       const members = [...rooms.values()].flatMap(({ members }) => [...members]);
       const member = members.find(({ token }) => !token) ?? members[0];
-      if (control === "synap.token_expiring" && member) deliver(member, message);
-      return;
+      return member && deliver(member, message);
     }
     const isError = control === "synap.error";
     if (isError || control === "synap.unsubscribed") {
       const { code, details, reason = details, retryAfterMs, reconnectAfterMs = retryAfterMs } = data;
       if (isError && data.action !== "subscribe") return;
-      if (code === undefined) {
-        if (room.members.size) subscribe(room);
-        else rooms.delete(room.name);
-        return;
-      }
+      if (code === undefined) return room.members.size ? subscribe(room) : void rooms.delete(room.name);
       const status = isError ? (STATUSES[code as string] ?? 400) : (code as number);
-      const isFinal = isError ? isFinalStatus(status) : status >= 4500;
-      const failure: Failure = { reason: `${reason as string}`, code: status, isFinal };
-      if (reconnectAfterMs !== undefined) failure.retryAfterMs = +reconnectAfterMs! || 0;
+      const failure: Failure = {
+        reason: `${reason as string}`, code: status, isFinal: isError ? isFinalStatus(status) : status >= 4500,
+        retryAfterMs: reconnectAfterMs as number | undefined,
+      };
       if (code === "too_many_rooms" || (code === "forbidden" && link.connection!.tokens.get(room.name))) {
         // Use another connection.
         for (const { wanted } of room.members) refused.add(wanted.options.token);
-        failure.isFinal = false;
-        failure.retryAfterMs = 0;
+        Object.assign(failure, { isFinal: false, retryAfterMs: 0 });
       }
       return endRoom(room, failure);
     }
@@ -201,10 +196,7 @@ function createLink(base: string, options: SubscribeOptions, token?: string): Li
       rooms.set(name, room);
       room.members.add(member);
       const start = startOf(member);
-      if (room.state === "new") {
-        if (isOpen) subscribe(room);
-        return;
-      }
+      if (room.state === "new") return isOpen && subscribe(room);
       if (room.state === "ending") return;
       // Another subscription has begun. Receive from now on, if that misses nothing.
       const isCursor = start && start !== "latest";
@@ -246,9 +238,9 @@ function createLink(base: string, options: SubscribeOptions, token?: string): Li
       onEnd: async (failure) => {
         if (!isOpen && !failure.isFinal && (failure.code ?? 1006) === 1006) {
           // A page cannot see why a handshake failed. 426: the route exists.
-          const probe = async () => (await fetch(address({ base }, "subscribe"), PROBE)).status;
-          const status = await bounded(probe().catch(() => 500));
-          if (typeof status === "number" && status < 500 && status !== 429) hasRooms.set(base, status === 426);
+          const probe = async () => (await fetch(`${base}/subscribe`, { cache: "no-store", redirect: "error" })).status;
+          const status = (await bounded(probe().catch(() => 500))) as number; // no number if it takes too long
+          if (status < 400 || isFinalStatus(status)) hasRooms.set(base, status === 426);
         }
         end(failure);
       },

@@ -2,10 +2,13 @@
 import { StrictMode, useEffect } from "react";
 import { createRoot, type Root } from "react-dom/client";
 import {
+  RealtimeProvider,
   useJob,
+  useJobs,
   useSynapRealtime,
   type JobState,
   type RealtimeOptions,
+  type UseJobsReturn,
   type UseSynapRealtimeReturn,
 } from "../../browser/src/react.js";
 import { changed } from "./until.js";
@@ -20,7 +23,7 @@ interface Props {
 }
 
 declare global {
-  var seen: { calls: string[]; hook?: UseSynapRealtimeReturn; jobs: Record<string, JobState> };
+  var seen: { calls: string[]; hook?: UseSynapRealtimeReturn; jobs: Record<string, JobState>; list?: UseJobsReturn };
   /** Render, or render anew with other properties. */
   function show(name: keyof typeof components, props: Props, isStrict?: boolean): void;
   function leave(): void;
@@ -109,7 +112,27 @@ function Job({ id, ...options }: { id: string; url?: string; token?: string }) {
   return <p>{job.text}</p>;
 }
 
-const components = { Listener, Report, ReportInFull, Jobs };
+/** All that a page may show of one user: the room, the list, and many jobs. */
+function Dashboard({ ids, url, token }: Props) {
+  return (
+    <RealtimeProvider url={url} token={async () => token}>
+      <Listener options={{ userId: "1" }} />
+      <List />
+      <Jobs ids={ids} />
+    </RealtimeProvider>
+  );
+}
+
+function List() {
+  const list = useJobs({ userId: "1" });
+  useEffect(() => {
+    seen.list = list;
+    changed();
+  });
+  return <p>{list.jobs.length}</p>;
+}
+
+const components = { Listener, Report, ReportInFull, Jobs, Dashboard };
 let root: Root | undefined;
 
 globalThis.show = (name, props, isStrict = false) => {

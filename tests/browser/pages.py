@@ -136,6 +136,11 @@ class Server:
         """Whether a stopping server drains and sends a reconnect delay."""
         return self.kind == "python"
 
+    def dials(self, connections: int) -> int:
+        """The TCP connections at most that so many connections of a client take. The Worker has
+        none with many rooms, which a page finds out by a handshake and a request."""
+        return connections if self.kind == "python" else 3 * connections
+
     def _variables(self) -> dict[str, str]:
         return {
             "TOKEN_SECRETS": SECRET,

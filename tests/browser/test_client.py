@@ -47,7 +47,9 @@ async def test_presence_follows_joins_and_leaves(
     await other.listen(url, room, token=token("2", device="phone"))
     await tab.until("recorded.presences.length === 2")
     laptop = {"user": "1", "connections": 1, "devices": ["laptop"]}
-    assert await tab.page.evaluate("recorded.presences") == [
+    for frame in (received := await tab.page.evaluate("recorded.presences")):
+        frame.pop("room", None)  # of a connection with many rooms
+    assert received == [
         {"event": "state", "users": [laptop]},
         {"event": "join", "user": "2", "connections": 1, "devices": ["phone"]},
     ]
@@ -594,7 +596,7 @@ async def test_page_restored_from_the_back_forward_cache_connects_immediately(
 
 
 async def test_two_tabs_share_a_connection_and_a_third_takes_over(
-    context: BrowserContext, origin: str, link: Link, job: Publisher
+    context: BrowserContext, origin: str, link: Link, job: Publisher, server: Server
 ) -> None:
     leading, following = await Tab.open(context, origin), await Tab.open(context, origin)
     for tab in (leading, following):
@@ -613,11 +615,11 @@ async def test_two_tabs_share_a_connection_and_a_third_takes_over(
     await following.until_received(job.kept)
     received = await late.received_ids()
     await late.until_received(job.kept[job.kept.index(received[0]) :])
-    assert link.accepted == 2
+    assert link.accepted <= server.dials(2)
 
 
 async def test_tab_that_takes_over_resumes_from_its_cursor(
-    context: BrowserContext, origin: str, link: Link, job: Publisher
+    context: BrowserContext, origin: str, link: Link, job: Publisher, server: Server
 ) -> None:
     """The server knows no mark, so what was before the tab came could come again."""
     leading = await Tab.open(context, origin)
@@ -633,11 +635,11 @@ async def test_tab_that_takes_over_resumes_from_its_cursor(
     await job.publish(2)
     for tab in (following, idle):
         await tab.until_received(["n3", "n4"])
-    assert link.accepted == 2
+    assert link.accepted <= server.dials(2)
 
 
 async def test_tab_opened_later_sees_the_whole_request(
-    context: BrowserContext, origin: str, url: str, link: Link
+    context: BrowserContext, origin: str, url: str, link: Link, server: Server
 ) -> None:
     job = Publisher(url, "request_7")
     await job.publish(2)
@@ -651,7 +653,7 @@ async def test_tab_opened_later_sees_the_whole_request(
     await job.publish()
     for tab in (first, second):
         await tab.until_received(job.kept)
-    assert link.accepted == 1
+    assert link.accepted <= server.dials(1)
     await job.close()
 
 

@@ -68,7 +68,7 @@ export function useJobs<Selected = UseJobsReturn>(given: JobsOptions<Selected>):
 
   useEffect(() => {
     if (!enabled) return;
-    const path = `/users/${encodeURIComponent(userId)}/jobs?status=${statuses}&type=${encodeURIComponent(type)}&limit=${limit}`;
+    const path = `/users/${encodeURIComponent(userId)}/jobs?limit=${limit}${statuses && `&status=${statuses}`}${type && `&type=${encodeURIComponent(type)}`}`;
     let records = new Map<string, JobRecord>();
     const past = new Set<string>(); // runs that were superseded
     const ignored = new Set<string>(); // events of jobs that are not in the list
@@ -78,6 +78,7 @@ export function useJobs<Selected = UseJobsReturn>(given: JobsOptions<Selected>):
     let request: object | undefined;
     let timer: ReturnType<typeof setTimeout> | undefined;
     let failures = 0;
+    let size = 0; // of the list that was read
 
     const set = (change: Partial<UseJobsReturn>) => list.set({ ...list.value, ...change });
     const show = (change: Partial<UseJobsReturn> = {}) => {
@@ -86,7 +87,7 @@ export function useJobs<Selected = UseJobsReturn>(given: JobsOptions<Selected>):
       );
       all.sort((one, other) => ((one.startedAt ?? "") < (other.startedAt ?? "") ? 1 : -1));
       const { hasMore } = { ...list.value, ...change };
-      if (hasMore && all.length < limit) load();
+      if (hasMore && all.length < size) load(); // one does not match any more
       set({ ...change, jobs: all.slice(0, limit), hasMore: hasMore || all.length > limit });
     };
     const apply = (notification: JobNotification) => {
@@ -123,6 +124,7 @@ export function useJobs<Selected = UseJobsReturn>(given: JobsOptions<Selected>):
             if (JSON.stringify(before) === JSON.stringify(job)) records.set(id, before!);
           }
           ({ cursor } = found);
+          size = records.size;
           request = undefined;
           show({ isLoaded: true, hasMore: !!found.next, error: undefined });
           for (const each of received) if (!(order(each.cursor, cursor) <= 0)) apply(each);

@@ -26,7 +26,7 @@ export function foldJob(record: JobRecord | undefined, notification: JobNotifica
   const isFirst = record?.runId !== runId;
   if (!isFirst && isEnding(record?.status)) return record;
   if (isFirst && record) past.add(record.runId);
-  const before: JobRecord = isFirst || !record ? { type: name, status: "running", runId, attempt: 1, startedAt: at } : record;
+  const before: JobRecord = isFirst || !record ? { type: name, status: "running", runId, attempt: 1, truncated: false, startedAt: at } : record;
   const known = { ...before, userId: userId ?? before.userId, requestId: requestId ?? before.requestId };
   if (isEnding(event)) {
     const ended = { ...known, status: event as JobRecord["status"], updatedAt: at, endedAt: at };
