@@ -41,8 +41,7 @@ export function createConnector(wanted: Wanted, callbacks: ConnectorCallbacks) {
       let last = (await bounded(ready)) as Failure | undefined;
       if (isOver()) return;
       if (last) return end(last);
-      let token: string | undefined;
-      let hasToken = false;
+      let token: string | null | undefined; // null: there is none
       const { base, room } = wanted;
       const ways: Way[] = prefersSse ? ["sse", "v2", "v1", "plain"] : ["v2", "v1", "plain", "sse"];
 
@@ -88,20 +87,16 @@ export function createConnector(wanted: Wanted, callbacks: ConnectorCallbacks) {
           connection =
             way === "v2"
               ? joinRoom(wanted, events)
-              : openConnection({ base, room, token, query: wanted.query() }, way, events);
+              : openConnection({ base, room, token: token!, query: wanted.query() }, way, events);
         });
 
       for (const way of ways) {
         if (!canHelp(way)) continue;
-        if (way !== "v2" && !hasToken) {
-          token = (last as Failure | undefined)?.token;
-          if (token === undefined) {
-            const found = await findToken(wanted.options);
-            if (isOver()) return;
-            if (found.reason) return end(found as Failure);
-            token = found.token;
-          }
-          hasToken = true;
+        if (way !== "v2" && token === undefined) {
+          const found: Partial<Failure> = (last as Failure | undefined)?.token ? last! : await findToken(wanted.options);
+          if (isOver()) return;
+          token = found.token ?? null;
+          if (!token && found.reason) return end(found as Failure);
           if (!canHelp(way)) continue;
         }
         await tryWay(way);

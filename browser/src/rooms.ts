@@ -44,14 +44,12 @@ interface Room {
   key: string;
   members: Set<Member>;
   /**
-   * `new`: to be subscribed; `replaying` and `live`: before and after the end of the replay; `ending`: unsubscribed, to
-   * be subscribed again if it has members then.
+   * `new`: to be subscribed; `replaying`: a subscription that joins would miss something; `live`: it would not; `ending`:
+   * unsubscribed, to be subscribed again if it has members then.
    */
   state: "new" | "replaying" | "live" | "ending";
   /** The position of the subscriptions in it. */
   cursor?: unknown;
-  /** It has received something while it had no subscription. */
-  isStale?: boolean;
 }
 
 /** A connection with many rooms. */
@@ -118,7 +116,6 @@ function createLink(base: string, options: SubscribeOptions, token?: string): Li
     const roomToken = all.every(({ token }) => token && token !== tokens.get(undefined)) ? own : undefined;
     tokens.set(room.name, roomToken);
     room.state = "replaying";
-    room.isStale = false;
     send({ action: "subscribe", room: room.name, ...wanted.query(), after, presence: wanted.options.presence, token: roomToken });
   };
   const unsubscribe = (room: Room) => {
@@ -170,10 +167,10 @@ function createLink(base: string, options: SubscribeOptions, token?: string): Li
       return endRoom(room, failure);
     }
     const isLive = control === "synap.subscribed";
-    if (isLive) room.state = "live";
     if (isLive || !control) {
       room.cursor = isLive ? data.cursor : cursor;
-      room.isStale ||= !control && !room.members.size;
+      if (!room.members.size) room.state = "replaying";
+      else if (isLive) room.state = "live";
     }
     for (const member of [...room.members]) {
       if (isLive) member.isOpen ??= false;
@@ -192,7 +189,6 @@ function createLink(base: string, options: SubscribeOptions, token?: string): Li
       const { wanted } = member;
       const name = wanted.room;
       const room: Room = rooms.get(name) ?? { name, key: keyOf(wanted), members: new Set(), state: "new" };
-      const isStale = room.isStale && !room.members.size;
       rooms.set(name, room);
       room.members.add(member);
       const start = startOf(member);
@@ -201,7 +197,7 @@ function createLink(base: string, options: SubscribeOptions, token?: string): Li
       // Another subscription has begun. Receive from now on, if that misses nothing.
       const isCursor = start && start !== "latest";
       const missesNothing = !isCursor || start === room.cursor || order(start, room.cursor) > 0;
-      if (room.state !== "live" || isStale || wanted.options.presence || !missesNothing) return unsubscribe(room);
+      if (room.state !== "live" || wanted.options.presence || !missesNothing) return unsubscribe(room);
       queueMicrotask(() => {
         member.isOpen ??= false;
         deliver(member, { control: "synap.subscribed", data: { cursor: isCursor ? start : room.cursor } });

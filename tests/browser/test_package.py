@@ -59,7 +59,8 @@ def test_import_needs_no_browser_globals(tarball: Path, tmp_path: Path) -> None:
         const before = new Set(Reflect.ownKeys(globalThis));
         for (const name of ["window", "document", "localStorage", "navigator", "WebSocket"])
           Object.defineProperty(globalThis, name, { get() { throw new Error(name); } });
-        const { subscribe, subscribeShared, JobTracker } = await import("./package/dist/index.js");
+        const { subscribe, subscribeShared } = await import("./package/dist/index.js");
+        const { JobTracker } = await import("./package/dist/job.js");
         console.log(typeof subscribe, typeof subscribeShared, typeof JobTracker);
     """
     said = run(BIN / "node", "--input-type=module", "-e", code, cwd=tmp_path)
@@ -70,7 +71,8 @@ async def test_subscribes_in_node(tarball: Path, tmp_path: Path, rooms: str) -> 
     """Without a page: a real server, the packed files, and a job on the other side."""
     run("tar", "-xzf", tarball, "-C", tmp_path)
     code = """
-        const { JobTracker, subscribe } = await import("./package/dist/index.js");
+        const { subscribe } = await import("./package/dist/index.js");
+        const { JobTracker } = await import("./package/dist/job.js");
         const tracker = new JobTracker();
         const subscription = subscribe("request_r1", {
           url: process.argv[1],

@@ -117,6 +117,7 @@ def test_typescript_snippets_compile(tmp_path: Path) -> None:
     modules = BROWSER / "node_modules"
     paths = {
         "@synap/realtime": BROWSER / "src/index.ts",
+        "@synap/realtime/job": BROWSER / "src/job.ts",
         "@synap/realtime/react": BROWSER / "src/react.ts",
         "jose": ROOT / "worker/node_modules/jose/dist/types/index.d.ts",
         "react": modules / "@types/react",
