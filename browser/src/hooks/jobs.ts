@@ -70,7 +70,7 @@ export function useJobs<Selected = UseJobsReturn>(given: JobsOptions<Selected>):
     if (!enabled) return;
     const path = `/users/${encodeURIComponent(userId)}/jobs?limit=${limit}${statuses && `&status=${statuses}`}${type && `&type=${encodeURIComponent(type)}`}`;
     let records = new Map<string, JobRecord>();
-    const past = new Set<string>(); // runs that were superseded
+    const fences = new Map<string, number>(); // of runs
     const ignored = new Set<string>(); // events of jobs that are not in the list
     let cursor: string | undefined; // up to which the list is known
     let from: string | undefined; // from which on notifications are received
@@ -100,7 +100,7 @@ export function useJobs<Selected = UseJobsReturn>(given: JobsOptions<Selected>):
         ignored.add(id + event);
         return;
       }
-      const after = foldJob(before, notification, past)!;
+      const after = foldJob(before, notification, fences)!;
       if (after === before) return;
       records.set(id, after);
       show();
@@ -120,7 +120,7 @@ export function useJobs<Selected = UseJobsReturn>(given: JobsOptions<Selected>):
           records = new Map(found.jobs.map((job) => [idOf(job), job]));
           for (const [id, job] of records) {
             const before = old.get(id);
-            if (before && before.runId !== job.runId) past.add(before.runId);
+            if (before && before.runId !== job.runId) fences.set(before.runId, Infinity);
             if (JSON.stringify(before) === JSON.stringify(job)) records.set(id, before!);
           }
           ({ cursor } = found);
