@@ -28,7 +28,11 @@ def _notification(chance: random.Random, place: int, *, has_fence: bool) -> dict
     }
     weight = place + 1
     event = chance.choice(EVENTS if chance.random() < weight / 20 else EVENTS[:4])
-    job = {"event": event, "name": f"type-{chance.randrange(2)}", "runId": chance.choice(RUNS)}
+    job: dict[str, Any] = {
+        "event": event,
+        "name": f"type-{chance.randrange(2)}",
+        "runId": chance.choice(RUNS),
+    }
     if has_fence:
         job["attempt"] = chance.randrange(4)
     if chance.random() < 0.3:
