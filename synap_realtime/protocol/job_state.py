@@ -160,6 +160,7 @@ class JobRecord:
         text: the text that the run has written, in :data:`its key <text_key>`; in a store, only
             once the run has ended.
         truncated: whether a part of the result is missing.
+        stall_after_s: how long the run may be silent after its last event; None for no limit.
         started_at, updated_at, ended_at: RFC 3339.
         past_runs: the ids of earlier runs, oldest first.
         fence: the highest fencing number: an event with a lower one is late.
@@ -178,6 +179,7 @@ class JobRecord:
     error: str | None = None
     text: str | None = None
     truncated: bool = False
+    stall_after_s: float | None = None
     started_at: str | None = None
     updated_at: str | None = None
     ended_at: str | None = None
@@ -273,7 +275,7 @@ def fold_job(record: JobRecord | None, event: JobEvent) -> JobRecord:
 def _apply(record: JobRecord, event: JobEvent, *, is_first: bool) -> JobRecord:
     data, at, status = event.data, event.at, _STATUSES[event.event]
     if event.is_ending:
-        ended = replace(record, status=status, updated_at=at, ended_at=at)
+        ended = replace(record, status=status, updated_at=at, ended_at=at, stall_after_s=None)
         if status != "completed":
             return replace(ended, error=_of(str, data.get("error")))
         truncated = data.get("truncated") is True
@@ -296,6 +298,7 @@ def _apply(record: JobRecord, event: JobEvent, *, is_first: bool) -> JobRecord:
         progress=_fraction(data.get("progress"), record.progress),
         label=_of(str, data.get("label")) or record.label,
         error=_of(str, data.get("error")) or record.error,
+        stall_after_s=_seconds(data.get("stallAfterS")),
         updated_at=at,
     )
 
@@ -314,3 +317,9 @@ def _fraction(value: object, default: float | None) -> float | None:
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1:
         return float(value)
     return default
+
+
+def _seconds(value: object) -> float | None:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 2**31:
+        return value
+    return None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .aio import subscribe
-from .job import JobState, JobTracker, follow_job
+from .following import follow_job
+from .job import JobState, JobTracker
 from .options import SubscriptionState
 from .records import Job, JobList
 from .snapshots import get_job, get_job_sync, list_jobs, list_jobs_sync

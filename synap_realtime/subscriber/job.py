@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from ..event_loops import running_loop
+from ..protocol.job_state import JobStatus, text_key
 from ..protocol.notification import Notification
-from ..protocol.rooms import UserId, request_room
-from .aio import subscribe
-from .options import SubscriptionState, Token
+from .records import Job
+
+Status = Literal["idle", "pending", "retrying", "stalled", "success", "error"]
+
+_STATUSES: Mapping[JobStatus, Status] = {
+    "running": "pending",
+    "retrying": "retrying",
+    "completed": "success",
+    "failed": "error",
+    "cancelled": "error",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +35,12 @@ class JobState:
         result: the ``data`` of the terminal notification.
         text: the generated text so far, up to the first missing piece.
         is_text_complete: false when a piece of the text is missing, because this client subscribed
-            late or was disconnected for longer than the server retains pieces. The result contains
+            late or was disconnected for longer than the server retains them. The result contains
             the whole text.
-        type: the type of the last notification.
+        type: the type of the last notification; None if the state comes from the server's record.
     """
 
-    status: Literal["idle", "pending", "retrying", "stalled", "success", "error"] = "idle"
+    status: Status = "idle"
     progress: float | None = None
     label: str | None = None
     attempt: int = 1
@@ -57,14 +63,45 @@ class JobTracker:
         state: the state of the job.
         stall_after_s: how long the job may be silent after the last notification; None for no
             limit.
+        misses_text: whether the last piece follows a part of the text that never came. The server
+            may still have it.
     """
 
     def __init__(self) -> None:
         self.state = JobState()
         self.stall_after_s: float | None = None
-        self._run: object = None  # identifies the text: the run and its attempt
+        self.misses_text = False
+        self._key: object = None  # the fold key of the text, and the last attempt in it
+        self._fence = 0.0
+        self._run: object = None  # the run and its attempt, for pieces that are not folded
         self._attempt = 0.0
         self._next_index: float | None = 0  # None: no further piece can be appended
+
+    def restore(self, job: Job) -> JobState:
+        """Replace the state by the server's record. The notifications after its cursor follow.
+
+        A state that is final stays.
+        """
+        if self.state.is_finished:
+            return self.state
+        result = job.result
+        if job.status in ("failed", "cancelled"):
+            result = {"error": job.error, "runId": job.run_id}
+        self.state = JobState(
+            status=_STATUSES[job.status],
+            progress=job.progress,
+            label=job.label,
+            attempt=job.attempt,
+            max_attempts=job.max_attempts,
+            error=job.error,
+            result=result or {},
+            text=job.text or "",
+        )
+        self.stall_after_s = None if job.has_ended else job.stall_after_s
+        self.misses_text = False
+        self._key, self._fence = text_key(job.run_id), 0.0
+        self._run, self._attempt, self._next_index = job.run_id, float(job.attempt), None
+        return self.state
 
     def apply(self, notification: Notification) -> JobState:
         """Apply the next notification. Notifications after the terminal one are ignored."""
@@ -81,7 +118,8 @@ class JobTracker:
             if notification.status == "success":
                 state = _completed(state)
         elif word == "delta":
-            state = replace(self._write(state, data), status="pending")
+            state = replace(self._write(state, notification), status="pending")
+            self.misses_text = not state.is_text_complete
         else:
             self.stall_after_s = _number(data.get("stallAfterS")) or None
             most = _number(data.get("maxAttempts"))
@@ -105,17 +143,48 @@ class JobTracker:
             self.state = replace(self.state, is_text_complete=False)
         return self.state
 
-    def _write(self, state: JobState, data: Mapping[str, Any]) -> JobState:
-        """Append a piece. The text ends before the first missing piece; without its beginning, it
-        is empty.
+    def _write(self, state: JobState, notification: Notification) -> JobState:
+        """Add a piece. The text ends before the first missing piece; without its beginning, it is
+        empty.
         """
+        data, fold = notification.data, notification.fold or {}
+        piece = _text(data.get("delta")) or ""
+        offset = _number(fold.get("offset")) if fold.get("mode") == "append" else None
+        if offset is not None:
+            self._run, self._attempt = data.get("runId"), _number(data.get("attempt"), 1.0) or 1.0
+            self._next_index = None
+            return self._write_folded(state, piece, fold, int(offset))
+        return self._write_next(state, piece, data)
+
+    def _write_folded(
+        self, state: JobState, piece: str, fold: Mapping[str, Any], offset: int
+    ) -> JobState:
+        """Add a piece by its offset: see PROTOCOL.md, "Folding"."""
+        attempt = _number(fold.get("attempt"), 0.0) or 0.0
+        is_other = fold.get("key") != self._key
+        if not is_other and attempt < self._fence:
+            return state
+        self._key, self._fence = fold.get("key"), attempt
+        text = "" if is_other else state.text
+        if offset > len(text):
+            return replace(state, text=text, is_text_complete=False)
+        return replace(state, text=text[:offset] + piece, is_text_complete=True)
+
+    def _write_next(self, state: JobState, piece: str, data: Mapping[str, Any]) -> JobState:
+        """Add a piece that is not folded, by its offset if it has one, else by its index."""
         index, attempt = _number(data.get("index")), _number(data.get("attempt"), 1.0) or 1.0
+        offset = _number(data.get("offset"))
         is_same_run = data.get("runId") == self._run
         if is_same_run and attempt < self._attempt:
             return state  # discard the text of an earlier attempt
         is_other = not is_same_run or attempt != self._attempt
         self._run, self._attempt = data.get("runId"), attempt
-        piece = _text(data.get("delta")) or ""
+        if offset is not None and index != 0 and not is_other:
+            if offset > len(state.text):
+                return replace(state, is_text_complete=False)
+            is_repeated = offset + len(piece) <= len(state.text)
+            text = state.text if is_repeated else state.text[: int(offset)] + piece
+            return replace(state, text=text, is_text_complete=True)
         if index == 0:  # each attempt starts its text anew
             self._next_index = 1
             return replace(state, text=piece, is_text_complete=True)
@@ -157,97 +226,3 @@ def _number(value: object, default: float | None = None) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 2**53:
         return default
     return value
-
-
-def follow_job(
-    request_id: UserId,
-    url: str | None = None,
-    token: Token = None,
-) -> AsyncGenerator[JobState, None]:
-    """Follow one request's job to its end, even if it ended before the call.
-
-    ::
-
-        async with aclosing(follow_job("r1")) as states:
-            async for state in states:
-                print(state.status, state.progress, state.label)
-
-    A disconnect does not affect the state: the subscription is resumed, and until then the job does
-    not count as stalled.
-
-    Args:
-        request_id: the request; its room is ``request_{request_id}``.
-        url, token: as for :func:`subscribe`.
-
-    Yields:
-        the state after each change; the last one is final.
-
-    Raises:
-        as :func:`subscribe` does.
-    """
-    following = _Following()
-    notifications = subscribe(
-        request_room(request_id),
-        url,
-        token,
-        after="earliest",
-        max_reconnects=None,
-        on_gap=following.on_gap,
-        on_state_change=following.on_state_change,
-    )
-    return following.states(notifications)
-
-
-class _Following:
-    """One followed job, and whether its room is connected."""
-
-    def __init__(self) -> None:
-        self._view = JobTracker()
-        self._is_connected = False
-        self._changed = asyncio.Event()
-
-    def on_gap(self, _room: str) -> None:
-        self._view.gap()
-        self._changed.set()
-
-    def on_state_change(self, state: SubscriptionState) -> None:
-        self._is_connected = state.status == "connected"
-        self._changed.set()
-
-    async def states(
-        self, notifications: AsyncGenerator[Notification, None]
-    ) -> AsyncGenerator[JobState]:
-        running_loop("follow_job()", "iterate subscribe_sync() in a thread")
-        view = self._view
-        async with aclosing(notifications):
-            coming: asyncio.Future[Notification] | None = None
-            changed: asyncio.Future[bool] | None = None
-            shown = view.state
-            try:
-                while not view.state.is_finished:
-                    coming = coming or asyncio.ensure_future(anext(notifications))
-                    changed = changed or asyncio.ensure_future(self._changed.wait())
-                    # Silence counts as the job's only while connected.
-                    timeout = view.stall_after_s if self._is_connected else None
-                    waited = (coming, changed)
-                    done, _ = await asyncio.wait(
-                        waited, timeout=timeout, return_when=asyncio.FIRST_COMPLETED
-                    )
-                    if coming in done:
-                        view.apply(coming.result())
-                        coming = None
-                    if changed in done:
-                        self._changed.clear()
-                        changed = None
-                    if not done:
-                        view.stall_after_s = None
-                        view.mark_stalled()
-                    if coming is None or view.state != shown:
-                        shown = view.state
-                        yield shown
-            finally:
-                waiting = [future for future in (coming, changed) if future is not None]
-                for future in waiting:
-                    future.cancel()
-                if waiting:
-                    await asyncio.wait(waiting)

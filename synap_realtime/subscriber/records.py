@@ -25,6 +25,8 @@ class Job:
         result: the ``data`` of the notification of success.
         is_truncated: whether members of the result are missing.
         error: why the job, or its last attempt, failed.
+        stall_after_s: how long the job may be silent, from ``updated_at``, before it is stalled;
+            None for no limit.
         text: the text that the run has written; None if it has written none, and in lists.
         started_at, updated_at, ended_at: with a time zone; None if unknown.
         cursor: the position in the request's room from which :func:`subscribe` continues without a
@@ -43,6 +45,7 @@ class Job:
     result: Mapping[str, Any] | None = None
     is_truncated: bool = False
     error: str | None = None
+    stall_after_s: float | None = None
     text: str | None = None
     started_at: datetime | None = None
     updated_at: datetime | None = None
@@ -97,6 +100,7 @@ def parse_job_record(content: object, cursor: str = "") -> Job:
         result=result if isinstance(result, dict) else None,
         is_truncated=wire.get("truncated") is True,
         error=_text(wire.get("error")),
+        stall_after_s=_seconds(wire.get("stallAfterS")),
         text=_text(wire.get("text")),
         started_at=_time(wire.get("startedAt")),
         updated_at=_time(wire.get("updatedAt")),
@@ -127,3 +131,8 @@ def _fraction(value: object) -> float | None:
     return (
         float(value) if is_number and isinstance(value, int | float) and 0 <= value <= 1 else None
     )
+
+
+def _seconds(value: object) -> float | None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number and isinstance(value, int | float) and 0 < value <= 2**31 else None

@@ -267,3 +267,13 @@ def test_two_runs_of_a_request_end_as_the_later_one_does(data: st.DataObject) ->
     assert record.run_id == latest
     assert record.status == runs[latest][-1].event
     assert [each for each in endings if each.run_id == latest] == [record]
+
+
+def test_a_record_says_how_long_the_run_may_be_silent() -> None:
+    record = folded([note("started", stallAfterS=60)])
+    assert record.to_wire()["stallAfterS"] == 60
+    assert parse_record(record.to_stored()) == record
+    for value in (None, 0, -1, True, "60", 1e12):
+        waits = folded([note("progress", stallAfterS=value)], record)
+        assert "stallAfterS" not in waits.to_wire()
+    assert folded([note("failed")], record).stall_after_s is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from synap_realtime import (
     BackgroundBroadcaster,
     InvalidArgumentError,
+    Job,
     JobState,
     Notification,
     follow_job,
@@ -226,4 +228,68 @@ async def test_silent_job_stalls_until_it_reports_and_a_finished_one_ends_immedi
                     reporter.completed({"pages": 3})
         assert [s.status for s in seen] == ["pending", "stalled", "pending", "stalled", "success"]
         async with asyncio.timeout(TIMEOUT_S), aclosing(follow_job("r1", url)) as states:
-            assert [state.status async for state in states] == ["pending", "pending", "success"]
+            assert [(state.status, state.result) async for state in states] == [
+                ("success", {"pages": 3})
+            ]
+
+
+def folded(view: JobTracker, offset: object, piece: str, **fold: object) -> tuple[str, bool]:
+    run = RunNotifications(REPORT, "r").delta("a", 7, piece)
+    member = {"key": "r:text", "mode": "append", "offset": offset, "attempt": 1000, **fold}
+    state = view.apply(run.model_copy(update={"fold": member}))
+    return state.text, state.is_text_complete
+
+
+def test_a_folded_text_is_placed_by_its_offset_in_code_points() -> None:
+    view = JobTracker()
+    assert folded(view, 0, "aé") == ("aé", True)
+    assert folded(view, 2, "😀") == ("aé😀", True)
+    assert folded(view, 3, "!") == ("aé😀!", True)
+    assert folded(view, 1, "é😀!?") == ("aé😀!?", True)  # pieces that were joined for this client
+    assert folded(view, 9, "lost") == ("aé😀!?", False)
+    assert view.misses_text
+    assert folded(view, 0, "whole", attempt=2000) == ("whole", True)
+    assert folded(view, 5, "late", attempt=1000) == ("whole", True)
+    assert folded(view, 3, "other run", key="s:text") == ("", False)
+    assert not view.gap().is_text_complete
+
+
+@pytest.mark.parametrize("offset", [None, -1, 1.5, "0", True, 2**60])
+def test_a_piece_with_an_invalid_offset_adds_nothing_that_does_not_fit(offset: object) -> None:
+    view = JobTracker()
+    folded(view, 0, "a")
+    text, is_complete = folded(view, offset, "b")
+    assert (text, is_complete) in (("a", False), ("ab", True))
+
+
+def test_a_text_goes_on_without_fold() -> None:
+    view = JobTracker()
+    folded(view, 0, "folded ")
+    assert delta(view, 8, "plain", offset=7) == ("folded plain", True)
+    assert delta(view, 8, "plain", offset=7) == ("folded plain", True)
+    assert delta(view, 9, "!", offset=12) == ("folded plain!", True)
+    assert delta(view, 11, "?", offset=20) == ("folded plain!", False)
+
+
+def test_the_record_of_the_server_is_the_state_until_its_notifications_follow() -> None:
+    view = JobTracker()
+    job = Job(
+        "report.creation", "running", "r", progress=0.5, label="Up", attempt=2, text="Hel",
+        stall_after_s=9,
+    )  # fmt: skip
+    state = view.restore(job)
+    assert (state.status, state.progress, state.label, state.attempt) == ("pending", 0.5, "Up", 2)
+    assert view.stall_after_s == 9
+    assert folded(view, 3, "lo") == ("Hello", True)
+    state = view.restore(replace(job, status="failed", error="No paper.", text="Hello"))
+    assert (state.status, state.error, state.text) == ("error", "No paper.", "Hello")
+    assert state.result == {"error": "No paper.", "runId": "r"}
+    assert view.restore(job) == state  # the first end counts
+
+
+@pytest.mark.parametrize(
+    ("status", "shown"),
+    [("retrying", "retrying"), ("completed", "success"), ("cancelled", "error")],
+)
+def test_each_status_of_a_record_is_one_of_a_state(status: Any, shown: str) -> None:
+    assert JobTracker().restore(Job("report.creation", status, "r")).status == shown

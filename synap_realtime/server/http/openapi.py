@@ -114,6 +114,7 @@ _JOB_RECORD = _object(
     progress={"type": "number", "minimum": 0, "maximum": 1}, label=_TEXT,
     attempt={"type": "integer", "minimum": 1}, maxAttempts={"type": "integer", "minimum": 1},
     result={"type": "object"}, error=_TEXT, truncated=_FLAG,
+    stallAfterS={"type": "number", "exclusiveMinimum": 0},
     startedAt=_TIME, updatedAt=_TIME, endedAt=_TIME,
     text={**_TEXT, "description": "What the run has written. Lists do not have it."},
 )  # fmt: skip

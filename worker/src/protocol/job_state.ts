@@ -58,6 +58,7 @@ export interface JobRecord {
   result?: Record<string, unknown>;
   error?: string;
   truncated: boolean;
+  stallAfterS?: number;
   startedAt?: string;
   updatedAt?: string;
   endedAt?: string;
@@ -175,8 +176,8 @@ function apply(record: JobRecord, event: JobEvent, isFirst: boolean): JobRecord 
   const status = STATUS_OF.get(event.event)!;
   const data = ownOf(event.data);
   if (ENDINGS.has(status)) {
-    const ended = { ...record, status, endedAt: event.at };
-    if (status !== "completed") return { ...ended, error: textOf(data["error"]) } as JobRecord;
+    const ended = { ...record, status, endedAt: event.at, stallAfterS: undefined };
+    if (status !== "completed") return { ...ended, error: textOf(data["error"]) } as unknown as JobRecord;
     const truncated = data["truncated"] === true;
     return { ...ended, progress: 1, result: event.data, error: undefined, truncated } as unknown as JobRecord;
   }
@@ -197,7 +198,8 @@ function apply(record: JobRecord, event: JobEvent, isFirst: boolean): JobRecord 
     progress: fractionOf(data["progress"]) ?? (isNew ? undefined : record.progress),
     label: textOf(data["label"]) || (isNew ? undefined : record.label),
     error: textOf(data["error"]) || record.error,
-  } as JobRecord;
+    stallAfterS: secondsOf(data["stallAfterS"]),
+  } as unknown as JobRecord;
 }
 
 /** Return an object whose missing members are undefined, whatever the prototype has. */
@@ -216,6 +218,10 @@ function countOf(value: unknown): number | undefined {
 
 function fractionOf(value: unknown): number | undefined {
   return typeof value === "number" && value >= 0 && value <= 1 ? value : undefined;
+}
+
+function secondsOf(value: unknown): number | undefined {
+  return typeof value === "number" && value > 0 && value < 2 ** 31 ? value : undefined;
 }
 
 /** Remove the members that are undefined. */

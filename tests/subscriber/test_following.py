@@ -1,0 +1,197 @@
+"""A job is followed from the server's record of it, to exactly one end."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from synap_realtime import BackgroundBroadcaster, JobState, ReadError, follow_job
+from synap_realtime.jobs import JobType, Recipient, Reporter, RunNotifications
+from synap_realtime.server import create_app
+from synap_realtime.server.config import load_settings
+from synap_realtime.server.serve import running_server
+from synap_realtime.subscriber import following
+from tests.support.program import free_port
+from tests.support.timeouts import TIMEOUT_S
+
+REPORT = JobType("report.creation")
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+async def url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
+    """The address of a server."""
+    store = "memory://" if request.param == "memory" else f"sqlite:///{tmp_path / 'rooms.db'}"
+    settings = load_settings(store=store, drain_timeout_s=0, new_connections_per_s=0)
+    async with running_server(create_app(settings)) as address:
+        yield address
+
+
+def run(
+    broadcaster: BackgroundBroadcaster, request: str = "r1", run_id: str = "r", attempt: int = 1
+) -> Reporter:
+    lifecycle = RunNotifications(REPORT, run_id, attempt)
+    return Reporter(lifecycle, [Recipient("42", request)], broadcaster)
+
+
+async def follow(url: str, request: str = "r1") -> list[JobState]:
+    async with asyncio.timeout(TIMEOUT_S), aclosing(follow_job(request, url)) as states:
+        seen = [state async for state in states]
+    assert [state.is_finished for state in seen] == [False] * (len(seen) - 1) + [True]
+    return seen
+
+
+async def test_a_job_that_has_ended_has_one_state(url: str) -> None:
+    async with BackgroundBroadcaster(url) as broadcaster:
+        reporter = run(broadcaster)
+        reporter.started()
+        reporter.delta("Hello")
+        reporter.completed({"pages": 3})
+        await reporter.aflush()
+    (state,) = await follow(url)
+    assert (state.status, state.result, state.text) == ("success", {"pages": 3}, "Hello")
+
+
+async def test_a_text_that_is_being_written_is_there_immediately(url: str) -> None:
+    async with BackgroundBroadcaster(url) as broadcaster:
+        reporter = run(broadcaster)
+        reporter.started()
+        reporter.progress(0.5, "Writing")
+        for n in range(5):
+            reporter.delta(f"é{n} ")
+            await reporter.aflush()
+        async with asyncio.timeout(TIMEOUT_S), aclosing(follow_job("r1", url)) as states:
+            first = await anext(states)
+            assert (first.status, first.progress, first.label) == ("pending", 0.5, "Writing")
+            assert first.text == "é0 é1 é2 é3 é4 "
+            reporter.delta("end")
+            reporter.completed({"pages": 3})
+            *_, last = [state async for state in states]
+        assert (last.status, last.text) == ("success", "é0 é1 é2 é3 é4 end")
+        assert last.is_text_complete
+
+
+async def test_a_job_that_has_not_begun_is_followed_from_its_beginning(url: str) -> None:
+    coming = asyncio.create_task(follow(url))
+    async with BackgroundBroadcaster(url) as broadcaster:
+        await asyncio.sleep(0)
+        reporter = run(broadcaster)
+        reporter.started()
+        reporter.failed("No paper.")
+        *_, last = await coming
+    assert (last.status, last.error) == ("error", "No paper.")
+
+
+@pytest.mark.parametrize("answer", [None, ReadError("no such route", code=404)])
+async def test_a_server_without_records_is_followed_by_its_log(
+    url: str, monkeypatch: pytest.MonkeyPatch, answer: Any
+) -> None:
+    async def get_job(*_: object) -> None:
+        if answer is not None:
+            raise answer
+
+    monkeypatch.setattr(following, "get_job", get_job)
+    async with BackgroundBroadcaster(url) as broadcaster:
+        reporter = run(broadcaster)
+        reporter.started()
+        reporter.delta("Hello")
+        reporter.completed({})
+        await reporter.aflush()
+    seen = await follow(url)
+    assert [state.status for state in seen] == ["pending", "pending", "success"]
+    assert seen[-1].text == "Hello"
+
+
+async def test_a_text_that_no_record_has_is_read_from_the_log(url: str) -> None:
+    """The room has too many keys, so the pieces are ordinary notifications."""
+    async with BackgroundBroadcaster(url) as broadcaster:
+        for n in range(64):
+            run(broadcaster, run_id=f"other{n}").delta("x")
+        reporter = run(broadcaster)
+        reporter.started()
+        for n in range(5):
+            reporter.delta(f"{n} ")
+            await reporter.aflush()
+        async with asyncio.timeout(TIMEOUT_S), aclosing(follow_job("r1", url)) as states:
+            assert (await anext(states)).text == ""
+            reporter.delta("end")
+            reporter.completed({})
+            *_, last = [state async for state in states]
+    assert (last.text, last.is_text_complete) == ("0 1 2 3 4 end", True)
+
+
+@pytest.mark.parametrize("ends", [True, False])
+async def test_after_a_gap_the_record_is_read_again(tmp_path: Path, *, ends: bool) -> None:
+    port = free_port()
+    store = f"sqlite:///{tmp_path / 'rooms.db'}"
+
+    def app() -> Any:
+        return create_app(load_settings(store=store, retention_count=2, drain_timeout_s=0))
+
+    async with (
+        asyncio.timeout(TIMEOUT_S),
+        aclosing(follow_job("r1", f"http://127.0.0.1:{port}")) as states,
+    ):
+        async with running_server(app(), port=port) as url, BackgroundBroadcaster(url) as client:
+            reporter = run(client)
+            reporter.started()
+            assert (await anext(states)).status == "pending"
+        waiting = asyncio.ensure_future(anext(states))
+        async with running_server(app()) as url, BackgroundBroadcaster(url) as client:
+            reporter = run(client, attempt=2)
+            reporter.progress(0.5, "Writing")
+            reporter.delta("Hello")
+            for n in range(9):  # push all of it out of the log
+                await client_broadcast(client, f"n{n}")
+            if ends:
+                reporter.completed({})
+                for n in range(9):
+                    await client_broadcast(client, f"m{n}")
+            await client.aflush()
+        async with running_server(app(), port=port) as url, BackgroundBroadcaster(url) as client:
+            seen = [await waiting]
+            if not ends:
+                run(client, attempt=2).completed({})
+            seen += [state async for state in states]
+    assert [state.status for state in seen][-1] == "success"
+    assert seen[-1].text in ("Hello", "")
+    assert ends or any(state.label == "Writing" for state in seen)
+
+
+async def client_broadcast(client: BackgroundBroadcaster, id: str) -> None:
+    client.broadcast_notification(request_id="r1", message={"type": "a", "data": {}, "id": id})
+
+
+async def test_whoever_follows_at_any_moment_gets_one_end_and_the_whole_text(url: str) -> None:
+    chance = random.Random(1)
+    pieces = [chance.choice(["tok ", "é", "😀", "\n"]) for _ in range(120)]
+
+    async def come(request: str) -> JobState:
+        await asyncio.sleep(random.random() * 0.4)
+        return (await follow(url, request))[-1]
+
+    async with BackgroundBroadcaster(url) as broadcaster:
+        for number in range(3):
+            request = f"q{number}"
+            coming = [asyncio.create_task(come(request)) for _ in range(15)]
+            first = run(broadcaster, request, f"run{number}")
+            first.started()
+            for piece in pieces[:40]:
+                first.delta(piece)
+                await asyncio.sleep(0.002)
+            first.retrying("Again.")
+            second = run(broadcaster, request, f"run{number}", attempt=2)
+            for piece in pieces:
+                second.delta(piece)
+                first.delta("zombie")
+                await asyncio.sleep(0.002)
+            second.completed({"n": number})
+            for state in await asyncio.gather(*coming):
+                assert (state.status, state.result) == ("success", {"n": number})
+                assert state.text == "".join(pieces)
+                assert state.is_text_complete
