@@ -18,6 +18,7 @@ from ..errors import InvalidArgumentError
 from ..jobs.strict import strict
 from ..protocol.notification import Notification
 from ..protocol.rooms import request_room, user_room
+from ..subscriber.records import Job, parse_job_record
 from .rooms import FakeRoomServer, SentNotification
 
 FLUSH_S = 5.0
@@ -79,6 +80,28 @@ class RealtimeRecorder(httpx.BaseTransport, httpx.AsyncBaseTransport):
     def types(self, *, user_id: str | None = None, request_id: str | None = None) -> list[str]:
         """Return the types of what was received, in order."""
         return [each.type for each in self.sent(user_id=user_id, request_id=request_id)]
+
+    def text(self, *, user_id: str | None = None, request_id: str | None = None) -> str:
+        """Return the text that the last job of a request, or of a user, has written with
+        :func:`synap_realtime.delta`, as a page shows it.
+
+        A retried attempt replaces the text. If the job names a request, ask for it: the text is in
+        its room only.
+        """
+        job = self.job(user_id=user_id, request_id=request_id)
+        return "" if job is None else job.text or ""
+
+    def job(self, *, user_id: str | None = None, request_id: str | None = None) -> Job | None:
+        """Return how the last job of a request, or of a user, stands: its status, progress, result,
+        error and text. None if none was reported. See PROTOCOL.md, "Job state".
+        """
+        if (user_id is None) == (request_id is None):
+            raise InvalidArgumentError("user_id", "expected a user_id or a request_id")
+        room = request_room(request_id) if request_id is not None else user_room(user_id or "")
+        self._flush()
+        with self._lock:
+            record = self._rooms.last_job(room)
+        return None if record is None else parse_job_record(record.to_wire())
 
     @property
     def received(self) -> list[Notification]:

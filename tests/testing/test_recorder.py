@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -12,13 +13,14 @@ import pytest
 from synap_realtime import (
     AsyncBroadcaster,
     Broadcaster,
+    InvalidArgumentError,
     broadcast_error,
     broadcast_notification_sync,
     broadcast_success,
     broadcast_success_sync,
 )
 from synap_realtime.broadcast import background_broadcaster
-from synap_realtime.jobs import JobType, RunNotifications
+from synap_realtime.jobs import JobType, Recipient, Reporter, RunNotifications
 from synap_realtime.testing import RealtimeRecorder, record
 
 REPORT = JobType("report.creation")
@@ -185,3 +187,44 @@ def test_recordings_are_isolated(realtime: RealtimeRecorder) -> None:
     broadcast_success_sync("1", "outer again", {})
     assert sorted(inner.types()) == ["inner", "late"]
     assert realtime.types() == ["outer", "outer again"]
+
+
+def test_shows_the_text_and_the_state_of_a_job_as_a_page_does(realtime: RealtimeRecorder) -> None:
+    broadcaster = realtime.broadcaster()
+    who = Recipient("42", "r1")
+
+    def attempt(number: int) -> Reporter:
+        run = RunNotifications(REPORT, "run1", number)
+        return Reporter(run, [who], broadcaster)
+
+    assert realtime.job(request_id="r1") is None
+    assert realtime.text(request_id="r1") == ""
+    zombie = attempt(1)
+    zombie.started()
+    for piece in ("Hal", "f a text"):
+        zombie.delta(piece)
+        assert realtime.text(request_id="r1").endswith(piece)
+    second = attempt(2)
+    second.progress(0.5, "Writing")
+    second.delta("The whole")
+    running = realtime.job(request_id="r1")
+    assert running is not None
+    assert (running.status, running.progress, running.label) == ("running", 0.5, "Writing")
+    zombie.delta(" of a zombie")
+    second.completed({"pages": 3})
+    job = realtime.job(request_id="r1")
+    assert job is not None
+    assert (job.status, job.result, job.text) == ("completed", {"pages": 3}, "The whole")
+    assert realtime.job(user_id="42") == replace(job, text=None)
+    assert [each.data["delta"] for each in realtime.sent("report.creation.delta")] == [
+        "Hal", "f a text", "The whole",
+    ]  # fmt: skip
+    realtime.assert_single_terminal()
+
+
+@pytest.mark.parametrize("who", [{}, {"user_id": "1", "request_id": "2"}])
+def test_a_job_is_one_of_a_user_or_of_a_request(
+    realtime: RealtimeRecorder, who: dict[str, str]
+) -> None:
+    with pytest.raises(InvalidArgumentError, match="user_id or a request_id"):
+        realtime.job(**who)
