@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from typing import assert_type
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, assert_type
 
 from synap_realtime import (
     AsyncBroadcaster,
     Broadcaster,
     BroadcastResult,
+    Job,
+    JobList,
     NoteCreated,
     Notification,
     broadcast_notification,
     broadcast_success_sync,
+    get_job,
+    get_job_sync,
+    list_jobs,
+    list_jobs_sync,
     subscribe,
     subscribe_sync,
 )
@@ -44,6 +52,16 @@ async def listen() -> None:
         "user_42", token=token, on_gap=print, on_state_change=print
     ):
         assert_type(notification, Notification)
+
+
+async def read_jobs() -> None:
+    if (job := await get_job("r1")) is not None:
+        assert_type(job.result, Mapping[str, Any] | None)
+        assert_type(job.started_at, datetime | None)
+    page = await list_jobs(42, status=["running", "failed"], type="note.creation", limit=5)
+    assert_type(page.jobs, tuple[Job, ...])
+    assert_type(list_jobs_sync("42", status="completed", after=page.next), JobList)
+    assert_type(get_job_sync("r1", token=lambda: "t"), Job | None)
 
 
 def listen_sync() -> None:

@@ -189,7 +189,14 @@ async def test_text_is_kept_with_the_record_at_the_end_and_outlives_the_log(
     assert await ids(store, REQUEST) == []
     record = await known(store)
     assert (record.status, record.text) == ("completed", text)
-    assert (await list_of(store, REQUEST)).records[0].status == "completed"
+    page = await list_of(store, REQUEST)
+    assert page.records[0].status == "completed"
+    later = await publish(store, "later", REQUEST)
+    assert later.cursor.offset > page.cursor.offset
+    assert [entry.cursor for entry in (await store.read(REQUEST, page.cursor, 10)).entries] == [
+        later.cursor
+    ]
+    assert (await store.read(REQUEST, page.cursor, 10)).recovered
 
 
 @pytest.mark.parametrize("ending", ["completed", "failed", "cancelled"])
