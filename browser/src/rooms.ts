@@ -68,9 +68,9 @@ const startOf = ({ wanted: { query, room } }: Member) => query().after || (room.
 const keyOf = ({ query }: Wanted) => [query().device, query().presence].join();
 /** The start from which both miss nothing. Each subscription drops what it has received. */
 const earlier = (one: string | undefined, other: string | undefined) => {
-  if (!one || !other) return one || other;
-  if (one === "latest") return other;
-  const lead = other === "latest" ? 0 : order(one, other);
+  if (one === "latest" || (!one && other !== "latest")) return other;
+  if (other === "latest" || !other) return one;
+  const lead = order(one, other);
   return lead > 0 ? other : lead <= 0 ? one : "earliest";
 };
 

@@ -154,6 +154,28 @@ describe("a room that is subscribed twice", () => {
       expect(first.gaps).toEqual([]);
     });
 
+  test.each([
+    ["latest", undefined, undefined], ["latest", "a-3", "a-3"], ["latest", "earliest", "earliest"], ["latest", "latest", "latest"],
+    ["a-3", "a-12", "a-3"], ["a-3", "earliest", "earliest"], ["a-3", "b-3", "earliest"], ["a-3", undefined, "a-3"],
+  ])("at once, from %s and from %s, begins at %s", async (one, other, after) => {
+    for (const starts of [[one, other], [other, one]]) {
+      ScriptedSocket.all = [];
+      url += ".x";
+      for (const start of starts) listen("user_1", { after: start, persist: { getItem: () => null, setItem: () => {} } });
+      expect(actions(await accept()).map((each) => each.after)).toEqual([after]);
+    }
+  });
+
+  test("at once, also for what is new, gives the replay only to the other one", async () => {
+    const late = listen("user_1", { after: "latest" });
+    const all = listen("user_1", { after: "earliest" });
+    const socket = await accept();
+    live(send(socket, "user_1", "a-1"), "a-1", "user_1");
+    send(socket, "user_1", "a-2");
+    expect([late.notifications, all.notifications]).toEqual([["a-2"], ["a-1", "a-2"]]);
+    expect(late.subscription.resume).toBe("a-2");
+  });
+
   test("is unsubscribed after the last of them, a little later", async () => {
     const { first, second, socket } = await twice();
     first.subscription.close();

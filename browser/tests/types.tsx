@@ -1,6 +1,6 @@
 // Uses that must compile; each line after @ts-expect-error must not. Never run.
 import { subscribe, type NotificationMessage } from "../src/index.js";
-import { useJob, useSynapRealtime, type JobState, type RealtimeErrorEvent } from "../src/react.js";
+import { RealtimeProvider, useJob, useJobs, useSynapRealtime, type JobState, type RealtimeErrorEvent } from "../src/react.js";
 
 // ---- the original hook's usage, unchanged ----
 
@@ -130,3 +130,18 @@ export function Job({ requestId }: { requestId: string | null }) {
 export const errorOf = (error: RealtimeErrorEvent): [Event, string, number | undefined, boolean] => [
   error, error.message, error.code, error.retriable,
 ];
+
+// ---- what a component uses of it ----
+
+export function Part({ userId }: { userId: string }) {
+  const half: boolean = useJob("1", { select: ({ progress = 0 }) => progress >= 0.5, throttleMs: 100, enabled: true });
+  const titles: string[] = useJobs({ userId, status: ["running", "failed"], select: ({ jobs }) => jobs.map(({ type }) => type) });
+  const { jobs } = useJobs({ userId, status: "completed", type: "note.creation", limit: 5 });
+  // @ts-expect-error: there is no such status
+  useJobs({ userId, status: "success" });
+  // @ts-expect-error: the list is read-only
+  jobs.push();
+  // @ts-expect-error: userId is required
+  useJobs({});
+  return <RealtimeProvider url="https://rooms.example" token={async () => "a"}>{`${half} ${titles} ${jobs[0]?.result?.title}`}</RealtimeProvider>;
+}

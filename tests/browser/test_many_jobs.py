@@ -111,6 +111,24 @@ async def test_fifty_jobs_are_one_connection(page: Dashboard) -> None:
     await page.job.until_connections(0)
 
 
+async def test_three_tabs_have_one_connection_each(
+    context: BrowserContext, origin: str, page: Dashboard
+) -> None:
+    await page.publish("started")
+    name = page.tab.page.url.rpartition("/")[2].removesuffix(".html")
+    others = [
+        Dashboard(await Tab.open(context, origin, name), page.link, page.job) for _ in range(2)
+    ]
+    for each in (page, *others):
+        await each.show()
+    await page.job.until_connections(3)
+    await page.publish("completed", "success", title="Milk")
+    for each in (page, *others):
+        await each.until(status="success")
+        await each.until_listed("completed")
+        assert len(each.sockets) == 1
+
+
 async def test_a_network_that_is_cut_and_back(page: Dashboard) -> None:
     """What happened meanwhile is there, over one new connection."""
     await page.publish("started")

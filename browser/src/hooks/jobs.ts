@@ -85,7 +85,7 @@ export function useJobs<Selected = UseJobsReturn>(given: JobsOptions<Selected>):
       const all = [...records.values()].filter(
         (job) => (!statuses || statuses.split(",").includes(job.status)) && (!type || job.type === type),
       );
-      all.sort((one, other) => ((one.startedAt ?? "") < (other.startedAt ?? "") ? 1 : -1));
+      all.sort(({ startedAt: one = "" }, { startedAt: other = "" }) => (one < other ? 1 : one > other ? -1 : 0));
       const { hasMore } = { ...list.value, ...change };
       if (hasMore && all.length < size) load(); // one does not match any more
       set({ ...change, jobs: all.slice(0, limit), hasMore: hasMore || all.length > limit });
