@@ -256,6 +256,52 @@ test("a slow client gets the pieces that it lacks as one, without a gap", async 
   expect(text).toBe("0é1😀2346");
 });
 
+test("an event stream whose client reads slowly is not ended by texts that grow", async () => {
+  const { user, room } = freshUser();
+  const stream = await request(`/rooms/${room}/events?after=earliest`, await token({ sub: user }));
+  await vi.waitFor(async () => expect(await roomStub(room).connections()).toBe(1));
+  const expected = new Map<string, string>();
+  for (let n = 0; n < 60; n++) {
+    for (const key of ["a", "b", "c"]) {
+      const text = `${n}é`.padEnd(15_000, key);
+      expected.set(key, (expected.get(key) ?? "") + text);
+      await batch([append(room, text, { key, index: n })]);
+    }
+  }
+  await publish(room, "end");
+  // 2.7 MB: more than a slow consumer may leave unread.
+  const received = new Map<string, string>();
+  const reader = stream.body!.pipeThrough(new TextDecoderStream()).getReader();
+  let unread = "";
+  for (let isLast = false; !isLast; ) {
+    const { value, done } = await reader.read();
+    expect(done).toBe(false);
+    const events = (unread + value).split("\n\n");
+    unread = events.pop()!;
+    for (const event of events) {
+      const data = /^data: (.*)$/m.exec(event)?.[1];
+      if (data === undefined || event.startsWith("event:")) continue;
+      const message = JSON.parse(data) as Json;
+      if (message["fold"] !== undefined) {
+        const { key } = message["fold"];
+        received.set(key, apply(received.get(key) ?? "", message));
+      }
+      isLast ||= message["id"] === "end";
+    }
+  }
+  await reader.cancel();
+  expect(received).toEqual(expected);
+}, 30_000);
+
+test("a write that conflicts creates no storage", async () => {
+  const { room } = freshUser();
+  const results = await batch([append(room, "x", { offset: 1 }), append(room, "x", { offset: 2, key: "other" })]);
+  expect(results.map(({ code }) => code)).toEqual(["offset_mismatch", "offset_mismatch"]);
+  const found = await inStorage(room, ({ sql }) => sql.exec("SELECT name FROM sqlite_master WHERE name NOT LIKE '\\_cf%' ESCAPE '\\'").toArray());
+  expect(found).toEqual([]);
+  await batch([append(room, "x", { offset: 0 })]);
+});
+
 test("the attachment of a connection holds the parts of 64 texts", async () => {
   const { user, room } = freshUser();
   await batch(Array.from({ length: 64 }, (_, n) => append(room, "x", { key: `k${n}`, index: 0 })));

@@ -19,7 +19,11 @@ interface Write {
 export class PieceJoiner {
   readonly #texts = new Map<Key, Write[]>();
 
-  constructor(private readonly room: string) {}
+  /** @param hasSubscribers whether anybody sees how pieces are numbered. */
+  constructor(
+    private readonly room: string,
+    private readonly hasSubscribers: boolean,
+  ) {}
 
   /** Add a piece that was applied to its key. */
   add(key: Key, { text, bytes, fold }: Publication, start: number, cursor: Cursor): void {
@@ -30,25 +34,21 @@ export class PieceJoiner {
     this.#texts.set(key, writes);
   }
 
-  /**
-   * Return the entries to deliver, and count them in their keys.
-   *
-   * @param hasSubscribers whether anybody sees how they are numbered.
-   */
-  take(hasSubscribers: boolean): Entry[] {
-    const entries = [...this.#texts].map(([key, writes]) => this.#join(key, writes, hasSubscribers));
+  /** Return the entries to deliver, and count them in their keys. */
+  take(): Entry[] {
+    const entries = [...this.#texts].map(([key, writes]) => this.#join(key, writes));
     this.#texts.clear();
     return entries;
   }
 
-  #join(key: Key, writes: Write[], hasSubscribers: boolean): Entry {
+  #join(key: Key, writes: Write[]): Entry {
     const [first, last] = [writes[0]!, writes.at(-1)!];
     const published = indexOf(first.text);
     const isRenumbered = key.isRenumbered && key.lastIndex !== undefined && published !== undefined;
     const index = isRenumbered ? key.lastIndex! + 1 : published;
     key.deliveries++;
-    key.lastIndex = hasSubscribers ? index : indexOf(last.text);
-    key.isRenumbered = hasSubscribers && (key.isRenumbered || writes.length > 1);
+    key.lastIndex = this.hasSubscribers ? index : indexOf(last.text);
+    key.isRenumbered = this.hasSubscribers && (key.isRenumbered || writes.length > 1);
     const isPublished = writes.length === 1 && index === published;
     const piece = writes.map((write) => write.piece).join("");
     const text = isPublished ? withOffset(last.text, first.start) : withPiece(last.text, piece, first.start, index);
