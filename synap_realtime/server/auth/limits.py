@@ -319,8 +319,8 @@ class _Budget:
     """A token bucket for each caller, with a burst of one second's amount, that allows debt.
 
     A cost over the remaining amount is a debt, and the caller is limited until it is repaid. Each
-    caller is stored as the time when its bucket is full again. Over the maximum number of callers,
-    the least recently charged one is evicted.
+    caller is stored as the time when its bucket is full again. For each new one, the least recently
+    charged one is removed if its bucket is full, and evicted over the maximum number of callers.
     """
 
     def __init__(self, per_s: int) -> None:
@@ -350,13 +350,19 @@ class _Budget:
         if not self._per_s:
             return
         now = time.monotonic()
-        self._set(who, max(self._full_at.get(who, now), now) + cost / self._per_s)
+        self._set(who, max(self._full_at.get(who, now), now) + cost / self._per_s, now)
 
-    def _set(self, who: str, full_at: float) -> None:
-        self._full_at[who] = full_at
-        self._full_at.move_to_end(who)
-        if len(self._full_at) > MAX_TRACKED_KEYS:
-            self._full_at.popitem(last=False)
+    def _set(self, who: str, full_at: float, now: float) -> None:
+        tracked = self._full_at
+        if who in tracked:
+            tracked.move_to_end(who)
+            tracked[who] = full_at
+            return
+        tracked[who] = full_at
+        # A full bucket is the same as none, so a caller who is quiet again takes no memory.
+        oldest = next(iter(tracked))
+        if tracked[oldest] <= now or len(tracked) > MAX_TRACKED_KEYS:
+            del tracked[oldest]
 
 
 class _Rate(_Budget):
@@ -374,7 +380,7 @@ class _Rate(_Budget):
         wait_s = full_at - now - 1.0
         if wait_s > _ROUNDING_S:
             return max(wait_s, 0.001)
-        self._set(who, full_at)
+        self._set(who, full_at, now)
         return 0.0
 
     def release(self, who: str, cost: int) -> None:

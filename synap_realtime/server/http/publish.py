@@ -65,8 +65,6 @@ from ..stores.base import LogStore, Publication, PublishResult
 from ..tracing import start_publish_span
 from .in_flight import InFlight
 
-_SERVER_FIELDS = ("room", "cursor")  # members that a publisher cannot set
-
 
 class _RawWire(TypedDict, total=False):
     """A :class:`Notification` on the wire, whose type may be a reserved one."""
@@ -140,11 +138,17 @@ class BatchItem:
 
     __slots__ = ("_is_checked", "_value", "problem", "rooms")
 
-    def __init__(self, value: Any, *, is_checked: bool) -> None:
+    def __init__(self, value: Any, names: Sequence[Any], *, is_checked: bool) -> None:
+        """
+        Args:
+            value: the notification, decoded.
+            names: its rooms, as :func:`_room_list` returns them.
+            is_checked: see :func:`decode_batch`.
+        """
         self.rooms: Sequence[Room] = ()
         self.problem: RequestError | None = None
         try:
-            self.rooms = _parse_rooms(value)
+            self.rooms = _parse_rooms(value, names)
         except RequestError as error:
             self.problem = error
         self._value = value
@@ -166,14 +170,15 @@ def parse_batch(content: bytes) -> list[BatchItem]:
     values, is_checked = decode_batch(content)
     if len(values) > MAX_BATCH_NOTIFICATIONS:
         raise payload_too_large(f"a batch has at most {MAX_BATCH_NOTIFICATIONS} notifications")
-    pairs = 0
-    for value in values:
-        pairs += len(_room_list(value))
-    if pairs > MAX_BATCH_NOTIFICATIONS:
+    rooms = [_room_list(value) for value in values]
+    if sum(map(len, rooms)) > MAX_BATCH_NOTIFICATIONS:
         raise payload_too_large(
             f"a batch goes to at most {MAX_BATCH_NOTIFICATIONS} rooms, over all its notifications"
         )
-    return [BatchItem(value, is_checked=is_checked) for value in values]
+    return [
+        BatchItem(value, names, is_checked=is_checked)
+        for value, names in zip(values, rooms, strict=True)
+    ]
 
 
 def decode_notification(content: bytes) -> tuple[object, bool]:
@@ -220,9 +225,9 @@ def encode_notification(
     """
     span = NOOP_SPAN
     try:
-        if isinstance(value, dict):  # values of the publisher are replaced on delivery
-            for name in _SERVER_FIELDS:
-                value.pop(name, None)
+        if isinstance(value, dict):  # a publisher cannot set them: they are added on delivery
+            value.pop("room", None)
+            value.pop("cursor", None)
         is_valid = is_checked and not value["type"].startswith(RESERVED_PREFIX)
         wire = value if is_valid else _to_wire(value)
         if "id" not in wire:
@@ -306,13 +311,15 @@ def _room_list(value: object) -> list[Any]:
     return rooms if isinstance(rooms, list) else []
 
 
-def _parse_rooms(value: object) -> list[Room]:
+def _parse_rooms(value: object, names: Sequence[Any]) -> list[Room]:
     """Return the rooms of one notification of a batch, each once.
+
+    Args:
+        names: as :func:`_room_list` returns them.
 
     Raises:
         RequestError: 400.
     """
-    names = _room_list(value)
     if not names:
         if not isinstance(value, dict):
             raise bad_request("Invalid notification", "expected a JSON object")
@@ -377,13 +384,13 @@ class PublishService:
         traceparent = request.headers.get("traceparent")
         validated: list[list[Publication] | RequestError] = []
         spans: list[Span] = []
-        for number, item in enumerate(items, 1):
+        for number, item in enumerate(items):
+            if number and number % _YIELD_EVERY == 0:
+                await asyncio.sleep(0)  # a large batch must not block the event loop
             entry = _validate_item(item, denied, traceparent, spans, began_at)
             validated.append(entry)
             if isinstance(entry, RequestError):
                 self._log_rejected(request, entry, item.rooms, denied)
-            if number % _YIELD_EVERY == 0:
-                await asyncio.sleep(0)  # a large batch must not block the event loop
         return await self._publish_items(validated, claims, spans)
 
     def _log_rejected(
@@ -411,14 +418,13 @@ class PublishService:
         spans: Sequence[Span],
     ) -> Response:
         publications: list[Publication] = []
-        rejected = size = 0
+        rejected = 0
         for entry in validated:
             if isinstance(entry, RequestError):
                 rejected += 1
             else:
                 publications += entry
-        for publication in publications:
-            size += len(publication.text)
+        size = sum([len(publication.text) for publication in publications])
         if size > MAX_BATCH_FANOUT_BYTES:
             for span in spans:
                 span.end("too large")
@@ -427,23 +433,25 @@ class PublishService:
                 "once for each of its rooms"
             )
         self._metrics.published("rejected", rejected)
+        stored: Iterator[PublishResult] = iter(())
+        failure: RequestError | None = None
         try:
             stored = iter(await self._publish(claims, publications, size, spans))
-            failure = None
-        except StoreUnavailableError as error:
-            failure = to_request_error(error)
+        except StoreUnavailableError as unavailable:
+            failure = to_request_error(unavailable)
         results = []
         succeeded = not rejected and failure is None
         for entry in validated:
-            problem = entry if isinstance(entry, RequestError) else failure
-            if problem is not None:
-                failed = {"success": False, **problem.body}
-                results.append(json.dumps(failed))
+            if isinstance(entry, RequestError):
+                error = entry
+            elif failure is not None:
+                error = failure
             else:
-                assert not isinstance(entry, RequestError)  # noqa: S101 - else problem is set
                 result, is_stored = _encode_item_result(entry, stored)
                 results.append(result)
                 succeeded = succeeded and is_stored
+                continue
+            results.append(json.dumps({"success": False, **error.body}))
         return _encode_results(results, success=succeeded)
 
     async def _publish(

@@ -10,12 +10,11 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar, Protocol
 
 from ...protocol.control import MAX_CLIENT_TEXT_BYTES, CloseCode, ControlFrame
-from ..deadlines import Closable, IdleTimeouts, PendingConnections
+from ..deadlines import PendingConnections
 from ..http.subscribe import CloseHandshakeError
 from ..resources.pacing import Pacer
 from ..rooms.backlog import MAX_JOINED_BYTES
 from ..rooms.hub import FanoutGroup
-from ..rooms.registry import SessionRegistry
 from ..rooms.room_delivery import GroupMember
 from ..rooms.sessions import ClientConnection, Session
 from ..rooms.subscription import Subscription
@@ -370,13 +369,10 @@ class WebSocketSink:
     """Handles a WebSocket and is the sink of its subscription."""
 
     __slots__ = (
-        "_connections",
-        "_create_group",
         "_delivery",
-        "_idle_timeouts",
         "_pending_answer",
+        "_server",
         "_session",
-        "_sessions",
         "_supports_control_frames",
         "_task",
         "socket",
@@ -388,25 +384,19 @@ class WebSocketSink:
 
     def __init__(
         self,
+        server: ServerState,
         session: ClientConnection,
-        sessions: SessionRegistry,
-        idle_timeouts: IdleTimeouts,
-        connections: set[Closable],
-        create_group: Callable[[], SocketFanoutGroup],
         *,
         supports_control_frames: bool,
     ) -> None:
-        self._create_group = create_group
+        self._server = server
         self._session = session
         self._delivery = session.delivery
-        self._sessions = sessions
-        self._idle_timeouts = idle_timeouts
-        self._connections = connections
         self._supports_control_frames = supports_control_frames
         self._task: asyncio.Task[None] | None = None
         self._pending_answer: str | None = None  # to a ping, until the socket is writable
-        connections.add(self)
-        idle_timeouts.touch(self)
+        server.connections.add(self)
+        server.idle_timeouts.touch(self)
 
     def start(self, after: str | None) -> None:
         self._task = self._session.start(after, self)
@@ -430,7 +420,7 @@ class WebSocketSink:
 
     def close(self, code: CloseCode) -> None:
         self.socket.close(code, self._delivery.reason)
-        self._sessions.close_soon(self._session)
+        self._server.node.sessions.close_soon(self._session)
 
     def abort(self) -> None:
         self.socket.abort()
@@ -461,13 +451,13 @@ class WebSocketSink:
         if self.socket.descriptor is None:
             return None
         if group is None:
-            group = self._create_group()
+            group = self._server.create_group()
         assert isinstance(group, SocketFanoutGroup)  # noqa: S101 - the sinks of a server create it
         group.add(member, subscription)
         return group
 
     def on_activity(self) -> None:
-        self._idle_timeouts.touch(self)
+        self._server.idle_timeouts.touch(self)
 
     def on_message(self, message: str | bytes) -> None:
         answer = self._session.on_client_message(message)
@@ -488,14 +478,14 @@ class WebSocketSink:
             self._delivery.on_writable()
 
     def on_close(self) -> None:
-        self._sessions.close_soon(self._session)
+        self._server.node.sessions.close_soon(self._session)
 
     def on_disconnect(self) -> None:
         if self._task is not None:
             self._task.cancel()
-        self._idle_timeouts.remove(self)
-        self._connections.discard(self)
-        self._sessions.close(self._session)
+        self._server.idle_timeouts.remove(self)
+        self._server.connections.discard(self)
+        self._server.node.sessions.close(self._session)
 
     def ping(self) -> None:
         # A blocked socket needs no ping: its slow-consumer timer is running.
@@ -549,9 +539,8 @@ async def upgrade_to_websocket(
         node.sessions.close(opened.session)
         return
     sink = WebSocketSink(
-        opened.session, node.sessions, server.idle_timeouts, server.connections,
-        server.create_group, supports_control_frames=request.supports_control_frames,
-    )  # fmt: skip
+        server, opened.session, supports_control_frames=request.supports_control_frames
+    )
     on_accepted()
     sink.socket = socket = _switch_protocols(server, transport, descriptor, request, sink)
     sink.start(opened.after)
