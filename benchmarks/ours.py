@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import sys
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import httpx
 from synap_realtime import mint_token
 
 from . import senders
-from .load import Client
+from .load import Client, Publish
 from .servers import Running, Server, Subscriber, handshake
 from .tls import write_certificate
 from .tokens import Algorithm, Signer
@@ -95,6 +96,18 @@ class Ours(Server):
                 Sec_WebSocket_Protocol="synap.v1",
             )
         )
+
+    def reply(self, room: str, number: int, pieces: int, subscribers: int) -> list[Publish]:
+        """Return pieces of one growing text. The last one ends it, and is delivered to each
+        subscriber; of the others, the server joins those that follow each other quickly.
+        """
+        kind, _, id = room.partition("_")
+        key = self.key
+        requests = [
+            senders.fill(captured, key, [id, f"reply-{number}"], 0)
+            for captured in senders.sdk_reply(kind, pieces)
+        ]
+        return [*requests[:-1], dataclasses.replace(requests[-1], deliveries=subscribers)]
 
     def positions(self, port: int, rooms: Sequence[str]) -> list[str]:
         notifications = [{"type": senders.TYPE, "data": {}, "rooms": [room]} for room in rooms]

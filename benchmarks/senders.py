@@ -35,6 +35,9 @@ ID = f"{STAMP}-{'7' * 16}"
 TYPE = "bench.moved"
 STATUS = "success"
 NOTIFICATION_BYTES = 200
+PIECE = "word "
+"""Of a growing text."""
+
 KEY = "k" * 43
 """In place of a publisher's key, and as long."""
 
@@ -156,6 +159,31 @@ def sdk_batch(kind: str, count: int) -> Captured:
         _run(publish())
         (_, batch) = capture.requests
         return batch
+
+
+@functools.cache
+def sdk_reply(kind: str, count: int) -> Sequence[Captured]:
+    """Return the requests of the SDK for this number of pieces of a growing text, which the last
+    one ends. Place 0 is the room's id, place 1 the name of the text.
+    """
+    with Capture() as capture:
+
+        async def publish() -> None:
+            async with AsyncBroadcaster(capture.url, KEY) as broadcaster:
+                for number in range(count):
+                    message = {
+                        "id": ID,
+                        "type": f"{TYPE}.delta",
+                        "data": {"delta": PIECE, "index": number},
+                        "fold": {
+                            "key": f"{place(1)}:text", "mode": "append",
+                            "offset": number * len(PIECE), "final": number == count - 1,
+                        },
+                    }  # fmt: skip
+                    (await broadcaster.broadcast(f"{kind}_{place()}", message)).raise_for_status()
+
+        _run(publish())
+        return tuple(capture.requests)
 
 
 def _run(publish: Awaitable[None]) -> None:

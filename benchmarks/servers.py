@@ -123,6 +123,15 @@ class Server:
         kind = rooms[0].partition("_")[0]
         return senders.fill(senders.sdk_batch(kind, len(rooms)), self.key, ids, deliveries)
 
+    def reply(self, room: str, number: int, pieces: int, subscribers: int) -> list[Publish]:  # noqa: ARG002 - see Ours
+        """Return the requests of a text that is published in pieces, in their order.
+
+        Args:
+            number: of the reply, each time another one.
+            subscribers: how many the room has.
+        """
+        return [self.publish(room, subscribers)] * pieces
+
     def call(self, room: str) -> Call:
         """Return what a client without the SDK posts to publish one notification."""
         path = f"/rooms/{room}/broadcast"

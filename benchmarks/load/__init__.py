@@ -164,6 +164,7 @@ class Load:
         publishers: int = 1,
         rate: float = 0.0,
         timeout_s: float = 30.0,
+        may_exceed: bool = False,
     ) -> Report:
         """Send this number of requests, and wait for all responses and deliveries.
 
@@ -172,6 +173,8 @@ class Load:
 
         Args:
             port: several, to distribute the publishers over them.
+            may_exceed: more deliveries than those of the requests are no error: the server joins
+                what it delivers, as many as it chooses.
 
         Raises:
             LoadError: a response is an error, or the number of deliveries is wrong.
@@ -187,7 +190,8 @@ class Load:
             report.answered != count
             or report.refused
             or report.lost
-            or report.delivered != report.expected
+            or report.delivered < report.expected
+            or (report.delivered > report.expected and not may_exceed)
         ):
             raise LoadError(
                 f"{report.answered} of {count} publishes were answered, {report.refused} refused; "

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import tracemalloc
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -314,6 +316,22 @@ def test_a_table_of_callers_is_bounded() -> None:
     for n in range(MAX_TRACKED_KEYS):
         limits.count_failed_attempt(f"2001:db8::{n:x}")
     limits.check_attempt(A)
+
+
+def test_a_caller_who_is_quiet_again_is_not_tracked(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    clock = SimpleNamespace(monotonic=lambda: now)
+    monkeypatch.setattr("synap_realtime.server.auth.limits.time", clock)
+    limits = Limits(load_settings(requests_per_s=LIMIT))
+    tracemalloc.start()
+    try:
+        for n in range(10_000):
+            limits.count_failed_attempt(f"2001:db8::{n:x}")
+            now += 1.0
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 500_000  # all would take 1.6 MB
 
 
 async def test_no_client_input_becomes_a_metric_label(front: Front) -> None:
