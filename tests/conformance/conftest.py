@@ -45,8 +45,6 @@ REDIS = ("redis", "redis-keys")
 NODES = ("redis-nodes-keys",)
 """Two servers with one store, behind one address. Each gets every other connection."""
 WORKER = ("worker", "worker-keys")
-WITHOUT_JOBS = (*REDIS, *NODES)
-"""Those that keep no records of jobs yet."""
 ASGI = ("asgi", "asgi-keys")
 BOTH = {"redis": REDIS, "asgi": ASGI, "worker": WORKER}
 """One server, once without keys and once with them: ``--server=worker`` means both, and they have
@@ -108,7 +106,6 @@ def pytest_configure(config: pytest.Config) -> None:
     """A wrong address or a wrong key is one line, not some hundred failures."""
     config.addinivalue_line("markers", "with_keys: a case of servers with keys")
     config.addinivalue_line("markers", "without_keys: a case of servers without keys")
-    config.addinivalue_line("markers", "jobs: a case of servers that keep records of jobs")
     config.addinivalue_line("markers", "own_frames: a case of servers without a host before them")
     for kind in kinds(config):
         if kind not in OURS and not config.option.collectonly:
@@ -132,7 +129,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for marker, fits, reason in (
         ("with_keys", _has_keys, f"the server has no keys: none were given with {API_KEY}"),
         ("without_keys", _has_no_keys, "the server has keys"),
-        ("jobs", _keeps_jobs, "the server keeps no records of jobs yet"),
         ("own_frames", _reads_frames, "the server's host reads requests and frames"),
     ):
         if metafunc.definition.get_closest_marker(marker) is not None:
@@ -150,10 +146,6 @@ def _has_keys(kind: str) -> bool:
 
 def _has_no_keys(kind: str) -> bool:
     return not _has_keys(kind)
-
-
-def _keeps_jobs(kind: str) -> bool:
-    return kind not in WITHOUT_JOBS
 
 
 def _reads_frames(kind: str) -> bool:

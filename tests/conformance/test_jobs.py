@@ -11,8 +11,6 @@ import pytest
 
 from .client import Client, Json, check_error, decode, fresh_room, note, room_path
 
-pytestmark = pytest.mark.jobs
-
 NAME = "note.creation"
 JOB = {"event": "started", "name": NAME, "runId": "r1"}
 EVENTS = ("started", "progress", "retrying", "completed", "failed", "cancelled")

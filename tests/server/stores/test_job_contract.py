@@ -26,15 +26,6 @@ from tests.support.stores import USER, ids, publish
 from .conftest import Clock, OpenStore
 
 MODES: tuple[Mode, ...] = ("append", "replace")
-WITHOUT_JOBS = ("valkey", "sentinel", "cluster", "redis_7")
-"""The stores that keep no records of jobs yet."""
-
-
-@pytest.fixture
-def open_job_store(open_store: OpenStore, request: pytest.FixtureRequest) -> OpenStore:
-    if any(f"[{kind}" in request.node.name for kind in WITHOUT_JOBS):
-        pytest.skip("this store keeps no records of jobs yet")
-    return open_store
 
 
 async def job(store: Store, job_id: str = "q1", room: Room = REQUEST) -> JobRecord | None:
@@ -70,8 +61,8 @@ async def ended(store: Store, *, room: Room = REQUEST, run: str = "r1") -> Publi
     return await report(store, "completed", run, at=50, room=room, title="T")
 
 
-async def test_record_follows_the_lifecycle(open_job_store: OpenStore) -> None:
-    store = open_job_store()
+async def test_record_follows_the_lifecycle(open_store: OpenStore) -> None:
+    store = open_store()
     assert await job(store) is None
     await report(store, "started", at=1, attempt=1, maxAttempts=3)
     await report(store, "progress", at=2, attempt=1, progress=0.5, label="é😀")
@@ -91,8 +82,8 @@ async def test_record_follows_the_lifecycle(open_job_store: OpenStore) -> None:
     assert await known(store) == record
 
 
-async def test_record_of_each_room_is_its_own(open_job_store: OpenStore) -> None:
-    store = open_job_store()
+async def test_record_of_each_room_is_its_own(open_store: OpenStore) -> None:
+    store = open_store()
     await store.publish([lifecycle("started"), lifecycle("started", room=USER)])
     await ended(store)
     assert (await known(store)).status == "completed"
@@ -100,15 +91,15 @@ async def test_record_of_each_room_is_its_own(open_job_store: OpenStore) -> None
     assert await job(store, room=Room("user_2")) is None
 
 
-async def test_job_without_a_request_has_the_id_of_its_run(open_job_store: OpenStore) -> None:
-    store = open_job_store()
+async def test_job_without_a_request_has_the_id_of_its_run(open_store: OpenStore) -> None:
+    store = open_store()
     await report(store, "started", "r9", request=None, room=USER)
     record = await known(store, "r9", USER)
     assert (record.run_id, record.request_id) == ("r9", None)
 
 
-async def test_later_run_of_a_request_begins_its_record_anew(open_job_store: OpenStore) -> None:
-    store = open_job_store()
+async def test_later_run_of_a_request_begins_its_record_anew(open_store: OpenStore) -> None:
+    store = open_store()
     await report(store, "started", at=1)
     await report(store, "failed", at=2, error="x")
     await report(store, "started", "r2", at=9)
@@ -119,8 +110,8 @@ async def test_later_run_of_a_request_begins_its_record_anew(open_job_store: Ope
     assert await listed(store, REQUEST) == ["q1"]
 
 
-async def test_duplicates_and_conflicts_change_no_record(open_job_store: OpenStore) -> None:
-    store = open_job_store()
+async def test_duplicates_and_conflicts_change_no_record(open_store: OpenStore) -> None:
+    store = open_store()
     fold = {"key": "r1:progress", "mode": "replace"}
     await report(store, "progress", id="p1", progress=0.1, fold={**fold, "attempt": 2})
     again = await report(store, "progress", id="p1", progress=0.9)
@@ -130,8 +121,8 @@ async def test_duplicates_and_conflicts_change_no_record(open_job_store: OpenSto
     assert (await known(store)).progress == 0.1
 
 
-async def test_notification_without_job_changes_no_record(open_job_store: OpenStore) -> None:
-    store = open_job_store()
+async def test_notification_without_job_changes_no_record(open_store: OpenStore) -> None:
+    store = open_store()
     await report(store, "started")
     before = await jobs_of(store).get_job(REQUEST, "q1")
     result = await publish(store, "n1", REQUEST)
@@ -141,9 +132,9 @@ async def test_notification_without_job_changes_no_record(open_job_store: OpenSt
 
 
 async def test_events_after_the_cursor_of_a_snapshot_are_what_it_lacks(
-    open_job_store: OpenStore,
+    open_store: OpenStore,
 ) -> None:
-    store = open_job_store()
+    store = open_store()
     empty = await jobs_of(store).get_job(REQUEST, "q1")
     assert (empty.record, empty.cursor.offset > 0) == (None, True)
     await report(store, "started")
@@ -158,8 +149,8 @@ async def test_events_after_the_cursor_of_a_snapshot_are_what_it_lacks(
     assert (await list_of(store, REQUEST)).cursor == last.cursor
 
 
-async def test_text_of_a_running_job_is_that_of_its_key(open_job_store: OpenStore) -> None:
-    store = open_job_store()
+async def test_text_of_a_running_job_is_that_of_its_key(open_store: OpenStore) -> None:
+    store = open_store()
     await report(store, "started")
     assert (await known(store)).text is None
     for number, piece in enumerate(["aé", "😀", ""]):
@@ -175,9 +166,9 @@ async def test_text_of_a_running_job_is_that_of_its_key(open_job_store: OpenStor
 
 
 async def test_text_is_kept_with_the_record_at_the_end_and_outlives_the_log(
-    open_job_store: OpenStore, clock: Clock
+    open_store: OpenStore, clock: Clock
 ) -> None:
-    store = open_job_store()
+    store = open_store()
     await report(store, "started")
     for number in range(600):
         await write(store, f"p{number}", piece=f"{number} é", key="r1:text", room=REQUEST)
@@ -201,9 +192,9 @@ async def test_text_is_kept_with_the_record_at_the_end_and_outlives_the_log(
 
 @pytest.mark.parametrize("ending", ["completed", "failed", "cancelled"])
 async def test_ending_closes_the_keys_of_its_run_for_good(
-    open_job_store: OpenStore, clock: Clock, ending: str
+    open_store: OpenStore, clock: Clock, ending: str
 ) -> None:
-    store = open_job_store()
+    store = open_store()
     await write(store, "p0", piece="all", key="r1:text", room=REQUEST, attempt=3)
     await report(store, ending, error="x", room=REQUEST)
 
@@ -227,8 +218,8 @@ async def test_ending_closes_the_keys_of_its_run_for_good(
     assert (await known(store)).text == "all"
 
 
-async def test_keys_of_a_run_that_was_superseded_stay_closed(open_job_store: OpenStore) -> None:
-    store = open_job_store()
+async def test_keys_of_a_run_that_was_superseded_stay_closed(open_store: OpenStore) -> None:
+    store = open_store()
     await write(store, "p0", piece="old", key="r1:text", room=REQUEST, attempt=2)
     await report(store, "failed", error="x")
     await report(store, "started", "r2", at=9)
@@ -240,8 +231,8 @@ async def test_keys_of_a_run_that_was_superseded_stay_closed(open_job_store: Ope
     assert (await known(store)).text == "new"
 
 
-async def test_ending_of_a_superseded_run_closes_its_keys_only(open_job_store: OpenStore) -> None:
-    store = open_job_store()
+async def test_ending_of_a_superseded_run_closes_its_keys_only(open_store: OpenStore) -> None:
+    store = open_store()
     await report(store, "started")
     await write(store, "p0", piece="old", key="r1:text", room=REQUEST)
     await report(store, "started", "r2", at=9)
@@ -254,8 +245,8 @@ async def test_ending_of_a_superseded_run_closes_its_keys_only(open_job_store: O
     assert (record.run_id, record.status, record.text) == ("r2", "running", "new!")
 
 
-async def test_ended_keys_leave_room_for_others(open_job_store: OpenStore) -> None:
-    store = open_job_store()
+async def test_ended_keys_leave_room_for_others(open_store: OpenStore) -> None:
+    store = open_store()
     for number in range(100):
         for kind, mode in zip(("text", "progress"), MODES, strict=True):
             key = f"r{number}:{kind}"
@@ -264,8 +255,8 @@ async def test_ended_keys_leave_room_for_others(open_job_store: OpenStore) -> No
         await report(store, "completed", f"r{number}", at=number)
 
 
-async def test_list_has_the_newest_first_and_pages_meet(open_job_store: OpenStore) -> None:
-    store = open_job_store()
+async def test_list_has_the_newest_first_and_pages_meet(open_store: OpenStore) -> None:
+    store = open_store()
     for at, request in ((5, "b"), (9, "a"), (5, "c"), (1, "d")):
         await report(store, "started", f"r{request}", at=at, request=request, room=USER)
     await report(store, "completed", "rd", at=99, request="d", room=USER, result="x" * 100)
@@ -276,8 +267,8 @@ async def test_list_has_the_newest_first_and_pages_meet(open_job_store: OpenStor
     assert (list(last.records), last.more) == ([], False)
 
 
-async def test_a_page_of_large_records_ends_early(open_job_store: OpenStore) -> None:
-    store = open_job_store()
+async def test_a_page_of_large_records_ends_early(open_store: OpenStore) -> None:
+    store = open_store()
     for at in range(10):
         await report(store, "completed", at=at, request=f"q{at}", room=USER, x="x" * 200_000)
     page = await list_of(store)
@@ -287,8 +278,8 @@ async def test_a_page_of_large_records_ends_early(open_job_store: OpenStore) -> 
     assert found == [f"q{at}" for at in reversed(range(10))]
 
 
-async def test_list_is_limited_to_statuses_and_a_type(open_job_store: OpenStore) -> None:
-    store = open_job_store()
+async def test_list_is_limited_to_statuses_and_a_type(open_store: OpenStore) -> None:
+    store = open_store()
     for at, (event, name) in enumerate(
         [("started", "a"), ("failed", "a"), ("retrying", "b"), ("cancelled", "b")]
     ):
@@ -305,9 +296,9 @@ async def test_list_is_limited_to_statuses_and_a_type(open_job_store: OpenStore)
 
 
 async def test_record_is_kept_for_its_time_after_the_last_change(
-    open_job_store: OpenStore, clock: Clock
+    open_store: OpenStore, clock: Clock
 ) -> None:
-    store = open_job_store(job_age_s=100)
+    store = open_store(job_age_s=100)
     await report(store, "started")
     await report(store, "started", request="other")
     clock.now += 60
@@ -322,9 +313,9 @@ async def test_record_is_kept_for_its_time_after_the_last_change(
 
 
 async def test_count_deletes_the_oldest_that_has_ended_first(
-    open_job_store: OpenStore, clock: Clock
+    open_store: OpenStore, clock: Clock
 ) -> None:
-    store = open_job_store(job_count=3)
+    store = open_store(job_count=3)
 
     async def event(event: str, request: str, at: int) -> None:
         clock.now += 1
@@ -342,10 +333,8 @@ async def test_count_deletes_the_oldest_that_has_ended_first(
     assert await listed(store) == ["f", "e", "d"], "none has ended"
 
 
-async def test_records_of_a_room_are_bounded_in_bytes(
-    open_job_store: OpenStore, clock: Clock
-) -> None:
-    store = open_job_store()
+async def test_records_of_a_room_are_bounded_in_bytes(open_store: OpenStore, clock: Clock) -> None:
+    store = open_store()
     size = 250_000
     most = MAX_JOBS_BYTES // size
     for number in range(most + 10):
@@ -360,8 +349,8 @@ async def test_records_of_a_room_are_bounded_in_bytes(
     assert (await known(store, kept[-1])).result == {"text": "x" * size}
 
 
-async def test_a_batch_changes_records_in_its_order(open_job_store: OpenStore) -> None:
-    store = open_job_store()
+async def test_a_batch_changes_records_in_its_order(open_store: OpenStore) -> None:
+    store = open_store()
     results = await store.publish(
         [
             lifecycle("started", at=1),
@@ -376,8 +365,8 @@ async def test_a_batch_changes_records_in_its_order(open_job_store: OpenStore) -
     assert (await known(store, "q2", USER)).status == "running"
 
 
-async def test_delivered_event_is_in_the_record(open_job_store: OpenStore) -> None:
-    store = open_job_store()
+async def test_delivered_event_is_in_the_record(open_store: OpenStore) -> None:
+    store = open_store()
     cursors: list[Cursor] = []
 
     def deliver(_room: Room, entry: Any, _published_at: float | None) -> int:

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 from ....protocol.cursor import Cursor
 from ....protocol.folding import Fold
+from ....protocol.job_state import run_of_key
 from ....protocol.rooms import Room
 from ..base import Entry, make_entry
 from ..folds import (
+    RUN_HAS_ENDED,
     TOO_LARGE,
     TOO_MANY_KEYS,
     Conflict,
@@ -21,19 +23,22 @@ from ..folds import (
 )
 
 
-def fold_arguments(text: str, fold: Fold) -> tuple[bytes, bytes, bytes]:
-    """Return the arguments of PUBLISH that only a write with ``fold`` has.
+def fold_arguments(text: str, fold: Fold | None) -> tuple[bytes, ...]:
+    """Return the arguments of PUBLISH that say what is folded.
 
     Args:
         text: the notification as JSON.
-        fold: its ``fold``.
+        fold: its ``fold``; None: only its job matters.
     """
+    if fold is None:
+        return b"", b"", b"", b""
     offset = -1 if fold.offset is None else fold.offset
     numbers = (
         f"{fold.mode} {fold.attempt} {fold.final:d} {offset} {fold.keeps_id:d} {len(fold.piece)}"
         f" {fold.size} {other_size(text, fold)}"
     )
-    return numbers.encode(), fold.key.encode(), fold.piece.encode()
+    run = run_of_key(fold.key) or ""
+    return numbers.encode(), fold.key.encode(), fold.piece.encode(), run.encode()
 
 
 def parse_conflict(fold: Fold, row: bytes) -> Conflict:
@@ -54,6 +59,8 @@ def parse_conflict(fold: Fold, row: bytes) -> Conflict:
             return offset_mismatch(fold, length, attempt)
         case "too_many_keys":
             return TOO_MANY_KEYS
+        case "run_has_ended":
+            return RUN_HAS_ENDED
     return TOO_LARGE
 
 

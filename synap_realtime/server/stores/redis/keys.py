@@ -50,6 +50,7 @@ class RoomKeys(NamedTuple):
         meta: the last offset, the last issued head, the number of subscribers, and what retention
             has deleted (hash).
         folds: the keys of folded notifications, with their texts (hash).
+        jobs, job_index, job_times: the records of jobs (hash; sorted sets); see ``job_scripts.py``.
         acks: the acknowledged cursors (hash).
         dedupe: the prefix of the key of each remembered id (string).
         presence: the users of each node (hash), and the channel where their changes are announced.
@@ -60,6 +61,9 @@ class RoomKeys(NamedTuple):
     log: bytes
     meta: bytes
     folds: bytes
+    jobs: bytes
+    job_index: bytes
+    job_times: bytes
     acks: bytes
     dedupe: bytes
     presence: bytes
@@ -86,6 +90,9 @@ class KeySpace:
             b"%b:log:%b" % (partition, name),
             b"%b:room:%b" % (partition, name),
             b"%b:folds:%b" % (partition, name),
+            b"%b:jobs:%b" % (partition, name),
+            b"%b:jobindex:%b" % (partition, name),
+            b"%b:jobtimes:%b" % (partition, name),
             b"%b:acks:%b" % (partition, name),
             b"%b:id:%b:" % (partition, name),
             b"%b:presence:%b" % (partition, name),

@@ -20,6 +20,8 @@ another one may have been folded into a later one.
 from __future__ import annotations
 
 from ..folds import IDLE_KEY_S, MAX_FOLDED_BYTES, MAX_OPEN_KEYS, MAX_PAGE_BYTES
+from .job_scripts import CHANGE_RECORD, CHECK_RECORD, make_get_job
+from .job_scripts import CONSTANTS as JOB_CONSTANTS
 from .script import make_script, us
 
 PART_BYTES = 1024
@@ -35,6 +37,7 @@ _CONSTANTS = {
     "MAX_OPEN": MAX_OPEN_KEYS,
     "MAX_FOLDED": MAX_FOLDED_BYTES,
     "MAX_PAGE": MAX_PAGE_BYTES,
+    **JOB_CONSTANTS,
 }
 
 _STATE = """
@@ -179,8 +182,7 @@ local function delete_text(folds, name, parts)
 end
 """
 
-_FOLD = (
-    """
+_FIND_KEY = """
 -- Return a key as its last write has left it; nil if the log does not have its entry.
 local function find_key(folds, name, age_ms)
   local row = redis.call('HGET', folds, 'k' .. name)
@@ -196,6 +198,10 @@ local function find_key(folds, name, age_ms)
   }
 end
 
+"""
+
+_FOLD = (
+    """
 -- Store a key. Its number of parts is the one after this write.
 local function row_of(key)
   return string.format('%s %s %d %d %d %s %s %d %s', key.text, key.at, key.attempt, key.length,
@@ -240,20 +246,43 @@ local function clean(folds)
   redis.call('HDEL', room, 'garbage')
 end
 
--- A publication with "fold".
-function fold_unit(k, a)
+"""
+    + CHECK_RECORD
+    + CHANGE_RECORD
+    + """
+-- A publication with "fold", "job" or both.
+function rich_unit(k, a)
   local count, dedupe_ms, expiry = ARGV[a + 2], ARGV[a + 3], ARGV[a + 4]
   local call, content = ARGV[a + 5], ARGV[a + 6]
 """
     + _ENTER
     + """
-  local folds, name, piece = KEYS[k + 5], ARGV[a + 8], ARGV[a + 9]
+  local folds, jobs = KEYS[k + 5], KEYS[k + 6]
+  local name, piece, run = ARGV[a + 8], ARGV[a + 9], ARGV[a + 10]
+  local is_folded, is_job = ARGV[a + 7] ~= '', ARGV[a + 1] == 'job'
   local age_limit_ms = string.match(expiry, '^%d+')
   local known = redis.call('GET', id)
   if known then
 """
     + _IF_REMEMBERED
     + """
+  end
+  if is_job then
+    local expected = string.match(ARGV[a + 11], '^%S+')
+    local version, record = version_of(jobs, ARGV[a + 12])
+    if version ~= expected then return '~ ' .. version .. ' ' .. record end
+    for n = 7, 8 do redis.call('ZCARD', KEYS[k + n]) end -- fails if it is of another type
+  end
+  if not is_folded then
+    local added = redis.pcall('XADD', log, 'MAXLEN', trimmed and '1000000000' or count,
+      at .. '-0', 'p', previous, 't', content)
+    if type(added) == 'table' then return added end
+    redis.call('SET', id, value, 'PX', dedupe_ms)
+    change_record(k, a, offset, call, age_limit_ms)
+"""
+    + _FINISH
+    + """
+    return row .. ' 0 ' .. current
   end
   local mode, attempt, final, start, keeps_id, length, size, base =
     string.match(ARGV[a + 7], '^(%a+) (%d+) (%d) (%-?%d+) (%d) (%d+) (%d+) (%d+)$')
@@ -263,6 +292,9 @@ function fold_unit(k, a)
   local key = find_key(folds, name, age_limit_ms)
   local replaced = key -- what this write replaces the entry of
   local before = {length = 0, size = 0, parts = -1}
+  if run ~= '' and (not key or key.is_closed) and has_ended(jobs, run) then
+    return '! run_has_ended'
+  end
   if key then
     if attempt < key.attempt then return '! stale_attempt ' .. text(key.attempt) end
     if key.is_closed then
@@ -356,6 +388,7 @@ function fold_unit(k, a)
   if mode == 'append' then
     content = string.sub(content, 1, -3) .. ',"offset":' .. text(before.length) .. '}}'
   end
+  if is_job then change_record(k, a, offset, call, age_limit_ms) end
   call = call .. ':f'
 """
     + _FINISH
@@ -368,17 +401,22 @@ end
 PUBLISH = make_script(
     _STATE
     + """
--- A unit is a publication. KEYS: state, log, meta, the key of its id; with "fold", the hash of its
--- room's keys.
--- ARGV: with "fold": fold. Then count, dedupe window (ms), age and lifetime of meta (ms) of its
---       room, name of this publication in its call, text. With "fold" also its mode, attempt, 1 if
---       it is final, offset (-1: none), 1 if its id is kept, length of the piece, its size inside a
---       JSON string, and that of the rest; the name of its key; the piece.
+-- A unit is a publication. KEYS: state, log, meta, the key of its id; with "fold" or "job", the
+-- hash of its room's keys, and jobs; with "job", index and times.
+-- ARGV: job or fold if it has that. Then count, dedupe window (ms), age and lifetime of meta (ms)
+--       of its room, name of this publication in its call, text.
+--       With "fold" or "job": its mode, attempt, 1 if it is final, offset (-1: none), 1 if its id
+--       is kept, length of the piece, its size inside a JSON string, and that of the rest; the name
+--       of its key; the piece; the run that the key belongs to; each '' if there is none.
+--       With "job": version of the record, 1 if it is changed, 1 if the event is an ending, 1 if
+--       the record has ended, its status, the most records, their age (us); id of the job; run of
+--       the event; run of the record, when it began, its type, the record.
 -- Returns: offset, upper bound of the previous offset, subscribers, 1 for a duplicate, epoch; with
 --          "fold" also the offset of its piece in the text. A call that is repeated with the same
 --          name is no duplicate of itself; for a piece that it has stored already, the number is 2.
 --          For a conflict: an exclamation mark, its code, the attempt of the key, the length of the
---          text.
+--          text. If the record has another version: a tilde, its version, the record. Of the same
+--          call and room, no publication after it is stored: a tilde.
 local function unit(k, a)
   local count, dedupe_ms, expiry = ARGV[a + 1], ARGV[a + 2], ARGV[a + 3]
   local call, content = ARGV[a + 4], ARGV[a + 5]
@@ -406,18 +444,28 @@ local function unit(k, a)
 end
 
 local replies, k, a, n = {}, 0, 3, 1
-local fold_unit, trim
+local rich_unit, trim
+local refused -- call and room of the publications that are not stored until a record is read again
 while k < #KEYS do
   local done, reply
-  local is_folded = ARGV[a + 1] == 'fold'
-  if is_folded then
-    if not fold_unit then
+  local kind = ARGV[a + 1]
+  local is_rich = kind == 'fold' or kind == 'job'
+  local own = refused and string.match(ARGV[is_rich and a + 5 or a + 4], '^[^:]*') .. KEYS[k + 3]
+  if own and refused[own] then
+    done, reply = true, '~'
+  elseif is_rich then
+    if not rich_unit then
 """
     + _TEXTS
+    + _FIND_KEY
     + _FOLD
     + """
     end
-    done, reply = pcall(fold_unit, k, a)
+    done, reply = pcall(rich_unit, k, a)
+    if done and type(reply) == 'string' and string.byte(reply) == 126 then
+      refused = refused or {}
+      refused[string.match(ARGV[a + 5], '^[^:]*') .. KEYS[k + 3]] = true
+    end
   else
     done, reply = pcall(unit, k, a)
   end
@@ -427,11 +475,17 @@ while k < #KEYS do
     + _TRIM
     + """
     end
-    trim(KEYS[k + 2], ARGV[is_folded and a + 2 or a + 1])
+    trim(KEYS[k + 2], ARGV[is_rich and a + 2 or a + 1])
   end
   replies[n] = done and reply or {err = reply}
   n = n + 1
-  if is_folded then k, a = k + 5, a + 9 else k, a = k + 4, a + 5 end
+  if kind == 'fold' then
+    k, a = k + 6, a + 10
+  elseif kind == 'job' then
+    k, a = k + 8, a + 17
+  else
+    k, a = k + 4, a + 5
+  end
 end
 return replies
 """,
@@ -534,3 +588,6 @@ end
     unit_arguments=1,
 )
 """Return the head of a room."""
+
+GET_JOB = make_script(make_get_job(_TEXTS + _FIND_KEY))
+"""Read the record of a job, with the text of its run."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .log_scripts import HEAD, PUBLISH, READ
+from .job_scripts import LIST_JOBS
+from .log_scripts import GET_JOB, HEAD, PUBLISH, READ
 from .script import make_script
 
 CLAIM = make_script(
@@ -327,7 +328,7 @@ return reply
 """Take from several rates of a caller (GCRA with a burst of a second's amount)."""
 
 ALL = (
-    *(PUBLISH, READ, HEAD, CLAIM, RENEW, JOIN, ACK, GET_ACK, CHECK, USAGE),
+    *(PUBLISH, READ, HEAD, GET_JOB, LIST_JOBS, CLAIM, RENEW, JOIN, ACK, GET_ACK, CHECK, USAGE),
     *(PROBE, PROBE_AS_NODE, ROOMS_OF_NODE, REMOVE_NODE),
     *(LIVE_NODES, SEND, TAKE_RATES),
     *(SET_PRESENCE, READ_PRESENCE, COUNT_CONNECTIONS, MEMBERS),

@@ -14,7 +14,7 @@ from typing import Any
 
 from ....protocol.cursor import Cursor
 from ....protocol.folding import Fold
-from ....protocol.rooms import Room
+from ....protocol.rooms import Room, is_control_room
 from ...errors import StoreUnavailableError
 from ..base import (
     DEVICE_AGE_S,
@@ -38,6 +38,7 @@ from ..folds import with_offset
 from .address import RedisAddress
 from .durability import PROMISES
 from .folded import fold_arguments, parse_conflict, read_entry
+from .jobs import MAX_ATTEMPTS, JobChanges, JobReader
 from .keys import ALL_PARTITIONS, SCHEMA_VERSION, KeySpace, describe_other_version
 from .live_rooms import LiveRooms
 from .log_scripts import HEAD, PUBLISH, READ
@@ -112,6 +113,10 @@ class RedisStore:
             catch_up=self._catch_up,
             clock_shift_us=self._clock_shift_us,
         )
+        self._jobs = JobChanges(self._retention)
+        reader = JobReader(self._keys, self._call, self._retention, self._lifetime_us)
+        self.get_job = reader.get
+        self.list_jobs = reader.list
         self.report_presence = self._presence.report
         self.end_presence = self._presence.end
         self.read_presence = self._presence.read
@@ -142,39 +147,80 @@ class RedisStore:
         return Cursor(epoch.decode(), int(offset))
 
     async def publish(self, publications: Sequence[Publication]) -> Sequence[PublishResult]:
+        results: list[Any] = [None] * len(publications)
+        for each in publications:
+            if each.job is not None:  # what was refused is stored also if this is cancelled
+                await asyncio.shield(self._tasks.spawn(self._publish_jobs(publications, results)))
+                break
+        else:
+            await self._publish_once(publications, range(len(publications)), results)
+        return results
+
+    async def _publish_jobs(self, publications: Sequence[Publication], results: list[Any]) -> None:
+        """Publish, and publish again what was refused because a record has changed."""
+        jobs = [(each.room, each.job) for each in publications if each.job is not None]
+        waiting: Sequence[int] = range(len(publications))
+        try:
+            for _ in range(MAX_ATTEMPTS):
+                waiting = await self._publish_once(publications, waiting, results)
+                if not waiting:
+                    return
+            raise StoreUnavailableError("other nodes change the record of a job at the same time")
+        except StoreUnavailableError:
+            for room, job in jobs:
+                self._jobs.forget(room, job)
+            raise
+        finally:
+            for room, job in jobs:
+                self._jobs.settle(room, job)
+
+    async def _publish_once(
+        self, publications: Sequence[Publication], numbers: Sequence[int], results: list[Any]
+    ) -> Sequence[int]:
+        """Publish some publications. Return the numbers of those that were refused.
+
+        Args:
+            results: gets the results of the others.
+        """
         name = b"%b%x" % (self._call_prefix, next(self._call_numbers))
         self._rooms.publishing[name] = publications
         # All are called before one is awaited. If this is cancelled, they are stored nevertheless.
         calls = [
-            (numbers, self._send(name, publications, numbers))
-            for numbers in self._groups(publications)
+            (together, self._send(name, publications, together))
+            for together in self._groups(publications, numbers)
         ]
-        results: list[Any] = [None] * len(publications)
+        refused: list[int] = []
         problem: StoreUnavailableError | None = None
         try:
-            for numbers, reply in calls:
+            for together, reply in calls:
                 try:
                     rows = await reply
                 except StoreUnavailableError as error:
                     problem = error
                     continue
-                for number, row in zip(numbers, rows, strict=True):
-                    results[number] = self._has_published(publications[number], row)
+                for number, row in zip(together, rows, strict=True):
+                    if row.startswith(b"~"):
+                        refused.append(number)
+                        self._has_refused(publications[number], row)
+                    else:
+                        results[number] = self._has_published(publications[number], row)
         finally:
             del self._rooms.publishing[name]
             for _, reply in calls:
                 reply.cancel()  # nobody waits for it, if this was cancelled
         if problem is not None:
             raise problem
-        return results
+        return refused
 
-    def _groups(self, publications: Sequence[Publication]) -> Collection[Sequence[int]]:
+    def _groups(
+        self, publications: Sequence[Publication], numbers: Sequence[int]
+    ) -> Collection[Sequence[int]]:
         """Return the numbers of those that share a call: in a cluster, of one partition."""
         if not self._address.is_cluster:
-            return [range(len(publications))]
+            return [numbers]
         by_partition: defaultdict[int, list[int]] = defaultdict(list)
-        for number, publication in enumerate(publications):
-            by_partition[self._keys.of_room(publication.room).partition].append(number)
+        for number in numbers:
+            by_partition[self._keys.of_room(publications[number].room).partition].append(number)
         return by_partition.values()
 
     def _send(
@@ -185,21 +231,32 @@ class RedisStore:
         arguments: list[bytes] = []
         unit_starts: list[int] = []  # empty while all are as long
         for number in numbers:
-            room, id, text, _, fold, *_ = publications[number]
+            room, id, text, _, fold, job = publications[number]
             room_keys = self._keys.of_room(room)
-            if fold is not None and not unit_starts:
+            if job is not None and is_control_room(room):
+                job = None
+            is_rich = fold is not None or job is not None
+            if is_rich and not unit_starts:
                 unit_starts.extend(range(0, len(keys), PUBLISH.unit_keys))
-            if fold is not None or unit_starts:
+            if is_rich or unit_starts:
                 unit_starts.append(len(keys))
             keys += (room_keys.state, room_keys.log, room_keys.meta, room_keys.dedupe + id.encode())
-            if fold is not None:
-                keys.append(room_keys.folds)
-                arguments.append(b"fold")
+            if is_rich:
+                keys += (room_keys.folds, room_keys.jobs)
+                arguments.append(b"fold" if job is None else b"job")
             arguments += self._publish_options(room)
-            arguments += (b"%b:%d" % (name, number), text.encode())
-            if fold is not None:
+            call = b"%b:%d" % (name, number)
+            arguments += (call, text.encode())
+            if is_rich:
                 arguments += fold_arguments(text, fold)
+            if job is not None:
+                keys += (room_keys.job_index, room_keys.job_times)
+                arguments += self._jobs.arguments(room, job, call)
         return self._shards.call(PUBLISH, keys, arguments, unit_starts)
+
+    def _has_refused(self, publication: Publication, row: bytes) -> None:
+        if publication.job is not None:
+            self._jobs.correct(publication.room, publication.job, row)
 
     def _has_published(self, publication: Publication, row: bytes) -> PublishResult:
         if publication.fold is not None:
