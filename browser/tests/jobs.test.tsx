@@ -80,16 +80,42 @@ describe("useJob", () => {
     expect(subscribed(await accept())).toEqual([["request_1", "earliest"]]);
   });
 
-  test("reads the snapshot again after a gap", async () => {
-    let text = "He";
-    ScriptedStream.answers["/jobs/1"] = () => ({ job: record("1", { text }), cursor: "a-7" });
+  test("reads the snapshot again after a gap, and loses nothing that is received meanwhile", async () => {
+    const piece = (cursor: string, offset: number, delta: string) =>
+      notification(cursor, { room: "request_1", type: "note.creation.delta", data: { runId: "run-1", attempt: 1, delta, index: offset }, fold: { offset } });
+    let answer: unknown = { job: record("1", { text: "He" }), cursor: "a-7" };
+    ScriptedStream.answers["/jobs/1"] = () => answer;
     const hook = renderHook(() => useJob("1", { url }));
     const socket = await accept();
     await live(socket, "request_1", "a-7");
-    text = "Hello";
+    let bring = (_: unknown) => {};
+    answer = new Promise((resolve) => (bring = resolve));
     await acting(() => socket.control("subscribed", { room: "request_1", cursor: "b-1", replayed: 0, recovered: false }));
+    await acting(() => socket.json(piece("b-3", 5, ", wor"))); // the snapshot is of b-2
+    expect(hook.result.current).toMatchObject({ text: "He", isTextComplete: false });
+    await acting(() => bring({ job: record("1", { text: "Hello" }), cursor: "b-2" }));
     await acting(settle);
     expect(hook.result.current).toMatchObject({ text: "Hello", isTextComplete: true });
+    await acting(() => socket.control("unsubscribed", { room: "request_1" }));
+    expect(subscribed(socket).at(-1)).toEqual(["request_1", "b-2"]);
+    await acting(() => socket.json(piece("b-3", 5, ", wor")).json(piece("b-4", 10, "ld")));
+    expect(hook.result.current).toMatchObject({ text: "Hello, world", isTextComplete: true });
+  });
+
+  test("tries to read the snapshot again while nothing else shows the job", async () => {
+    let isLimited = true;
+    const { fetch } = globalThis;
+    vi.stubGlobal("fetch", (asked: string, init: RequestInit) =>
+      isLimited && asked.includes("/jobs/") ? Promise.resolve(new Response('{"details":"too many"}', { status: 429 })) : fetch(asked, init),
+    );
+    ScriptedStream.answers["/jobs/1"] = () => ({ job: record("1", { status: "failed", error: "No paper." }), cursor: "a-7" });
+    const hook = renderHook(() => useJob("1", { url }));
+    const socket = await accept();
+    await live(socket, "request_1", "a-7");
+    expect(hook.result.current).toMatchObject({ status: "idle", connection: "open" });
+    isLimited = false;
+    await acting(() => pass(1000));
+    expect(hook.result.current).toMatchObject({ status: "error", error: "No paper.", connection: "closed" });
   });
 
   test("makes no request while it is not enabled", async () => {

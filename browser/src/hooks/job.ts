@@ -1,6 +1,7 @@
 /** `useJob`: the job of a request. */
 import { useCallback, useEffect, useMemo, useRef } from "react";
 import { baseOf, check, roomOf, type SubscribeOptions } from "../options.js";
+import { isFinalStatus } from "../protocol.js";
 import type { Status, Subscription } from "../state.js";
 import { subscribe } from "../subscription.js";
 import { IDLE, JobTracker, type JobRecord, type JobState } from "../tracker.js";
@@ -70,6 +71,7 @@ export function useJob<Result = Record<string, unknown>, Selected = UseJobReturn
     if (!room || !enabled || tracker.isFinished) return;
     let isOver = false;
     let timer: ReturnType<typeof setTimeout> | undefined;
+    let retryTimer: ReturnType<typeof setTimeout> | undefined;
     let subscription: Subscription | undefined;
     /** Show a change. */
     const show = () => {
@@ -96,7 +98,6 @@ export function useJob<Result = Record<string, unknown>, Selected = UseJobReturn
       after: job.start("earliest"),
       maxReconnects: Infinity,
       onNotification: (notification) => {
-        if (!job.isNew(notification)) return;
         tracker.apply(notification);
         show();
       },
@@ -107,28 +108,40 @@ export function useJob<Result = Record<string, unknown>, Selected = UseJobReturn
       onGap: () => {
         tracker.gap();
         job.show();
-        restore().catch(() => {}); // it stays incomplete until the result contains it
+        begin();
       },
     };
-    /** Show what the server has kept. */
+    const start = () => {
+      if (!tracker.isFinished) current.current = subscription = subscribe(room, source);
+    };
+    /** Show what the server has kept, and continue from there. */
     const restore = async () => {
       const found = await readSnapshot<{ job: JobRecord<Result>; cursor: string }>(`/jobs/${encodeURIComponent(requestId!)}`, source);
       if (isOver) return;
       tracker.restore(found.job);
       // The log may have the text of a job without one.
-      if (found.job.text !== undefined) source.after = found.cursor;
+      source.after = found.job.text === undefined ? "earliest" : found.cursor;
+      subscription?.close(); // what it has received meanwhile comes again
       show();
+      start();
     };
-    const start = () => {
-      if (!isOver && !tracker.isFinished) current.current = subscription = subscribe(room, source);
+    const begin = (failures = 0) => {
+      restore().catch(({ status }: { status?: number }) => {
+        if (isOver) return;
+        if (!subscription) start();
+        // Without a snapshot, the room shows the job, unless it ended so long ago that its log is gone.
+        if (tracker.state.status !== "idle" || isFinalStatus(status ?? 0)) return;
+        retryTimer = setTimeout(begin, Math.min(16_000, 1000 * 2 ** failures), failures + 1);
+      });
     };
     if (source.after === "earliest") {
       job.show("connecting");
-      restore().then(start, start);
+      begin();
     } else start();
     return () => {
       isOver = true;
       clearTimeout(timer);
+      clearTimeout(retryTimer);
       if (subscription) job.end(subscription);
       subscription?.close();
       if (!tracker.isFinished) job.show("closed", null);
