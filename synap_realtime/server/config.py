@@ -284,7 +284,8 @@ class ServerSettings(BaseSettings):
     """The rate limit of requests other than publishes per user, key or address, per second."""
 
     read_bytes_per_s: _Limit = 20 * 1024 * 1024
-    """The rate limit of bytes read (history, replay, presence, jobs) per user or key, a second."""
+    """The rate limit of bytes read (history, replay, presence, jobs) per user or key,
+    per second."""
 
     client_messages_per_s: _Limit = 100
     """The rate limit of messages that one client sends, per second."""
