@@ -21,6 +21,8 @@ export interface JobDelta {
   index: number;
   /** The next part of the text. */
   delta: string;
+  /** Code points of the text before this part, if it is not folded (fold.offset). */
+  offset?: number;
 }
 
 /** `….failed`: the run failed, and no attempt will follow. */
@@ -195,6 +197,24 @@ export type SynapNotification<Type extends NotificationType = NotificationType> 
      * @format date-time
      */
     timestamp: string;
+    /** What the log folds the notification into. See PROTOCOL.md, Folding. */
+    fold?: {
+      key: string;
+      mode: "append" | "replace";
+      attempt?: number;
+      /** How many code points of the text come before this piece. */
+      offset?: number;
+      final?: boolean;
+    };
+    /** The event of a job's run. See PROTOCOL.md, Job state. */
+    job?: {
+      event: "started" | "progress" | "retrying" | "completed" | "failed" | "cancelled";
+      /** The name of the job type. */
+      name: string;
+      runId: string;
+      userId?: string;
+      attempt?: number;
+    };
     /** The room that it was published to. */
     room: string;
     /** Its position in the room. Resume after it. */

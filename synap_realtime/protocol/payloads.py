@@ -136,6 +136,17 @@ class JobDelta(Payload):
     max_attempts: MaxAttempts | None = None
     index: Annotated[int, Field(ge=0, description="Counts the parts. 0 restarts the text.")]
     delta: Annotated[str, Field(description="The next part of the text.")]
+    offset: (
+        Annotated[
+            int,
+            Field(
+                ge=0,
+                description="Code points of the text before this part, if it is not folded "
+                "(fold.offset).",
+            ),
+        ]
+        | None
+    ) = None
 
 
 class JobRetrying(Payload):

@@ -10,6 +10,7 @@ from pydantic import PydanticUserError, TypeAdapter
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnnotation
 
 from ..errors import InvalidArgumentError
+from ..protocol.job_state import EVENTS
 from ..protocol.notification import Status
 from ..protocol.payloads import Truncated
 from .catalog import Catalog
@@ -33,6 +34,34 @@ MEMBERS: dict[str, Schema] = {
         "type": "string",
         "format": "date-time",
         "description": "RFC 3339, in UTC with milliseconds.",
+    },
+    "fold": {
+        "type": "object",
+        "description": "What the log folds the notification into. See PROTOCOL.md, Folding.",
+        "properties": {
+            "key": {"type": "string"},
+            "mode": {"enum": ["append", "replace"]},
+            "attempt": {"type": "integer", "minimum": 0},
+            "offset": {
+                "type": "integer",
+                "minimum": 0,
+                "description": "How many code points of the text come before this piece.",
+            },
+            "final": {"type": "boolean"},
+        },
+        "required": ["key", "mode"],
+    },
+    "job": {
+        "type": "object",
+        "description": "The event of a job's run. See PROTOCOL.md, Job state.",
+        "properties": {
+            "event": {"enum": list(EVENTS)},
+            "name": {"type": "string", "description": "The name of the job type."},
+            "runId": {"type": "string"},
+            "userId": {"type": "string"},
+            "attempt": {"type": "integer", "minimum": 0},
+        },
+        "required": ["event", "name", "runId"],
     },
     "room": {"type": "string", "description": "The room that it was published to."},
     "cursor": {"type": "string", "description": "Its position in the room. Resume after it."},
