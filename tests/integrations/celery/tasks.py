@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextvars
 import os
+import random
+import signal
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import celery
@@ -471,3 +474,36 @@ def raises_retry(self: Any, sends: bool, *, user_id: str) -> str:
     if sends:
         self.signature_from_request(self.request, retries=1).apply_async()
     raise Retry(exc=JobError("No paper."))
+
+
+@realtime_task(
+    acks_late=True, autoretry_for=(ConnectionError,), max_retries=2, retry_backoff=False,
+    default_retry_delay=0.05,
+)  # fmt: skip
+def replies(
+    self: Any, folder: str, count: int, trouble: str, *, user_id: str, request_id: str
+) -> dict[str, str]:
+    """Write a reply, as an LLM does. A third of it is written when the trouble comes.
+
+    Args:
+        folder: each execution puts a file there, and so does the test, to let zombies end.
+        count: how many pieces it has.
+        trouble: ``fails``: the first attempt raises. ``hangs``: the first process stops; the test
+            continues it when another one has taken the task.
+    """
+    execution = len(list(Path(folder).glob("execution*")))
+    Path(folder, f"execution{execution}").touch()
+    chance = random.Random(execution)
+    text = ""
+    for number in range(count):
+        piece = chance.choice([f"{execution} ", "tok", "é", "😀", "\n", '"', "a longer token "])
+        delta(piece)
+        text += piece
+        time.sleep(0.002)
+        if number == count // 3 and execution == 0:
+            if trouble == "fails":
+                raise ConnectionError("The model is overloaded.")
+            os.kill(os.getpid(), signal.SIGSTOP)
+    while execution == 0 and not Path(folder, "over").exists():
+        time.sleep(0.02)
+    return {"text": text}

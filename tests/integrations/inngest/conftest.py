@@ -17,8 +17,10 @@ import pytest
 import websockets
 
 from synap_realtime import AsyncBroadcaster, BackgroundBroadcaster
+from synap_realtime.integrations.inngest import create_function
 from synap_realtime.integrations.inngest.local import LocalInngest
 from synap_realtime.integrations.inngest.local.runs import Backoff
+from synap_realtime.server import RoomServer
 from synap_realtime.server.serve import running_server
 from tests.support.servers import unfolded_app
 from tests.support.timeouts import TIMEOUT_S
@@ -87,9 +89,14 @@ class Stage:
 
 
 @asynccontextmanager
-async def staged() -> AsyncIterator[Stage]:
+async def staged(room_server: RoomServer | None = None) -> AsyncIterator[Stage]:
+    """Serve everything.
+
+    Args:
+        room_server: default: one that folds nothing, so that each notification can be read.
+    """
     async with AsyncExitStack() as stack:
-        rooms = await stack.enter_async_context(running_server(unfolded_app()))
+        rooms = await stack.enter_async_context(running_server(room_server or unfolded_app()))
         server = LocalInngest(backoff=Backoff(first_s=0.01, longest_s=0.02))
         url = await stack.enter_async_context(running_server(server))
         app = fastapi.FastAPI()
@@ -124,3 +131,17 @@ async def until(condition: Callable[[], object]) -> None:
 
 async def _tick() -> None:
     await asyncio.sleep(0.01)
+
+
+def reporting_function(
+    stage: Stage, body: Any, fn_id: str = "f", **options: Any
+) -> inngest.Function[Any]:
+    """Return a function that reports to the stage's rooms."""
+    return create_function(
+        stage.client,
+        job_type="report.creation",
+        fn_id=fn_id,
+        trigger=on(fn_id),
+        broadcaster=stage.broadcaster,
+        **options,
+    )(body)

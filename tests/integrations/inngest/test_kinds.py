@@ -12,27 +12,13 @@ import inngest
 import pytest
 
 from synap_realtime import JobError, progress
-from synap_realtime.integrations.inngest import create_function
 from tests.integrations.inngest.frameworks import Served, by_django_asgi, by_django_wsgi, by_flask
 from tests.integrations.inngest.gateway_worker import connected
 from tests.support.timeouts import TIMEOUT_S
 
-from .conftest import Stage, on, staged
+from .conftest import Stage, reporting_function, staged
 
 WHO = {"userId": "42", "requestId": "r1"}
-
-
-def reporting_function(
-    stage: Stage, body: Any, fn_id: str = "f", **options: Any
-) -> inngest.Function[Any]:
-    return create_function(
-        stage.client,
-        job_type="report.creation",
-        fn_id=fn_id,
-        trigger=on(fn_id),
-        broadcaster=stage.broadcaster,
-        **options,
-    )(body)
 
 
 async def parallel(ctx: inngest.Context) -> dict[str, int]:
