@@ -8,7 +8,9 @@ import type { Claims } from "../auth/claims";
 import { controlFrame } from "../protocol/control";
 import type { Cursor } from "../protocol/cursor";
 import { Backlog, MAX_REPLAY_BACKLOG_BYTES } from "./backlog";
-import type { Numbers } from "./numbers";
+
+/** By text: how many of its entries had been delivered live before the one that the client numbers as 0. */
+export type Numbers = Record<string, number>;
 
 /** The state stored with the socket. Times are in ms since 1970; those of the credential are in seconds. */
 export interface Attachment {

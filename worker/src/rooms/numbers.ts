@@ -9,9 +9,6 @@ import type { Entry } from "../stores/entries";
 import { withIndex } from "../stores/folds";
 import type { Connection } from "./connection";
 
-/** By text: how many of its entries had been delivered live before the one that the client numbers as 0. */
-export type Numbers = Record<string, number>;
-
 /** Start to count the pieces of a text with an entry that is replayed as the piece with this index. */
 export function countFrom({ attachment }: Connection, { piece }: Entry, index = 0): void {
   if (piece === undefined) return;
