@@ -8,8 +8,8 @@ import type { Entry } from "../stores/entries";
 import { restOf } from "../stores/folds";
 import type { Log } from "../stores/log";
 import { MAX_REPLAY_BACKLOG_BYTES } from "./backlog";
-import type { Connection, KnownText, Replaying } from "./connection";
-import { countFrom, type Numbers } from "./numbers";
+import type { Connection, KnownText, Numbers, Replaying } from "./connection";
+import { countFrom } from "./numbers";
 import { MORE, type SubscribeRequest } from "./stub";
 
 const REPLAY_PAUSE_MS = 20;
