@@ -39,3 +39,29 @@ async def test_custom_store_may_use_asyncio_timeout(front: Front, path: str) -> 
         assert (answer.status_code, answer.json()["success"]) == (200, True)
         history = await client.get(f"{url}/rooms/user_1/history")
         assert len(history.json()["notifications"]) == 1
+
+
+class PlainStore:
+    """Keeps logs, and no records of jobs."""
+
+    def __init__(self) -> None:
+        self._logs = store = MemoryStore()
+        self.description = "a plain store"
+        self.earliest, self.head, self.read = store.earliest, store.head, store.read
+        self.publish, self.subscribe = store.publish, store.subscribe
+        self.join, self.leave = store.join, store.leave
+        self.get_ack, self.ack = store.get_ack, store.ack
+        self.register_device = store.register_device
+        self.check, self.usage, self.close = store.check, store.usage, store.close
+
+
+async def test_custom_store_without_jobs_answers_404(front: Front) -> None:
+    job = {"event": "started", "name": "a", "runId": "r1"}
+    notification = {"type": "a.started", "data": {}, "requestId": "q1", "job": job}
+    async with front(create_app(store=PlainStore())) as url, httpx.AsyncClient() as client:
+        sent = await client.post(f"{url}/rooms/request_q1/broadcast", json=notification)
+        assert sent.status_code == 200, "the notification is stored and delivered as others are"
+        for path in ("/jobs/q1", "/users/1/jobs"):
+            response = await client.get(url + path)
+            assert (response.status_code, response.json()["code"]) == (404, "not_found")
+            assert "keeps no records" in response.json()["details"]
