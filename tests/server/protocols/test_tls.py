@@ -162,6 +162,43 @@ def test_closes_slow_consumer_over_tls(run: Run, certified: Certified) -> None:
     run(test())
 
 
+def test_many_rooms_over_tls(run: Run, certified: Certified) -> None:
+    """A peer that reads slowly receives each room whole; a stream has all rooms, too."""
+    rooms = [f"user_{number}" for number in range(8)]
+
+    async def test() -> None:
+        async with serving(certified) as url, client(url, certified) as http:
+            ws = await websockets.connect(
+                url.replace("https", "wss") + "/subscribe",
+                ssl=certified.client(), subprotocols=[Subprotocol("synap.v2")], max_queue=None,
+            )  # fmt: skip
+            for room in rooms:
+                await ws.send(json.dumps({"action": "subscribe", "room": room}))
+            for _ in rooms:
+                assert json.loads(await ws.recv())["type"] == "synap.subscribed"
+            ws.transport.pause_reading()
+            for number in range(8):
+                for room in rooms:
+                    note = {"type": "a", "data": {"x": "y" * 8_000}, "id": f"n{number}"}
+                    await http.post(f"/rooms/{room}/broadcast", json=note)
+            ws.transport.resume_reading()
+            received: dict[str, list[str]] = {room: [] for room in rooms}
+            for _ in range(8 * 8):
+                message = json.loads(await ws.recv())
+                received[message["room"]].append(message["id"])
+            assert received == {room: [f"n{n}" for n in range(8)] for room in rooms}
+            await ws.close()
+            query = {"room": rooms, "after": "earliest"}
+            async with http.stream("GET", "/events", params=query) as stream:
+                count = 0
+                async for line in stream.aiter_lines():
+                    count += line.startswith("data:") and '"type":"a"' in line
+                    if count == 8 * 8:
+                        break
+
+    run(test())
+
+
 async def silent(url: str, said: bytes = b"") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """A client that opens a connection and sends no more than that."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port_of(url))
