@@ -24,6 +24,7 @@ from synap_realtime.server.http.routes import Router
 from synap_realtime.server.messages import Response
 from synap_realtime.server.protocols import ws_codec
 from synap_realtime.server.protocols.http1 import Http1Protocol
+from synap_realtime.server.rooms import pieces, room_actions
 from synap_realtime.server.rooms.registry import SessionRegistry
 from synap_realtime.server.stores.redis.live_rooms import LiveRooms
 from synap_realtime.server.stores.redis.presence import SharedPresence
@@ -257,6 +258,21 @@ def test_answer_target_notices_an_exception(monkeypatch: pytest.MonkeyPatch) -> 
 def test_subscriber_target_notices_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(core, "parse_notification", lambda value: value["type"])
     catches("subscriber")
+
+
+def test_rooms_target_notices_a_piece_that_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "join", lambda entries: entries[-1])
+    catches("rooms")
+
+
+def test_rooms_target_notices_a_room_that_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SessionRegistry, "close", lambda _self, _session: None)
+    catches("rooms")
+
+
+def test_rooms_target_notices_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room_actions, "parse_device", lambda text: text.encode())
+    catches("rooms")
 
 
 @pytest.mark.parametrize("part", [LiveRooms, SharedPresence, RedisSurveys])

@@ -16,6 +16,7 @@ NAMES = (
     "answer",
     "subscriber",
     "nodes",
+    "rooms",
 )
 
 

@@ -12,6 +12,8 @@ from pydantic import SecretStr
 from synap_realtime.protocol.control import MAX_ROOMS, CloseCode, ControlFrame
 from synap_realtime.protocol.job_state import STATUSES
 from synap_realtime.server.app import Node, create_node
+from synap_realtime.server.auth.keys import KeyRing
+from synap_realtime.server.auth.tokens import Authenticator
 from synap_realtime.server.config import load_settings
 from synap_realtime.server.messages import Request, Response
 from synap_realtime.server.rooms.backlog import UnbatchedSink
@@ -27,9 +29,9 @@ from ..target import Target, require
 SECRET = "fuzz-secret-0123456789abcdef-0123456789"
 API_KEY = "fuzz-key-0123456789abcdef-0123456789"
 ROOM, USER = "user_1", "1"
-TOKENS = (b"$TOKEN", b"$OTHER", b"$EXPIRED")
+TOKENS = (b"$TOKEN", b"$OTHER", b"$FORGED")
 """Inputs contain these instead of tokens, which the target mints: of the user of the connection,
-of another user, and an expired one."""
+of another user, and one with a wrong signature."""
 
 PUBLISH = b"+"
 """A line that begins so is a notification to the room; other lines are messages of the client."""
@@ -82,19 +84,23 @@ class RoomsTarget(Target):
 
     name = "rooms"
     max_bytes = 2048
-    fixed_mutations = 5_000
+    fixed_mutations = 6_000
 
     def __init__(self) -> None:
         self._settings = load_settings(
             api_keys={"fuzz": SecretStr(API_KEY)}, token_secrets=(SecretStr(SECRET),),
             publishes_per_s=0, publish_bytes_per_s=0, requests_per_s=0, drain_timeout_s=0,
         )  # fmt: skip
-        claims: dict[str, Any] = {
-            "rooms": ["*"], "scope": "subscribe presence", "secret": SECRET
+        common: dict[str, Any] = {
+            "rooms": ["*"], "scope": "subscribe presence", "secret": SECRET, "expires_in_s": 43_200
         }  # fmt: skip
-        self._tokens = [mint_token(USER, **claims), mint_token("2", **claims)]
-        self._tokens.append(mint_token(USER, **claims, expires_in_s=1)[:-2] + "AA")
+        self._tokens = [mint_token(USER, **common), mint_token("2", **common)]
+        self._tokens.append(self._tokens[0][:-4] + "AAAA")
         self._loop = VirtualTimeLoop()
+        authenticator = Authenticator(
+            KeyRing(token_secrets=[SECRET]), leeway_s=10, max_lifetime_s=86_400
+        )
+        self._claims = self._loop.run_until_complete(authenticator.authenticate(self._tokens[0]))
         self._faults: list[dict[str, Any]] = []
         self._loop.set_exception_handler(lambda _, context: self._faults.append(context))
 
@@ -127,8 +133,7 @@ class RoomsTarget(Target):
         await node.close()
 
     async def _connect(self, node: Node, peer: Peer) -> Connection:
-        claims = await node.sessions_access().authenticate_credential(self._tokens[0], None)
-        connection = await node.sessions.open_connection(claims, None, transport="websocket")
+        connection = await node.sessions.open_connection(self._claims, None, transport="websocket")
         await connection.run(None, peer)
         return connection
 
