@@ -23,18 +23,17 @@ from synap_realtime.server import create_app
 from synap_realtime.server.config import load_settings
 from synap_realtime.server.serve import running_server
 from tests.support.polling import until
+from tests.support.served_stores import KINDS, serving_store
 from tests.support.timeouts import TIMEOUT_S
 
 REPORT = JobType("report.creation")
 WHO = Recipient("42", "r1")
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=KINDS)
 async def url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
     """The address of a server."""
-    store = "memory://" if request.param == "memory" else f"sqlite:///{tmp_path / 'rooms.db'}"
-    settings = load_settings(store=store, drain_timeout_s=0)
-    async with running_server(create_app(settings)) as address:
+    async with serving_store(request.param, tmp_path) as address:
         yield address
 
 

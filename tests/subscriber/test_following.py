@@ -18,17 +18,16 @@ from synap_realtime.server.config import load_settings
 from synap_realtime.server.serve import running_server
 from synap_realtime.subscriber import following
 from tests.support.program import free_port
+from tests.support.served_stores import KINDS, serving_store
 from tests.support.timeouts import TIMEOUT_S
 
 REPORT = JobType("report.creation")
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=KINDS)
 async def url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
     """The address of a server."""
-    store = "memory://" if request.param == "memory" else f"sqlite:///{tmp_path / 'rooms.db'}"
-    settings = load_settings(store=store, drain_timeout_s=0, new_connections_per_s=0)
-    async with running_server(create_app(settings)) as address:
+    async with serving_store(request.param, tmp_path) as address:
         yield address
 
 

@@ -10,11 +10,9 @@ import httpx
 import pytest
 
 from synap_realtime import get_job
-from synap_realtime.server import create_app
-from synap_realtime.server.config import load_settings
-from synap_realtime.server.serve import running_server
 from tests.support.polling import until
 from tests.support.readers import watch
+from tests.support.served_stores import KINDS, serving_store
 
 from . import tasks
 from .conftest import Worker
@@ -33,13 +31,11 @@ async def texts(url: str) -> list[str]:
 
 
 @pytest.mark.parametrize("trouble", ["fails", "hangs"])
-@pytest.mark.parametrize("store", ["memory", "sqlite"])
+@pytest.mark.parametrize("store", KINDS)
 async def test_everyone_gets_the_whole_reply_of_the_execution_that_counts(
     broker: str, tmp_path: Path, store: str, trouble: str
 ) -> None:
-    url = "memory://" if store == "memory" else f"sqlite:///{tmp_path / 'rooms.db'}"
-    settings = load_settings(store=url, drain_timeout_s=0, new_connections_per_s=0)
-    async with running_server(create_app(settings)) as rooms:
+    async with serving_store(store, tmp_path) as rooms:
         environment = {
             "BROKER_URL": broker,
             "REALTIME_URL": rooms,

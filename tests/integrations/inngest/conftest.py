@@ -20,7 +20,6 @@ from synap_realtime import AsyncBroadcaster, BackgroundBroadcaster
 from synap_realtime.integrations.inngest import create_function
 from synap_realtime.integrations.inngest.local import LocalInngest
 from synap_realtime.integrations.inngest.local.runs import Backoff
-from synap_realtime.server import RoomServer
 from synap_realtime.server.serve import running_server
 from tests.support.servers import unfolded_app
 from tests.support.timeouts import TIMEOUT_S
@@ -89,14 +88,16 @@ class Stage:
 
 
 @asynccontextmanager
-async def staged(room_server: RoomServer | None = None) -> AsyncIterator[Stage]:
+async def staged(rooms: str | None = None) -> AsyncIterator[Stage]:
     """Serve everything.
 
     Args:
-        room_server: default: one that folds nothing, so that each notification can be read.
+        rooms: the address of a room server. Default: one that folds nothing, so that each
+            notification can be read.
     """
     async with AsyncExitStack() as stack:
-        rooms = await stack.enter_async_context(running_server(room_server or unfolded_app()))
+        if rooms is None:
+            rooms = await stack.enter_async_context(running_server(unfolded_app()))
         server = LocalInngest(backoff=Backoff(first_s=0.01, longest_s=0.02))
         url = await stack.enter_async_context(running_server(server))
         app = fastapi.FastAPI()

@@ -11,21 +11,18 @@ import inngest
 import pytest
 
 from synap_realtime import delta, get_job, progress
-from synap_realtime.server import create_app
-from synap_realtime.server.config import load_settings
 from tests.support.readers import watch
+from tests.support.served_stores import KINDS, serving_store
 
 from .conftest import reporting_function, staged
 
 PIECES = 1200
 
 
-@pytest.mark.parametrize("store", ["memory", "sqlite"])
+@pytest.mark.parametrize("store", KINDS)
 async def test_everyone_gets_the_whole_reply_of_the_attempt_that_counts(
     tmp_path: Path, store: str
 ) -> None:
-    url = "memory://" if store == "memory" else f"sqlite:///{tmp_path / 'rooms.db'}"
-    settings = load_settings(store=url, drain_timeout_s=0, new_connections_per_s=0)
     calls: dict[str, int] = {}
 
     async def write(step: str) -> str:
@@ -48,7 +45,7 @@ async def test_everyone_gets_the_whole_reply_of_the_attempt_that_counts(
         progress(0.5, "Answering")
         return {"text": await ctx.step.run("answer", write, "answer")}
 
-    async with staged(create_app(settings)) as stage:
+    async with serving_store(store, tmp_path) as rooms, staged(rooms) as stage:
         await stage.serve(reporting_function(stage, body))
         readers = [asyncio.create_task(watch(stage.rooms_url, "r1", n)) for n in range(8)]
         await stage.send("f", userId="42", requestId="r1")
