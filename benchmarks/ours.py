@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import secrets
 import sys
 from collections.abc import Sequence
@@ -73,10 +74,13 @@ class Ours(Server):
         return self._keys[self._next_key]
 
     def token(self, subscriber: Subscriber, scope: str = "subscribe") -> str:
-        rooms = [] if subscriber.room == f"user_{subscriber.user}" else [subscriber.room]
+        return self._token(subscriber.user, [subscriber.room], scope)
+
+    def _token(self, user: str, rooms: Sequence[str], scope: str = "subscribe") -> str:
+        others = [room for room in rooms if room != f"user_{user}"]
         if self._signer.secret:
-            return mint_token(subscriber.user, rooms=rooms, scope=scope, secret=self._signer.secret)
-        return self._signer.sign(subscriber.user, scope=scope, rooms=rooms)
+            return mint_token(user, rooms=others, scope=scope, secret=self._signer.secret)
+        return self._signer.sign(user, scope=scope, rooms=others)
 
     def client(self, subscriber: Subscriber) -> Client:
         return self.returning_client(subscriber, "latest")
@@ -87,6 +91,16 @@ class Ours(Server):
     def watching_client(self, subscriber: Subscriber) -> Client:
         """Return a client that also watches the presence of its room."""
         return self._client(subscriber, "after=latest&presence=1", "subscribe presence")
+
+    def client_of(self, user: str, rooms: Sequence[str]) -> Client:
+        """Return a client that subscribes to several rooms of a user on one connection."""
+        actions = [{"action": "subscribe", "room": room, "after": "latest"} for room in rooms]
+        request = handshake(
+            "/subscribe",
+            Authorization=f"Bearer {self._token(user, rooms)}",
+            Sec_WebSocket_Protocol="synap.v2",
+        )
+        return Client(request, ("", *map(json.dumps, actions)))
 
     def _client(self, subscriber: Subscriber, query: str, scope: str = "subscribe") -> Client:
         return Client(

@@ -25,6 +25,10 @@ REST_S = 0.4
 """Seconds before the memory is read."""
 
 
+_next_number: Callable[[], int] = counting().__next__
+"""Of a user: no two of a run have the same rooms."""
+
+
 def run(options: Options) -> list[Result]:
     steps = options.rounds + 1
     return [
@@ -60,13 +64,28 @@ def _connects(
 
 def _two_rooms(options: Options, step: int) -> list[Result]:
     """Measure users that are subscribed to the rooms of the user and of a request at once."""
+    what = "a user who subscribes to the user's and a request's room"
     rows = {
-        "user-connect": "a user who subscribes to the user's and a request's room, µs",
+        "user-connect": f"{what}, µs",
         "user-memory": "memory (PSS) of a user with both rooms, KB",
     }
-    measures = connecting(rows, step, both_rooms)
+    shared = {
+        "user-shared-connect": f"{what} on one connection, µs",
+        "user-shared-memory": "memory (PSS) of a user with both rooms on one connection, KB",
+    }
+    parts = [
+        Part(rows, connecting(rows, step, both_rooms)),
+        Part(shared, connecting(shared, step, both_rooms_shared, _REQUEST), _can_share),
+    ]
     kinds = options.of(Ours(), Centrifugo(), Limit())
-    return measure(options, kinds, lambda _: None, [Part(rows, measures)])
+    return measure(options, kinds, lambda _: None, parts)
+
+
+_REQUEST = '"request_'
+
+
+def _can_share(kind: Server) -> bool:
+    return isinstance(kind, Ours | Centrifugo)
 
 
 def own_room(kind: Server, user: str) -> list[Client]:
@@ -85,22 +104,32 @@ def both_rooms(kind: Server, user: str) -> list[Client]:
     return [kind.client(Subscriber(user, room)) for room in rooms]
 
 
+def both_rooms_shared(kind: Server, user: str) -> list[Client]:
+    """Return the client of a user with one connection for both rooms, the request's last."""
+    assert isinstance(kind, Ours | Centrifugo)
+    return [kind.client_of(user, [f"user_{user}", f"request_{user}"])]
+
+
 def connecting(
-    rows: Iterable[str], step: int, clients_of: Callable[[Server, str], list[Client]]
+    rows: Iterable[str],
+    step: int,
+    clients_of: Callable[[Server, str], list[Client]],
+    live: str | None = None,
 ) -> Measure:
     """Run a round: add this number of users.
 
     Args:
         rows: the names of the CPU of a user and, unless it is left out, of the memory.
+        live: confirms the last subscription of a client of ours; None: any does.
     """
-    numbers: Callable[[], int] = counting().__next__
 
     def round_of(session: Session) -> Mapping[str, float]:
-        users = [str(numbers()) for _ in range(step)]
+        users = [str(_next_number()) for _ in range(step)]
         clients = [each for user in users for each in clients_of(session.kind, user)]
+        mark = live if live and isinstance(session.kind, Ours) else session.kind.live
         before = machine.max_memory_bytes(session.server.pid)
         with session.used() as used_us:
-            report = session.load.dial(session.port, clients, live=session.kind.live)
+            report = session.load.dial(session.port, clients, live=mark)
             time.sleep(REST_S)
         grown = machine.max_memory_bytes(session.server.pid) - before
         values = (used_us() / step, grown / 1024 / step)
