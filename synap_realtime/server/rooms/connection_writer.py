@@ -6,7 +6,6 @@ See PROTOCOL.md, "Many rooms on one connection".
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 from operator import attrgetter
 
@@ -37,9 +36,10 @@ class ConnectionWriter:
         """
         self.sink: ConnectionSink = NULL_SINK
         self._close = close
-        self._frames: deque[ControlFrame] = deque()  # until the sink is writable
-        self._waiting: set[RoomSink] = set()  # they found the sink blocked
-        self._ungrouped: set[RoomSink] = set()  # they left their fan-out groups when it blocked
+        # Mostly empty: an empty deque takes 0.7 KB, and an empty set four times as much as a dict.
+        self._frames: list[ControlFrame] = []  # until the sink is writable
+        self._waiting: dict[RoomSink, None] = {}  # they found the sink blocked
+        self._ungrouped: dict[RoomSink, None] = {}  # they left their fan-out groups when it blocked
         self._writes = 0
         self._slow_timer: asyncio.TimerHandle | None = None  # while the socket is blocked
 
@@ -55,17 +55,17 @@ class ConnectionWriter:
 
     def wait_writable(self, room: RoomSink) -> None:
         """Call ``on_writable`` of the room's subscription once the connection is writable."""
-        self._waiting.add(room)
+        self._waiting[room] = None
         self.on_write_blocked()
 
     def regroup(self, room: RoomSink) -> None:
         """Let the room join its fan-out group again once the connection is writable."""
-        self._ungrouped.add(room)
+        self._ungrouped[room] = None
 
     def forget(self, room: RoomSink) -> None:
         """Let a room that has ended wait for nothing."""
-        self._waiting.discard(room)
-        self._ungrouped.discard(room)
+        self._waiting.pop(room, None)
+        self._ungrouped.pop(room, None)
 
     def count_write(self) -> int:
         """Return the number of one more write of a room."""
@@ -94,14 +94,14 @@ class ConnectionWriter:
         """Write control frames, then let the rooms write that wait, the longest waiting first."""
         self._stop_timer()
         while self._frames and self.sink.is_writable:
-            self.sink.send_control(self._frames.popleft())
+            self.sink.send_control(self._frames.pop(0))
         for room in sorted(self._waiting, key=attrgetter("last_write")):
             if not self.is_writable:
                 break
-            self._waiting.discard(room)
+            self._waiting.pop(room, None)
             room.subscription.on_writable()
         if self.is_writable:
-            ungrouped, self._ungrouped = self._ungrouped, set()
+            ungrouped, self._ungrouped = self._ungrouped, {}
             for room in ungrouped:
                 room.subscription.join_group()
         elif self._frames or self._waiting:
