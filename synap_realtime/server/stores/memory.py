@@ -128,9 +128,9 @@ class MemoryStore:
             return self._publish_few(publications)
         results: list[PublishResult] = []
         for start in range(0, len(publications), _MAX_SLICE):
+            if start:  # a large call must not block subscribers and other requests
+                await asyncio.sleep(0)
             results += self._publish_few(publications[start : start + _MAX_SLICE])
-            # A large call must not block subscribers and other requests.
-            await asyncio.sleep(0)
         return results
 
     def _publish_few(self, publications: Sequence[Publication]) -> Sequence[PublishResult]:
