@@ -1,4 +1,5 @@
-"""A text that grows while a primary is replaced whose replica lacks the last pieces."""
+"""A text that grows, and a job that runs, while a primary is replaced whose replica lacks the last
+notifications."""
 
 from __future__ import annotations
 
@@ -6,21 +7,23 @@ import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from synap_realtime.protocol.folding import make_fold
 from synap_realtime.protocol.rooms import Room
 from synap_realtime.server.errors import StoreUnavailableError
-from synap_realtime.server.stores.base import Entry
+from synap_realtime.server.stores.base import Entry, Publication, PublishResult
 from synap_realtime.server.stores.redis.address import parse_address
 from synap_realtime.server.stores.redis.store import RedisStore
 from tests.support.failover import Redundant, in_cluster, lose_primary, with_sentinels
 from tests.support.folding import Texts, folded
+from tests.support.jobs import lifecycle
 from tests.support.polling import until, until_ready
 from tests.support.timeouts import TIMEOUT_S
 
-ROOM = Room("request_1")
+ROOM = Room("request_q1")
 PIECES = [f"é{number} " for number in range(60)]
 TEXT = "".join(PIECES)
 
@@ -92,4 +95,45 @@ async def test_text_is_whole_after_a_failover_that_lost_pieces(servers: Redundan
     for store in stores:
         (entry,) = (await store.read(ROOM, store.earliest(), 10)).entries
         assert json.loads(entry.text)["data"]["delta"] == TEXT
+        await store.close()
+
+
+async def publish_until_stored(store: RedisStore, publication: Publication) -> PublishResult:
+    """Publish, again with the same id until it is answered, as the SDK does."""
+    async with asyncio.timeout(TIMEOUT_S):
+        while True:
+            try:
+                (result,) = await store.publish([publication])
+            except StoreUnavailableError:
+                await asyncio.sleep(0.05)
+            else:
+                return result
+
+
+async def test_record_of_a_job_is_that_of_the_log_after_a_failover(servers: Redundant) -> None:
+    stores = [RedisStore(parse_address(servers.url)) for _ in range(2)]
+    for store in stores:
+        await until_ready(store)
+
+    async def report(event: str, at: int, **data: Any) -> None:
+        await publish_until_stored(stores[0], lifecycle(event, at=at, **data))
+
+    await report("started", 1)
+    await report("progress", 2, label="first", progress=0.1)
+    primary = servers.primary_of(ROOM)
+    primary.command("WAIT", 1, 1000)
+    primary.cut_replication()
+    await report("progress", 3, label="lost")
+    await lose_primary(servers, primary)
+    await publish_until_stored(stores[1], lifecycle("progress", at=4, progress=0.4))
+    for store in stores:
+        record = (await store.get_job(ROOM, "q1")).record
+        assert record is not None
+        assert (record.status, record.label, record.progress) == ("running", "first", 0.4)
+    await report("completed", 5, title="T")
+    snapshot = await stores[1].get_job(ROOM, "q1")
+    assert snapshot.record is not None
+    assert (snapshot.record.status, snapshot.record.result) == ("completed", {"title": "T"})
+    assert (await stores[0].read(ROOM, snapshot.cursor, 10)).entries == []
+    for store in stores:
         await store.close()
