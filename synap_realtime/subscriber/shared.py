@@ -203,7 +203,9 @@ class SharedConnection:
             elif message is not None:
                 content = read(message)
                 if isinstance(content, Notification):
-                    self._deliver(content, len(message))
+                    pause_s = self._deliver(content, len(message))
+                    if pause_s is not None:
+                        yield Sleep(pause_s)
                 elif isinstance(content, ControlFrame):
                     if content.type == CLOSING:
                         asked_s = seconds(content.data.get("reconnectAfterMs"))
@@ -225,10 +227,11 @@ class SharedConnection:
         retries = [at for m in self._members.values() if (at := m.retry_at) is not None]
         return min([keepalive.receive_timeout_s(), *(max(0.0, at - now) for at in retries)])
 
-    def _deliver(self, notification: Notification, size: int) -> None:
+    def _deliver(self, notification: Notification, size: int) -> float | None:
+        """Queue a notification. Return :attr:`SharedSubscription.pause_s`."""
         member = self._current(notification.room)
         if member is None:
-            return
+            return None
         member.progress.move_to(notification.cursor)
         if member.progress.is_new(notification):
             member.put(notification, size)
@@ -239,6 +242,7 @@ class SharedConnection:
             self._leave(member)
             if member.progress.pause():
                 member.notify_gap()
+        return None if member.is_paused else member.pause_s
 
     def _current(self, room: object) -> SharedSubscription | None:
         """Return the subscription that a message is for; None if it was left in the meantime."""

@@ -19,6 +19,12 @@ MAX_QUEUED_BYTES = 1024 * 1024
 MAX_QUEUED = 1000
 """The same in messages."""
 
+BURST = 16
+"""After this number of messages, the consumer gets time to process them."""
+
+PAUSE_S = 0.001
+"""The time that it gets while half of the bounds is exceeded."""
+
 
 class Queued(NamedTuple):
     """One item for a consumer.
@@ -75,6 +81,16 @@ class SharedSubscription:
     def is_behind(self) -> bool:
         """Whether the queue is too long for more."""
         return self.count > MAX_QUEUED or self.bytes > MAX_QUEUED_BYTES
+
+    @property
+    def pause_s(self) -> float | None:
+        """How long not to receive, so that the consumer can keep up; None if it does.
+
+        It is short, because other consumers wait, too: a room whose consumer stays slow is left.
+        """
+        if self.count <= BURST:
+            return None
+        return 0.0 if self.has_caught_up else PAUSE_S
 
     @property
     def has_caught_up(self) -> bool:

@@ -241,3 +241,16 @@ def test_gap_is_reported_in_its_place(network: Network) -> None:
     assert one.gaps == []
     assert one.process() == ["n6"]
     assert one.gaps == ["user_1"]
+
+
+def test_consumer_gets_time_before_its_room_is_left(network: Network) -> None:
+    """A replay that arrives at once overtakes no consumer that would keep up."""
+    one = Consumer(network, "user_1")
+    network.connect()
+    network.receive(*(note(f"n{n}", f"a-{n}", room="user_1") for n in range(1, 10)))
+    assert network.slept == []
+    network.receive(*(note(f"n{n}", f"a-{n}", room="user_1") for n in range(10, 40)))
+    assert set(network.slept) == {0.0}
+    network.receive(*(note(f"n{n}", f"a-{n}", room="user_1") for n in range(40, 600)))
+    assert 0 < max(network.slept) < 0.01
+    assert len(one.process()) == 599
