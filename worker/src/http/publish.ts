@@ -8,10 +8,9 @@ import {
   badRequest, conflictError, jsonResponse, parseRoomParam, payloadTooLarge, readJsonBody, RequestError, type Problem,
 } from "../messages";
 import { count } from "../metrics";
+import { InvalidNotificationError, isObject } from "../protocol/invalid";
 import {
   checkNotification,
-  InvalidNotificationError,
-  isObject,
   MAX_BATCH_FANOUT_BYTES,
   MAX_BATCH_NOTIFICATIONS,
   MAX_NOTIFICATION_BYTES,

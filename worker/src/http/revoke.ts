@@ -4,7 +4,7 @@ import { requireScope } from "../auth/authorization";
 import { registryOf } from "../auth/registry";
 import { isCredential, MalformedTokenError, MAX_TEXT, MAX_TOKEN_BYTES, tokenId } from "../auth/tokens";
 import { badRequest, jsonResponse, readJsonBody, unavailable } from "../messages";
-import { isObject } from "../protocol/notification";
+import { isObject } from "../protocol/invalid";
 import { hasKeys, type Settings } from "../settings";
 import { authenticateCounted, type RequestContext } from "./context";
 

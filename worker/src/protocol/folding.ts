@@ -1,7 +1,7 @@
 /** The member `fold` of a notification. See PROTOCOL.md, "Folding". */
 
 import { lengthOf } from "./codepoints";
-import { InvalidNotificationError, isObject } from "./notification";
+import { InvalidNotificationError, isObject } from "./invalid";
 
 const MAX_KEY_LENGTH = 128;
 /** The highest attempt, and the highest offset. */

@@ -7,7 +7,7 @@
 
 import { lengthOf } from "./codepoints";
 import { numberOf } from "./folding";
-import { InvalidNotificationError, isObject } from "./notification";
+import { InvalidNotificationError, isObject } from "./invalid";
 
 /** How many earlier runs of a request are remembered, so that their events stay without effect. */
 const MAX_PAST_RUNS = 16;

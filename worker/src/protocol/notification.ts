@@ -1,6 +1,7 @@
 /** Validation of notifications. See PROTOCOL.md, "Notification". */
 
 import { foldToWire, parseFold, type Fold } from "./folding";
+import { InvalidNotificationError, isObject } from "./invalid";
 import { checkJob } from "./job_state";
 
 export const MAX_NOTIFICATION_BYTES = 256 * 1024;
@@ -15,15 +16,6 @@ const STATUSES: unknown[] = ["pending", "success", "error"];
 
 /** The known members of a notification. Others are kept, too. */
 const KNOWN = new Set(["type", "data", "id", "requestId", "status", "timestamp", "room", "cursor", "fold", "job"]);
-
-export class InvalidNotificationError extends Error {
-  constructor(
-    readonly field: string,
-    problem: string,
-  ) {
-    super(`${field}: ${problem}`);
-  }
-}
 
 /** A valid notification. `text` is its JSON, without `room` and `cursor`. Its last member is `fold`, if it has one. */
 export interface Checked {
@@ -80,9 +72,6 @@ export function checkNotification(value: unknown, now: number): Checked {
   return { id, text, bytes, ...(fold === undefined ? {} : { fold }), ...(job === undefined ? {} : { hasJob: true }) };
 }
 
-export function isObject(value: unknown): value is Record<string, unknown> {
-  return typeof value === "object" && value !== null && !Array.isArray(value) && !isRaw(value);
-}
 
 /** Convert an RFC 3339 time to UTC with milliseconds and `Z`. */
 function toUtc(text: string): string {
@@ -132,11 +121,6 @@ function nameOf(value: Record<string, unknown>, name: string): string | undefine
 /** Return the problem of a member that is absent or of another type, in the words of the server's validator. */
 function typeProblem(value: Record<string, unknown>, name: string, type: "string" | "dictionary"): string {
   return Object.hasOwn(value, name) ? `Input should be a valid ${type}` : "Field required";
-}
-
-/** Whether a value is a number that the JSON parser kept as text. */
-function isRaw(value: object): boolean {
-  return (JSON as unknown as { isRawJSON(value: object): boolean }).isRawJSON(value);
 }
 
 /** Return a UUIDv7 (RFC 9562, section 5.7). Ids of one millisecond are monotonic (section 6.2, method 1). */
