@@ -34,8 +34,8 @@ from ..messages import (
     parse_room_param,
 )
 from ..rooms.registry import SessionRegistry
+from ..rooms.replay import UNKNOWN_POSITION
 from ..rooms.sessions import ClientConnection, Session
-from ..rooms.subscription import UNKNOWN_POSITION
 from .in_flight import InFlight
 
 SSE_RETRY_MS = 1000

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from ...protocol.cursor import Cursor
-from ...protocol.rooms import Room
-from ..stores.base import Entry, LogStore, Page
+from ...protocol.cursor import Cursor, parse_cursor
+from ...protocol.rooms import Room, is_request_room
+from ..stores.base import Entry, LogStore, Page, Store
 
 _ENTRY_BYTES = 1024  # counted per notification beside its size: the cost of a write
 
 # Entries read in one page. A stalled peer keeps a page in memory, so a page is bounded in bytes.
 _PAGE, _FIRST_PAGE, _PAGE_BYTES = 64, 4, 128 * 1024
+
+
+UNKNOWN_POSITION = "lost"
+"""A position that is in no log: replays everything that is retained, with ``recovered: false``."""
 
 
 class Replay:
@@ -91,3 +95,43 @@ class Replay:
             self.recovered = False
             self.position = self._store.earliest()
         return page
+
+
+async def find_start(store: Store, room: Room, device: str | None, after: str | None) -> Cursor:
+    """Return where a subscription starts.
+
+    Args:
+        device: the user's device that subscribes; each has its own acknowledged position.
+        after: a cursor, ``earliest``, ``latest``, :data:`UNKNOWN_POSITION`, or None for the default
+            of the room.
+
+    Raises:
+        InvalidArgumentError: ``after`` is not a position.
+        StoreUnavailableError: the position cannot be read now.
+    """
+    if after == "latest":
+        return await store.head(room)
+    if after in ("earliest", UNKNOWN_POSITION):
+        return store.earliest()
+    if after is not None:
+        return parse_cursor(after)
+    if is_request_room(room):
+        return store.earliest()
+    acked = await store.get_ack(room, device)
+    return acked or store.earliest()
+
+
+def slices(page: Sequence[Entry], max_bytes: int) -> Iterator[tuple[int, int]]:
+    """Divide a page into slices of at most so many bytes, or of one larger entry.
+
+    Yields:
+        The index of the first entry of a slice, and that of the entry after its last one.
+    """
+    first = size = 0
+    for number, entry in enumerate(page):
+        size += entry.size
+        if size > max_bytes and number > first:
+            yield first, number
+            first, size = number, entry.size
+    if page:
+        yield first, len(page)

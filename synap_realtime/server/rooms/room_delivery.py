@@ -16,9 +16,10 @@ from ..metrics import Metrics
 from ..resources.byte_budget import BacklogBudget, Caller, Holder
 from ..stores.base import Entry, Store
 from .backlog import Sink
+from .delivery_state import DeliveryState
 from .hub import FanoutGroup, Hub
 from .replay import Replay
-from .subscription import CountRead, DeliveryState, Subscription
+from .subscription import CountRead, Subscription
 
 SLOW_READ_S = 1.0
 """A room whose log takes longer to read lets other rooms of the connection read theirs."""

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Iterator, Sequence
-from enum import IntEnum, auto
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from ...protocol.control import CLOSING, SUBSCRIBED, CloseCode, ControlFrame
-from ...protocol.cursor import Cursor, parse_cursor
+from ...protocol.cursor import Cursor
 from ...protocol.rooms import Room, is_request_room
 from ...tracing import is_enabled
 from ..auth.claims import Claims
@@ -23,9 +22,10 @@ from ..resources.byte_budget import BacklogBudget, caller_of
 from ..stores.base import Entry, Store
 from ..tracing import start_delivery_span
 from .backlog import NULL_SINK, Backlog, Sink
+from .delivery_state import NEXT_STATES, DeliveryState
 from .hub import FanoutGroup, Hub
 from .pieces import PieceNumbers, cut
-from .replay import Replay
+from .replay import UNKNOWN_POSITION, Replay, find_start, slices
 
 _MIN_RESUME_MS, _RESUME_SPREAD_MS = 50, 1000
 """When the subscribers of a room resume after a gap, so that they do not all return at once."""
@@ -33,47 +33,8 @@ _MIN_RESUME_MS, _RESUME_SPREAD_MS = 50, 1000
 CountRead = Callable[[Claims | None, str | None, int], object]
 """Counts bytes that a client reads: its claims, its address, and the bytes."""
 
-UNKNOWN_POSITION = "lost"
-"""A position that is in no log: replays everything that is retained, with ``recovered: false``."""
-
-
-class DeliveryState(IntEnum):
-    """The states of a subscription. Live entries are those that arrive from the hub."""
-
-    JOINING = auto()
-    """It was opened. It is not in the hub yet, and has no sink."""
-
-    REPLAYING = auto()
-    """It reads the log. Live entries are not buffered: they are in the log."""
-
-    CATCHING_UP = auto()
-    """It reads the last page of the log. Live entries go to the backlog."""
-
-    LIVE = auto()
-    """It has no backlog. Live entries are written directly, perhaps by a fan-out group."""
-
-    BLOCKED = auto()
-    """Its socket is blocked. Live entries go to the backlog."""
-
-    DRAINING = auto()
-    """It accepts no new entries, and is closed when the replay and the backlog are written."""
-
-    CLOSED = auto()
-    """It writes nothing more."""
-
-
 # Global names are faster than attributes, at each delivery.
 _JOINING, _REPLAYING, _CATCHING_UP, _LIVE, _BLOCKED, _DRAINING, _CLOSED = DeliveryState
-
-_NEXT_STATES = {
-    _JOINING: {_REPLAYING, _DRAINING, _CLOSED},
-    _REPLAYING: {_CATCHING_UP, _DRAINING, _CLOSED},
-    _CATCHING_UP: {_LIVE, _BLOCKED, _DRAINING, _CLOSED},
-    _LIVE: {_BLOCKED, _DRAINING, _CLOSED},
-    _BLOCKED: {_LIVE, _DRAINING, _CLOSED},
-    _DRAINING: {_CLOSED},
-    _CLOSED: set[DeliveryState](),
-}
 
 
 class Subscription:
@@ -367,7 +328,7 @@ class Subscription:
         self._hub.subscribe(self._room, self)
         if self.state is _JOINING:  # else it drains already
             self._enter(_REPLAYING)
-        position = await self._start(after)
+        position = await find_start(self._store, self._room, self._device, after)
         if self._device is not None:
             head = await self._store.head(self._room)
             # A position beyond the log is unknown: the room is replayed from the start.
@@ -411,7 +372,7 @@ class Subscription:
         Raises:
             RuntimeError: the state cannot follow the present one.
         """
-        if state not in _NEXT_STATES[self.state]:
+        if state not in NEXT_STATES[self.state]:
             raise RuntimeError(f"a subscription cannot become {state.name} from {self.state.name}")
         self.state = state
         if self._group is not None:  # it was live until now
@@ -423,18 +384,6 @@ class Subscription:
         elif self._replay_wakeup is not None:
             self._replay_wakeup.set()
 
-    async def _start(self, after: str | None) -> Cursor:
-        if after == "latest":
-            return await self._store.head(self._room)
-        if after in ("earliest", UNKNOWN_POSITION):
-            return self._store.earliest()
-        if after is not None:
-            return parse_cursor(after)
-        if is_request_room(self._room):
-            return self._store.earliest()
-        acked = await self._store.get_ack(self._room, self._device)
-        return acked or self._store.earliest()
-
     async def _replay(self, replay: Replay) -> None:
         """Write the log until live entries can follow it, or until closed."""
         is_catching_up = False
@@ -443,7 +392,7 @@ class Subscription:
             page = await replay.read_page()
             if page:
                 self._epoch = page[0].cursor.epoch
-            for first, end in _slices(page, self._sink.max_joined_bytes):
+            for first, end in slices(page, self._sink.max_joined_bytes):
                 if not await self._is_ready(page, first):
                     return
                 self._send_replayed(page[first:end])
@@ -594,19 +543,3 @@ class Subscription:
         backlog, self._backlog = self._backlog, None
         if backlog is not None:
             backlog.clear()
-
-
-def _slices(page: Sequence[Entry], max_bytes: int) -> Iterator[tuple[int, int]]:
-    """Divide a page into slices of at most so many bytes, or of one larger entry.
-
-    Yields:
-        The index of the first entry of a slice, and that of the entry after its last one.
-    """
-    first = size = 0
-    for number, entry in enumerate(page):
-        size += entry.size
-        if size > max_bytes and number > first:
-            yield first, number
-            first, size = number, entry.size
-    if page:
-        yield first, len(page)

@@ -20,8 +20,9 @@ from synap_realtime.server.rooms.backlog import (
     SLOW_CONSUMER_TIMEOUT_S,
     UnbatchedSink,
 )
+from synap_realtime.server.rooms.delivery_state import DeliveryState
 from synap_realtime.server.rooms.hub import Hub
-from synap_realtime.server.rooms.subscription import DeliveryState, Subscription
+from synap_realtime.server.rooms.subscription import Subscription
 from synap_realtime.server.stores.base import Entry, Page, Publication
 from synap_realtime.server.stores.memory import MemoryStore
 from tests.support.clocks import in_virtual_time

@@ -21,8 +21,9 @@ from synap_realtime.server.deadlines import TimerQueue
 from synap_realtime.server.metrics import Metrics
 from synap_realtime.server.rooms.backlog import MAX_BACKLOG_BYTES
 from synap_realtime.server.rooms.hub import Hub
+from synap_realtime.server.rooms.replay import UNKNOWN_POSITION
 from synap_realtime.server.rooms.sessions import Session
-from synap_realtime.server.rooms.subscription import UNKNOWN_POSITION, Subscription
+from synap_realtime.server.rooms.subscription import Subscription
 from synap_realtime.server.stores.base import (
     Entry,
     Page,
