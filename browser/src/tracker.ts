@@ -47,6 +47,8 @@ export interface JobRecord<Result = Record<string, unknown>> {
   text?: string | undefined;
   /** A part of the result is missing, because it was too large. */
   truncated?: boolean | undefined;
+  /** How long the run may be silent, from `updatedAt`, before it is stalled. Absent: for any time. */
+  stallAfterS?: number;
   /** RFC 3339. */
   startedAt?: string | undefined;
   updatedAt?: string | undefined;
@@ -122,6 +124,7 @@ export class JobTracker<Result = Record<string, unknown>> {
     this.run = runId;
     this.attempt = attempt;
     this.next = [...written].length;
+    this.stallAfterMs = (job.stallAfterS ?? 0) * 1000 || undefined;
     this.state = {
       status: STATUSES[status] ?? "pending",
       progress: job.progress,
@@ -141,13 +144,16 @@ export class JobTracker<Result = Record<string, unknown>> {
   }
 
   /** Append a piece. The text ends before the first missing piece, and is empty if its beginning is missing. */
-  private write(data: Delivered["data"], offset: number | undefined): Pick<JobState, "text" | "isTextComplete"> {
+  private write(data: Delivered["data"], folded: number | undefined): Pick<JobState, "text" | "isTextComplete"> {
     const { text: before, isTextComplete } = this.state;
+    const offset = folded ?? number(data.offset);
     const place = offset ?? number(data.index);
     const attempt = number(data.attempt) ?? 1;
     const isSameRun = this.run === data.runId;
-    if (isSameRun && attempt < this.attempt) return { text: before, isTextComplete }; // of an earlier attempt
-    const isOther = !isSameRun || attempt !== this.attempt;
+    // The server drops folded pieces of earlier attempts. (Inngest counts the attempts of each step.)
+    const isLate = folded === undefined && isSameRun && attempt < this.attempt;
+    if (isLate) return { text: before, isTextComplete };
+    const isOther = !isSameRun || (folded === undefined && attempt !== this.attempt);
     this.run = data.runId;
     this.attempt = attempt;
     const isKnown = !isOther && place !== undefined && place < this.next; // at least a part of it

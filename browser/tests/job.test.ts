@@ -71,6 +71,38 @@ describe("a text", () => {
   });
 });
 
+describe("a text that the server folds", () => {
+  const piece = (tracker: JobTracker, offset: number, delta: string, data: object = {}) => {
+    const fold = { key: "r:text", mode: "append", attempt: 1000, offset };
+    tracker.apply({ type: "a.delta", data: { ...RUN, index: 9, delta, ...data }, status: "pending", fold });
+    return tracker.state;
+  };
+
+  test("is placed by its offset, whatever number the attempt of a step has", () => {
+    const tracker = new JobTracker();
+    piece(tracker, 0, "a😀", { attempt: 3 });
+    expect(piece(tracker, 2, "b", { attempt: 3 }).text).toBe("a😀b");
+    expect(piece(tracker, 0, "step two", { attempt: 1 }).text).toBe("step two");
+    expect(piece(tracker, 8, "!", { attempt: 1 })).toMatchObject({ text: "step two!", isTextComplete: true });
+  });
+
+  test("goes on without fold, by data.offset", () => {
+    const tracker = new JobTracker();
+    piece(tracker, 0, "a😀");
+    expect(apply(tracker, "delta", { ...RUN, index: 4, delta: "b", offset: 2 }).text).toBe("a😀b");
+    expect(apply(tracker, "delta", { ...RUN, index: 5, delta: "c", offset: 3 })).toMatchObject({ text: "a😀bc", isTextComplete: true });
+    expect(apply(tracker, "delta", { ...RUN, index: 7, delta: "e", offset: 5 })).toMatchObject({ text: "a😀bc", isTextComplete: false });
+  });
+
+  test("continues the text of a record, which also says how long the run may be silent", () => {
+    const tracker = new JobTracker();
+    const record = { type: "a", status: "running", runId: "r", attempt: 2, truncated: false, text: "a😀", stallAfterS: 9 } as const;
+    tracker.restore(record as never);
+    expect(tracker.stallAfterMs).toBe(9000);
+    expect(piece(tracker, 2, "b", { attempt: 2 }).text).toBe("a😀b");
+  });
+});
+
 describe("a text with a missing piece", () => {
   const delta = (tracker: JobTracker, index: unknown, piece: string, rest: object = {}) => {
     const { text, isTextComplete } = apply(tracker, "delta", { ...RUN, index, delta: piece, ...rest });
