@@ -148,6 +148,33 @@ async def test_calls_the_token_function_at_every_connect(
     assert sent == ["Bearer t1", "Bearer t2"]
 
 
+async def test_sends_a_new_token_before_the_present_one_expires(
+    listen: Listen, scripted: Scripted
+) -> None:
+    """Once for each warning, if the function returns another one. An error changes nothing."""
+    tokens: list[str | Exception] = ["t1", "t1", LookupError("signed out"), "t2"]
+    sent: list[str | bytes] = []
+
+    def token() -> str:
+        match tokens.pop(0):
+            case str(text):
+                return text
+            case error:
+                raise error
+
+    async def warn(ws: ServerConnection) -> None:
+        for _ in range(3):
+            await ws.send(control("token_expiring", expiresAt="2030-01-01T00:00:00Z"))
+        sent.append(await ws.recv())
+        await ws.send(note("n1"))
+        await ws.wait_closed()
+
+    play(scripted, lambda _: warn)
+    async with listen("user_1", scripted.url, token) as receive:
+        assert (await receive()).id == "n1"
+    assert [json.loads(text) for text in sent] == [{"action": "authenticate", "token": "t2"}]
+
+
 async def test_error_of_a_token_function_propagates(listen: Listen, scripted: Scripted) -> None:
     def token() -> str:
         raise LookupError("signed out")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import time
 
 import httpx
@@ -228,3 +229,37 @@ async def test_followed_jobs_share_one_connection(rooms: str) -> None:
             await publish(broadcaster, str(number), f"n{number}")
         assert await asyncio.gather(*jobs) == ["success"] * 50
     await until(lambda: has_connections(rooms, 0))
+
+
+FORKS = """
+import os, sys
+from contextlib import closing
+from synap_realtime import subscribe_sync
+
+url = sys.argv[1]
+with closing(subscribe_sync("request_1", url)) as one:
+    print(next(one).id)
+    sys.stdout.flush()
+    child = os.fork()
+    with closing(subscribe_sync("request_2", url)) as two:
+        print(next(two).id)
+    sys.stdout.flush()
+    if not child:
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    print(next(one).id)
+"""
+
+
+async def test_forked_process_has_connections_of_its_own(rooms: str) -> None:
+    """As a worker of Celery is, whose parent has subscriptions."""
+    async with AsyncBroadcaster(rooms) as broadcaster:
+        for room, id in (("1", "n1"), ("1", "n2"), ("2", "m1")):
+            await publish(broadcaster, room, id)
+    program = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", FORKS, rooms, stdout=asyncio.subprocess.PIPE
+    )
+    async with asyncio.timeout(TIMEOUT_S):
+        output, _ = await program.communicate()
+    assert output.split() == [b"n1", b"m1", b"m1", b"n2"]
+    assert program.returncode == 0
