@@ -212,7 +212,7 @@ class _Stream:
     def emit(self, entries: Sequence[Entry]) -> Entry:
         """Return the entry to deliver for pieces."""
         entry = join(entries)
-        if len(entries) == 1 and self.next_index is None:
+        if len(entries) == 1 and self.next_index is None and not entry.parts:
             return entry
         if self.next_index is not None:
             entry = with_index(entry, self.next_index)

@@ -92,7 +92,8 @@ class Entry(NamedTuple):
         fold: the member ``fold``, parsed. For ``append``, it always has an offset: 0 for the whole
             text, which a read returns.
         parts: for pieces that were joined on their way to subscribers: the offset in the log and
-            the offset in the text of each. Empty in a store.
+            the offset in the text of each. A live text that was read as a whole is one part; the
+            index of the piece that follows it is not as published.
     """
 
     cursor: Cursor

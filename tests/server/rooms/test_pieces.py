@@ -187,6 +187,17 @@ async def test_at_most_one_piece_of_a_text_in_an_interval() -> None:
 
 
 @in_virtual_time
+async def test_pieces_after_a_text_that_was_read_as_a_whole_are_numbered_from_it() -> None:
+    taken = Broadcasts()
+    pacer = taken.pacer()
+    whole = piece(3, 0, "abc", 0)._replace(parts=((3, 0),))
+    for entry in (piece(1, 0, "a", 0), whole, piece(4, 3, "d", 3), piece(5, 4, "e", 4)):
+        pacer.deliver(USER, entry, 0.0)
+        await asyncio.sleep(INTERVAL_S)
+    assert [wire["data"]["index"] for wire in taken.wires] == [0, 0, 1, 2]
+
+
+@in_virtual_time
 async def test_other_entry_of_the_room_comes_after_the_pieces_before_it() -> None:
     taken = Broadcasts()
     pacer = taken.pacer()

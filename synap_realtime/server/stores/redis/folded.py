@@ -77,4 +77,5 @@ def read_entry(room: Room, cursor: Cursor, text: str, whole: Sequence[bytes]) ->
     size, *parts = whole
     content = b"".join([part.partition(b" ")[2] for part in parts]).decode()
     text, fold = expand(make_entry(room, cursor, text).text, content, int(size))
-    return Entry(cursor, text, utf8_size(text), fold)
+    # All of the text is one piece, so the indexes of those that follow are not as published.
+    return Entry(cursor, text, utf8_size(text), fold, ((cursor.offset, 0),))
