@@ -16,6 +16,10 @@ import httpx
 import pytest
 from playwright.async_api import Browser, Locator, Page, WebSocketRoute, expect
 
+from examples.notes_app.replies import long_text
+from tests.support.demo import Demo
+from tests.support.polling import until
+from tests.support.program import Program
 from tests.support.timeouts import TIMEOUT_S
 
 ROOT = Path(__file__).parents[2]
@@ -138,14 +142,14 @@ async def test_every_state_of_a_job(page: Page, screenshots: Path) -> None:
 async def test_shows_a_job_that_finished_while_the_page_was_closed(
     page: Page, demo: str, screenshots: Path
 ) -> None:
-    async with page.expect_response("**/api/notes"):
-        await press(page, "Note", "Create").click()
+    async with page.expect_response("**/api/reports"):  # a job of some seconds
+        await press(page, "Report", "Write").click()
     user = json.loads(await page.evaluate("localStorage['notes-user']"))
     await page.goto("about:blank")
     await end_of_a_job(demo, user)
     await page.goto(demo)
     away = page.get_by_role("region", name="While you were away")
-    await expect(away).to_contain_text("Note created: Milk")
+    await expect(away).to_contain_text("Report written: The week")
     await require_accessible(page)
     await page.screenshot(path=screenshots / "example-away.png", full_page=True)
     await away.get_by_role("button", name="Dismiss", exact=True).click()
@@ -163,6 +167,123 @@ async def end_of_a_job(demo: str, user: str) -> None:
             if any(each["status"] == "success" for each in history.json()["notifications"]):
                 return
             await asyncio.sleep(0.05)
+
+
+async def start_long_reply(page: Page) -> Locator:
+    """Ask for a long reply; return its card once some text is shown."""
+    await press(page, "Conversation", "Ask for a long reply").click()
+    card = page.locator(".job").first
+    await expect(card.locator(".text")).to_contain_text("3. A reply grows", timeout=20 * SECONDS)
+    return card
+
+
+async def require_long_reply(page: Page) -> None:
+    """The first job has ended, and its text is that of the model, character by character."""
+    card = page.locator(".job").first
+    await expect(card).to_have_attribute("data-status", "success", timeout=90 * SECONDS)
+    text = await card.locator(".text").text_content()
+    assert text is not None
+    assert text.partition("\n\n")[2].rstrip() == long_text()
+    await expect(card.locator(".problem")).to_have_count(0)
+
+
+async def test_reply_goes_on_after_a_reload_in_the_middle(page: Page) -> None:
+    """Each text that is shown is a beginning of the whole one, also right after the reload."""
+    card = await start_long_reply(page)
+    before = await card.locator(".text").text_content() or ""
+    for _ in range(3):
+        await page.reload()
+        await expect(card.locator(".text")).to_contain_text(before.strip()[-20:])
+        shown = await card.locator(".text").text_content() or ""
+        assert shown.startswith(before)
+        assert len(shown) < len(long_text()), "it was not in the middle"
+        before = shown
+    await require_long_reply(page)
+
+
+async def test_jobs_are_listed_after_the_tab_was_closed(page: Page, demo: str) -> None:
+    """In the middle of one of them, too."""
+    await press(page, "Project", "Create").click()
+    await expect(page.locator(".job[data-status=success]")).to_have_count(1)
+    card = await start_long_reply(page)
+    before = await card.locator(".text").text_content() or ""
+    context = page.context
+    await page.close()
+    page = await context.new_page()
+    await page.goto(demo)
+    await expect(page.locator(".job")).to_have_count(2)
+    card = page.locator(".job").first
+    await expect(card.locator(".text")).to_contain_text(before.strip()[-20:])
+    await require_long_reply(page)
+    await page.close()
+    page = await context.new_page()
+    await page.goto(demo)
+    await require_long_reply(page)
+    await expect(page.locator(".job").last).to_contain_text("Project House")
+
+
+async def test_three_tabs_have_one_connection_each(page: Page, demo: str) -> None:
+    tabs = [page, *[await page.context.new_page() for _ in range(2)]]
+    for tab in tabs[1:]:
+        await tab.goto(demo)
+    await start_long_reply(page)
+    await press(page, "Report", "Write").click()
+    for tab in tabs:  # each follows both jobs
+        await expect(tab.locator(".job")).to_have_count(2)
+        await expect(tab.locator(".job .text")).to_contain_text("4. A reply grows")
+        await expect(tab.locator(".job").first).to_contain_text("Counting the tasks")
+    user = json.loads(await page.evaluate("localStorage['notes-user']"))
+    async with httpx.AsyncClient() as client:
+        rooms = (await client.get(f"{demo}/api/config")).json()["realtimeUrl"]
+        health = (await client.get(f"{rooms}/rooms/user_{user}/health")).json()
+        assert health["connections"] == 3
+
+        async def connections() -> list[str]:
+            metrics = (await client.get(f"{rooms}/metrics")).text
+            return re.findall(r"^synap_realtime_connections\{.*\} (\d+)", metrics, re.MULTILINE)
+
+        async def are_three() -> bool:
+            return sorted(await connections()) == ["0", "3"]  # event streams, WebSockets
+
+        await until(are_three)  # those of the tests before are closed
+    for tab in tabs:
+        await expect(tab.locator(".job[data-status=success]")).to_have_count(
+            2, timeout=90 * SECONDS
+        )
+        text = await tab.locator(".job").last.locator(".text").text_content() or ""
+        assert text.partition("\n\n")[2].rstrip() == long_text()
+
+
+async def test_reply_and_list_survive_kill_9_of_the_servers(
+    browser: Browser, tmp_path: Path
+) -> None:
+    """Of the room server in the middle of a reply, and of all of the demo afterwards."""
+    server = Program(f"sqlite:///{tmp_path / 'rooms.db'}")
+    await server.start()
+    demo = Demo(tmp_path / "demo", NOTES_REALTIME_URL=server.url)
+    await asyncio.to_thread(demo.start)
+    try:
+        page = await (await browser.new_context()).new_page()
+        await page.goto(demo.url)
+        card = await start_long_reply(page)
+        for _ in range(2):
+            await server.kill()
+            before = await card.locator(".text").text_content() or ""
+            await page.reload()
+            await server.start()
+            await expect(card.locator(".text")).to_contain_text(
+                before.strip()[-20:], timeout=20 * SECONDS
+            )
+        await require_long_reply(page)
+        demo.kill()
+        await server.kill()
+        await server.start()
+        await asyncio.to_thread(demo.start)
+        await page.goto(demo.url)
+        await require_long_reply(page)
+    finally:
+        demo.kill()
+        await server.kill()
 
 
 async def test_status_light_shows_a_lost_connection(

@@ -1,32 +1,34 @@
 import { useCallback, useState } from "react";
-import { useSynapRealtime } from "@synap/realtime/react";
+import { RealtimeProvider, useJobs, useSynapRealtime } from "@synap/realtime/react";
 import { Away } from "./Away.js";
-import { Forms, type OpenTask } from "./Forms.js";
-import { JobCard, type Asked } from "./JobCard.js";
+import { Forms } from "./Forms.js";
+import { JobCard } from "./JobCard.js";
 import { useKept } from "./kept.js";
 import { Link } from "./Link.js";
+import { openTasks } from "./tasks.js";
 import { Toasts, type Toast } from "./Toasts.js";
+import { Waiting, type Request } from "./Waiting.js";
 import { isTerminal, notificationText, type AppData, type AppMessage } from "./words.js";
 
 const loadedAt = Date.now();
 const SHOWN = 20;
 
 export function App({ realtimeUrl }: { realtimeUrl: string }) {
+  return (
+    <RealtimeProvider url={realtimeUrl}>
+      <Page />
+    </RealtimeProvider>
+  );
+}
+
+function Page() {
   // A real app takes the user from its session. Here each browser is a separate user.
   const [user] = useKept("notes-user", () => `u-${crypto.randomUUID().slice(0, 8)}`);
-  const [asked, setAsked] = useKept<Asked[]>("notes-asked", () => []);
-  const [tasks, setTasks] = useKept<OpenTask[]>("notes-tasks", () => []);
+  const [requests, setRequests] = useState<Request[]>([]); // of this page, newest first
   const [away, setAway] = useState<AppMessage[]>([]);
   const [toasts, setToasts] = useState<Toast[]>([]);
 
   const handleMessage = (message: AppMessage) => {
-    if (message.type === "task.creation.completed") {
-      const { entityId, title } = message.data;
-      if (entityId) setTasks((all) => [{ id: entityId, title: title ?? "a task" }, ...all]);
-    } else if (message.type === "task.completion.completed") {
-      const { entityId } = message.data;
-      setTasks((all) => all.filter(({ id }) => id !== entityId));
-    }
     if (!isTerminal(message)) return;
     const wasAway = document.hidden || Date.parse(message.timestamp ?? "") < loadedAt;
     if (wasAway) setAway((all) => [message, ...all].slice(0, SHOWN));
@@ -39,10 +41,14 @@ export function App({ realtimeUrl }: { realtimeUrl: string }) {
 
   const { status, error, connect } = useSynapRealtime<AppData>({
     userId: user,
-    url: realtimeUrl,
     maxReconnects: Infinity,
     onMessage: handleMessage,
   });
+  // The list is the server's: it is the same in each tab, and after a reload or a restart.
+  const { jobs, isLoaded } = useJobs({ userId: user, limit: SHOWN });
+  const known = new Set(jobs.map((job) => job.requestId));
+  const about = new Map(requests.map((request) => [request.requestId, request.about]));
+  const waiting = requests.filter(({ requestId }) => !requestId || !known.has(requestId));
 
   return (
     <>
@@ -54,24 +60,22 @@ export function App({ realtimeUrl }: { realtimeUrl: string }) {
       <main>
         <Forms
           user={user}
-          tasks={tasks}
-          onAsked={(one) => setAsked((all) => [one, ...all].slice(0, SHOWN))}
+          tasks={openTasks(jobs)}
+          onRequest={(request) => setRequests((all) => [request, ...all].slice(0, SHOWN))}
         />
         <div>
           <Away messages={away} onRead={() => setAway([])} />
           <section aria-labelledby="jobs">
             <h2 id="jobs">Your jobs</h2>
-            {asked.length === 0 && <p className="hint">No jobs yet. Start one.</p>}
+            {isLoaded && jobs.length + waiting.length === 0 && <p className="hint">No jobs yet. Start one.</p>}
             <ol className="jobs">
-              {asked.map((one) => (
-                <JobCard key={one.key} asked={one} realtimeUrl={realtimeUrl} />
+              {waiting.map((request) => (
+                <Waiting key={request.key} request={request} />
+              ))}
+              {jobs.map((job) => (
+                <JobCard key={job.requestId ?? job.runId} job={job} about={about.get(job.requestId)} />
               ))}
             </ol>
-            {asked.length > 0 && (
-              <button type="button" className="quiet" onClick={() => setAsked(() => [])}>
-                Clear the list
-              </button>
-            )}
           </section>
         </div>
       </main>

@@ -1,18 +1,14 @@
 import { useState, type FormEvent, type ReactNode } from "react";
-import type { Asked } from "./JobCard.js";
-
-export interface OpenTask {
-  id: string;
-  title: string;
-}
+import type { OpenTask } from "./tasks.js";
+import type { Request } from "./Waiting.js";
 
 interface Props {
   user: string;
   tasks: OpenTask[];
-  onAsked: (asked: Asked) => void;
+  onRequest: (request: Request) => void;
 }
 
-export function Forms({ user, tasks, onAsked }: Props) {
+export function Forms({ user, tasks, onRequest }: Props) {
   const ask = async (title: string, about: string, path: string, body: object) => {
     const key = crypto.randomUUID();
     try {
@@ -23,10 +19,10 @@ export function Forms({ user, tasks, onAsked }: Props) {
       });
       const answer = (await response.json()) as { requestId: string; detail?: unknown };
       if (!response.ok) throw new Error(typeof answer.detail === "string" ? answer.detail : response.statusText);
-      onAsked({ key, title, about, requestId: answer.requestId });
+      onRequest({ key, title, about, requestId: answer.requestId });
     } catch (error) {
       const problem = error instanceof Error ? error.message : String(error);
-      onAsked({ key, title, about, problem: `Request failed: ${problem}` });
+      onRequest({ key, title, about, problem: `Request failed: ${problem}` });
     }
   };
   const day = (fields: FormData, name: string) => (fields.get(name) as string) || null;

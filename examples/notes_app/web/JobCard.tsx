@@ -1,31 +1,24 @@
-import { useJob } from "@synap/realtime/react";
-import { jobText } from "./words.js";
+import { memo } from "react";
+import { useJob, type JobRecord } from "@synap/realtime/react";
+import { jobText, jobTitle } from "./words.js";
 
-/** A job that this user has started. */
-export interface Asked {
-  key: string;
-  title: string;
-  about: string;
-  /** Missing if the request failed: then `problem` holds the reason. */
-  requestId?: string;
-  problem?: string;
-}
-
-export function JobCard({ asked, realtimeUrl }: { asked: Asked; realtimeUrl: string }) {
-  const followed = useJob(asked.requestId, { url: realtimeUrl });
-  const job = asked.problem ? { ...followed, status: "error" as const, error: asked.problem } : followed;
-  const { status, progress, label, error, result, text } = job;
-  const isMoving = status === "idle" || status === "pending" || status === "retrying";
-  const written = typeof result?.response === "string" ? result.response : text;
-  const name = `${asked.title}: ${asked.about}`;
+/** A job of the list. While it runs, it is followed: the list has no texts. */
+export const JobCard = memo(function JobCard({ job, about }: { job: JobRecord; about: string | undefined }) {
+  const isRunning = job.status === "running" || job.status === "retrying";
+  const followed = useJob(isRunning ? job.requestId : null, { throttleMs: 50 });
+  const { progress, label, error, result } = job;
+  const status = isRunning && followed.status !== "idle" ? followed.status : STATUSES[job.status];
+  const written = typeof result?.response === "string" ? result.response : followed.text;
+  const title = jobTitle(job);
+  const what = about ?? (typeof result?.title === "string" ? result.title : "");
   return (
     <li className="job" data-status={status}>
       <div className="line">
-        <b>{asked.title}</b> <span className="about">{asked.about}</span>
-        <span className="state">{jobText(job)}</span>
+        <b>{title}</b> <span className="about">{what}</span>
+        <span className="state">{jobText({ ...job, status })}</span>
       </div>
-      {isMoving && <progress aria-label={name} {...(progress === undefined ? {} : { value: progress })} />}
-      {isMoving && label && <p className="hint">{label}</p>}
+      {isRunning && <progress aria-label={`${title}: ${what}`} {...(progress === undefined ? {} : { value: progress })} />}
+      {isRunning && label && <p className="hint">{label}</p>}
       {written && <p className="text">{written}</p>}
       {error && <p className="problem">{error}</p>}
       {typeof result?.fileUrl === "string" && (
@@ -35,4 +28,12 @@ export function JobCard({ asked, realtimeUrl }: { asked: Asked; realtimeUrl: str
       )}
     </li>
   );
-}
+});
+
+const STATUSES = {
+  running: "pending",
+  retrying: "retrying",
+  completed: "success",
+  failed: "error",
+  cancelled: "error",
+} as const;

@@ -1,6 +1,6 @@
 /** User-facing texts of notifications and jobs. */
 import type { NotificationData } from "@synap/realtime";
-import type { JobState, NotificationMessage } from "@synap/realtime/react";
+import type { JobRecord, JobState, NotificationMessage } from "@synap/realtime/react";
 
 /** The library's job types, and the app's own: what `synap-realtime generate-types` writes. */
 export interface AppData extends NotificationData {
@@ -35,8 +35,22 @@ export function notificationText(message: AppMessage): string {
   }
 }
 
+const TITLES: Record<string, string> = {
+  "note.creation": "Note",
+  "task.creation": "Task",
+  "task.completion": "Complete",
+  "project.creation": "Project",
+  "report.creation": "Report",
+  "conversation.message": "Message",
+};
+
+/** What kind of job it is. */
+export const jobTitle = ({ type }: JobRecord) => TITLES[type] ?? type;
+
+type Shown = Pick<JobRecord, "progress" | "label" | "attempt" | "maxAttempts"> & Pick<JobState, "status">;
+
 /** The state of a job in a few words. */
-export function jobText({ status, label, progress, attempt, maxAttempts }: JobState): string {
+export function jobText({ status, label, progress, attempt, maxAttempts }: Shown): string {
   switch (status) {
     case "idle":
       return "queued";
