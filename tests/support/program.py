@@ -33,6 +33,13 @@ class Program:
         self._arguments = ("serve", "--port", str(self.port), "--store", store)
         self._environment = {**os.environ, **environment}
         self._process: asyncio.subprocess.Process | None = None
+        self._log: asyncio.Task[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The process of this life."""
+        assert self._process is not None
+        return self._process.pid
 
     async def start(self) -> None:
         self._process = await asyncio.create_subprocess_exec(
@@ -42,6 +49,8 @@ class Program:
         async with asyncio.timeout(TIMEOUT_S):
             while line := await self._process.stderr.readline():
                 if b"listening on" in line:
+                    # Read on, or a server that logs much would wait for the pipe.
+                    self._log = asyncio.create_task(self._process.stderr.read())
                     return
         raise AssertionError("the server did not start")
 
@@ -49,5 +58,8 @@ class Program:
         """``kill -9``."""
         if self._process is not None:
             self._process.kill()
-            await self._process.communicate()
+            await self._process.wait()
             self._process = None
+        if self._log is not None:
+            await self._log
+            self._log = None
