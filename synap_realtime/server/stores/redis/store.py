@@ -8,12 +8,11 @@ import itertools
 import logging
 import secrets
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 from ....protocol.cursor import Cursor
-from ....protocol.folding import Fold
 from ....protocol.rooms import Room, is_control_room
 from ...errors import StoreUnavailableError
 from ..base import (
@@ -146,25 +145,33 @@ class RedisStore:
         [(epoch, offset)] = await self._call(HEAD, (keys.state, keys.meta), self._lifetime_us(room))
         return Cursor(epoch.decode(), int(offset))
 
-    async def publish(self, publications: Sequence[Publication]) -> Sequence[PublishResult]:
+    def publish(
+        self, publications: Sequence[Publication]
+    ) -> Coroutine[Any, Any, Sequence[PublishResult]]:
         results: list[Any] = [None] * len(publications)
         for each in publications:
-            if each.job is not None:  # what was refused is stored also if this is cancelled
-                await asyncio.shield(self._tasks.spawn(self._publish_jobs(publications, results)))
-                break
-        else:
-            await self._publish_once(publications, range(len(publications)), results)
+            if each.job is not None:
+                return self._publish_jobs(publications, results)
+        return self._publish_once(publications, range(len(publications)), results, [])
+
+    async def _publish_jobs(
+        self, publications: Sequence[Publication], results: list[Any]
+    ) -> Sequence[PublishResult]:
+        # What was refused is stored also if this is cancelled.
+        await asyncio.shield(self._tasks.spawn(self._publish_again(publications, results)))
         return results
 
-    async def _publish_jobs(self, publications: Sequence[Publication], results: list[Any]) -> None:
+    async def _publish_again(self, publications: Sequence[Publication], results: list[Any]) -> None:
         """Publish, and publish again what was refused because a record has changed."""
         jobs = [(each.room, each.job) for each in publications if each.job is not None]
         waiting: Sequence[int] = range(len(publications))
         try:
             for _ in range(MAX_ATTEMPTS):
-                waiting = await self._publish_once(publications, waiting, results)
-                if not waiting:
+                refused: list[int] = []
+                await self._publish_once(publications, waiting, results, refused)
+                if not refused:
                     return
+                waiting = refused
             raise StoreUnavailableError("other nodes change the record of a job at the same time")
         except StoreUnavailableError:
             for room, job in jobs:
@@ -175,12 +182,18 @@ class RedisStore:
                 self._jobs.settle(room, job)
 
     async def _publish_once(
-        self, publications: Sequence[Publication], numbers: Sequence[int], results: list[Any]
-    ) -> Sequence[int]:
-        """Publish some publications. Return the numbers of those that were refused.
+        self,
+        publications: Sequence[Publication],
+        numbers: Sequence[int],
+        results: list[Any],
+        refused: list[int],
+    ) -> Sequence[PublishResult]:
+        """Publish some publications.
 
         Args:
-            results: gets the results of the others.
+            numbers: which.
+            results: gets their results, and is returned.
+            refused: gets the numbers of those that were refused, and have no result.
         """
         name = b"%b%x" % (self._call_prefix, next(self._call_numbers))
         self._rooms.publishing[name] = publications
@@ -189,7 +202,6 @@ class RedisStore:
             (together, self._send(name, publications, together))
             for together in self._groups(publications, numbers)
         ]
-        refused: list[int] = []
         problem: StoreUnavailableError | None = None
         try:
             for together, reply in calls:
@@ -199,18 +211,16 @@ class RedisStore:
                     problem = error
                     continue
                 for number, row in zip(together, rows, strict=True):
-                    if row.startswith(b"~"):
+                    results[number] = self._has_published(publications[number], row)
+                    if results[number] is None:
                         refused.append(number)
-                        self._has_refused(publications[number], row)
-                    else:
-                        results[number] = self._has_published(publications[number], row)
         finally:
             del self._rooms.publishing[name]
             for _, reply in calls:
                 reply.cancel()  # nobody waits for it, if this was cancelled
         if problem is not None:
             raise problem
-        return refused
+        return results
 
     def _groups(
         self, publications: Sequence[Publication], numbers: Sequence[int]
@@ -235,32 +245,28 @@ class RedisStore:
             room_keys = self._keys.of_room(room)
             if job is not None and is_control_room(room):
                 job = None
-            is_rich = fold is not None or job is not None
-            if is_rich and not unit_starts:
-                unit_starts.extend(range(0, len(keys), PUBLISH.unit_keys))
-            if is_rich or unit_starts:
+            is_plain = fold is None and job is None
+            if unit_starts or not is_plain:
+                if not unit_starts:
+                    unit_starts.extend(range(0, len(keys), PUBLISH.unit_keys))
                 unit_starts.append(len(keys))
-            keys += (room_keys.state, room_keys.log, room_keys.meta, room_keys.dedupe + id.encode())
-            if is_rich:
-                keys += (room_keys.folds, room_keys.jobs)
-                arguments.append(b"fold" if job is None else b"job")
-            arguments += self._publish_options(room)
             call = b"%b:%d" % (name, number)
-            arguments += (call, text.encode())
-            if is_rich:
-                arguments += fold_arguments(text, fold)
+            keys += (room_keys.state, room_keys.log, room_keys.meta, room_keys.dedupe + id.encode())
+            if is_plain:
+                arguments += (*self._publish_options(room), call, text.encode())
+                continue
+            arguments += (b"fold" if job is None else b"job", *self._publish_options(room))
+            arguments += (call, text.encode(), *fold_arguments(text, fold))
+            keys += (room_keys.folds, room_keys.jobs)
             if job is not None:
                 keys += (room_keys.job_index, room_keys.job_times)
                 arguments += self._jobs.arguments(room, job, call)
         return self._shards.call(PUBLISH, keys, arguments, unit_starts)
 
-    def _has_refused(self, publication: Publication, row: bytes) -> None:
-        if publication.job is not None:
-            self._jobs.correct(publication.room, publication.job, row)
-
-    def _has_published(self, publication: Publication, row: bytes) -> PublishResult:
-        if publication.fold is not None:
-            return self._has_folded(publication, publication.fold, row)
+    def _has_published(self, publication: Publication, row: bytes) -> PublishResult | None:
+        """Return the result of a publication; None if it was refused."""
+        if publication.fold is not None or row[:1] == b"~":
+            return self._has_folded(publication, row)
         offset, previous, count, is_duplicate, epoch = row.split()
         cursor = Cursor(epoch.decode(), int(offset))
         duplicate = is_duplicate == b"1"
@@ -268,7 +274,13 @@ class RedisStore:
             self._rooms.has_published(cursor, int(previous), publication)
         return PublishResult(publication.id, cursor, int(count), duplicate)
 
-    def _has_folded(self, publication: Publication, fold: Fold, row: bytes) -> PublishResult:
+    def _has_folded(self, publication: Publication, row: bytes) -> PublishResult | None:
+        fold = publication.fold
+        if row.startswith(b"~"):
+            if publication.job is not None:
+                self._jobs.correct(publication.room, publication.job, row)
+            return None
+        assert fold is not None  # noqa: S101 - nothing else is different
         if row.startswith(b"!"):
             conflict = parse_conflict(fold, row)
             return PublishResult(publication.id, self.earliest(), 0, False, conflict)

@@ -89,7 +89,7 @@ async def test_call_that_is_repeated_is_no_duplicate_of_itself(
     other = await store._send(b"other", pieces, range(3))
     assert [row.split()[3] for row in other] == [b"1"] * 3
     results = [store._has_published(*each) for each in zip(pieces, repeated, strict=True)]
-    assert not any(result.duplicate for result in results)
+    assert [result and result.duplicate for result in results] == [False] * 3
     (entry,) = (await store.read(ROOM, store.earliest(), 10)).entries
     assert json.loads(entry.text)["data"]["delta"] == "abbb"
 

@@ -140,3 +140,10 @@ async def test_keys_of_another_type_are_an_error_and_nothing_is_stored(
     assert await ids(nodes[0], REQUEST) == []
     empty_valkey.command("DEL", name.decode())
     assert not (await report(nodes[0], "started", at=1)).duplicate
+
+
+async def test_control_room_keeps_no_records(nodes: Nodes) -> None:
+    room = Room("synap_revocations")
+    await report(nodes[0], "started", at=1, room=room)
+    assert len(await ids(nodes[0], room)) == 1
+    assert (await nodes[0].get_job(room, "q1")).record is None
