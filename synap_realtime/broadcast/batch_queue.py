@@ -71,8 +71,8 @@ class QueueLimits:
 
 Correct = Callable[[EncodedNotification, Mapping[Room, Rejection]], Sequence[EncodedNotification]]
 """Returns what to send instead of a notification that some of its rooms have rejected, in order.
-Nothing: the rejection is the result. It is called with the lock of the queue: it must be quick, and
-must not use the queue."""
+Nothing: the rejection is the result. A piece that the room has already counts as rejected, too. It
+is called with the lock of the queue: it must be quick, and must not use the queue."""
 
 
 class Order(Enum):
@@ -373,8 +373,13 @@ class BatchQueue:
                 if self._schedule_retry(item, answer, result.error, now, delay_s):
                     continue
                 result = replace(result, error=_final_error(item, answer, result.error, now))
-            elif not result.success and self._correct(
-                item, responses.item_rejections(answer, each, item.encoded)
+            elif (
+                not result.success
+                and self._correct(item, responses.item_rejections(answer, each, item.encoded))
+            ) or (
+                result.duplicate
+                and item.order is Order.PIECE
+                and self._correct(item, dict.fromkeys(item.encoded.rooms, responses.REPEATED))
             ):
                 continue
             item.resolve(result)

@@ -140,6 +140,9 @@ class Rejection(NamedTuple):
     attempt: int | None = None
 
 
+REPEATED = Rejection("repeated")
+"""Of a piece that the room has already: an answer was lost, or another execution has written it."""
+
 _CODES = {400: "invalid_request", 413: "payload_too_large", 422: "invalid_request"}
 
 

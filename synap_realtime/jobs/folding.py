@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..broadcast.encoding import EncodedNotification
-from ..broadcast.responses import Rejection
+from ..broadcast.responses import REPEATED, Rejection
 from ..protocol.notification import Notification, encode_json
 from ..protocol.rooms import Room
 from .notifications import FENCES_PER_ATTEMPT
@@ -107,7 +107,9 @@ class GrowingText:
             del wire["fold"]
             wire["data"]["offset"] = start
             return [wire]
-        if rejection.code not in ("offset_mismatch", "stale_attempt"):
+        if rejection == REPEATED and (start > 0 or wire["id"] in self._resent_ids):
+            return []  # else another execution may have begun with the same words, and written more
+        if rejection.code not in (REPEATED.code, "offset_mismatch", "stale_attempt"):
             return []
         is_covered = end <= self._resent_to and wire["id"] not in self._resent_ids
         if is_covered or fold["attempt"] != self._fence:

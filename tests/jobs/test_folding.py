@@ -194,6 +194,16 @@ async def test_the_latest_execution_of_an_attempt_takes_the_text_over(url: str) 
             assert await text(url) == f"<{number}>text {number}!"
 
 
+async def test_a_text_with_which_an_earlier_one_begins_replaces_it(url: str) -> None:
+    async with BackgroundBroadcaster(url) as broadcaster:
+        await write(run(broadcaster), "Hello", " world")
+        again = run(broadcaster)
+        again.delta("Hello")
+        again.completed({})
+        await again.aflush()
+        assert await text(url) == "Hello"
+
+
 async def test_an_execution_that_takes_over_ends_with_its_whole_text(url: str) -> None:
     """The terminal notification ends the text, so it waits until the text was taken."""
     async with BackgroundBroadcaster(url) as broadcaster:
