@@ -19,7 +19,8 @@ set_defaults()
 
 
 INTEGRATION = (
-    "benchmarks", "deploy", "docs", "examples", "fuzz", "integrations", "typescript", "worker",
+    "benchmarks", "deploy", "docs", "examples", "fuzz", "integrations", "release", "typescript",
+    "worker",
 )  # fmt: skip
 TIERS = {
     "browser": "browser",

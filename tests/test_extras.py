@@ -67,7 +67,7 @@ def test_names_the_missing_package_and_the_install_command(
 @pytest.mark.parametrize(
     ("missing", "arguments", "extra"),
     [
-        ("typer", ["serve"], "server,cli"),
+        ("typer", ["serve"], "cli"),
         ("pydantic_settings", ["serve"], "server"),
         ("httptools", ["serve"], "server"),
         ("jwt", ["token", "42"], "auth"),

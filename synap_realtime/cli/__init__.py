@@ -14,7 +14,7 @@ from . import console
 try:
     from .app import main
 except ImportError as error:
-    console.say(lacks("this command", error, "server", "cli"))
+    console.say(lacks("this command", error, "cli"))
     raise SystemExit(2) from None
 
 __all__ = ["main"]

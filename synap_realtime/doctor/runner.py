@@ -55,7 +55,7 @@ async def _run_module(name: str, context: CheckContext) -> AsyncGenerator[Findin
         # Imported here because some need packages that may be missing.
         checks = import_module(f".checks.{name}", __package__).CHECKS
     except ImportError as error:
-        advice = install("server", "cli")
+        advice = install("server", "subscriber")
         yield Finding("warn", name.replace("_", " "), f"not checked: {error}", advice)
         return
     for check in checks:

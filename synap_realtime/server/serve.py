@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigurationError
+from ..extras import needed_by
 from ..loopback import is_loopback
 from ..tokens import KEYGEN_COMMAND
 from .app import Node, create_node, open_configured_store
@@ -86,7 +87,8 @@ async def running_server(
 @contextlib.asynccontextmanager
 async def _serve_with_uvicorn(app: Any, sockets: list[socket.socket]) -> AsyncGenerator[None]:
     """Serve another ASGI app by uvicorn."""
-    import uvicorn
+    with needed_by("serving another ASGI app", "local"):
+        import uvicorn
 
     class Server(uvicorn.Server):
         @contextlib.contextmanager
