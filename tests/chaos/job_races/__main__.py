@@ -87,8 +87,8 @@ class Races:
                 aclosing(follow_job(course.request_id, self.server.url)) as states,
             ):
                 async for state in states:
-                    if state.text and not state.is_text_complete:
-                        self.faults.append(f"a text that is not complete: {state}")
+                    if not course.has_written(state.text):
+                        self.faults.append(f"a wrong text: {state}, but {course}")
         except TimeoutError:
             self.faults.append(f"{course.request_id}: stuck at {state}")
             return

@@ -35,6 +35,10 @@ class Course:
         """The text that is to be seen at the end: of the last attempt that has written one."""
         return next(("".join(pieces) for pieces in reversed(self.texts) if pieces), "")
 
+    def has_written(self, text: str) -> bool:
+        """Return whether a text is the beginning of one that an attempt writes."""
+        return any("".join(pieces).startswith(text) for pieces in self.texts)
+
 
 def random_course(chance: random.Random, request_id: str) -> Course:
     attempts = chance.choice([1, 1, 1, 2, 3])

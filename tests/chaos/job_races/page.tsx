@@ -3,7 +3,7 @@ import { StrictMode, useEffect, useRef, useState } from "react";
 import { createRoot } from "react-dom/client";
 import { RealtimeProvider, useJob, useJobs, type JobState } from "../../../browser/src/react.js";
 
-type Seen = Pick<JobState, "status" | "text" | "isTextComplete">;
+type Seen = Pick<JobState, "status" | "text">;
 
 declare global {
   var seen: Record<string, Seen>;
@@ -24,13 +24,12 @@ function Job({ id, delayMs }: { id: string; delayMs: number }) {
 }
 
 function Followed({ id }: { id: string }) {
-  const { status, text, isTextComplete } = useJob(id);
+  const { status, text } = useJob(id);
   const ending = useRef<string>();
   useEffect(() => {
     if (ending.current && ending.current !== status) faults.push(`${id}: ${status} after ${ending.current}`);
     if (status === "success" || status === "error") ending.current = status;
-    if (text && !isTextComplete) faults.push(`${id}: a text that is not complete`);
-    seen[id] = { status, text, isTextComplete };
+    seen[id] = { status, text };
   });
   return null;
 }
