@@ -251,7 +251,11 @@ end
     + CHANGE_RECORD
     + """
 -- A publication with "fold", "job" or both.
-function rich_unit(k, a)
+function rich_unit(k, a, is_refused)
+  if is_refused then -- all records of the call are read again at once
+    local version, record = version_of(KEYS[k + 6], ARGV[a + 12])
+    return '~ ' .. version .. ' ' .. record
+  end
   local count, dedupe_ms, expiry = ARGV[a + 2], ARGV[a + 3], ARGV[a + 4]
   local call, content = ARGV[a + 5], ARGV[a + 6]
 """
@@ -416,7 +420,7 @@ PUBLISH = make_script(
 --          name is no duplicate of itself; for a piece that it has stored already, the number is 2.
 --          For a conflict: an exclamation mark, its code, the attempt of the key, the length of the
 --          text. If the record has another version: a tilde, its version, the record. Of the same
---          call and room, no publication after it is stored: a tilde.
+--          call and room, no publication after it is stored: a tilde, and with "job" the same.
 local function unit(k, a)
   local count, dedupe_ms, expiry = ARGV[a + 1], ARGV[a + 2], ARGV[a + 3]
   local call, content = ARGV[a + 4], ARGV[a + 5]
@@ -451,7 +455,8 @@ while k < #KEYS do
   local kind = ARGV[a + 1]
   local is_rich = kind == 'fold' or kind == 'job'
   local own = refused and string.match(ARGV[is_rich and a + 5 or a + 4], '^[^:]*') .. KEYS[k + 3]
-  if own and refused[own] then
+  local is_refused = own and refused[own]
+  if is_refused and kind ~= 'job' then
     done, reply = true, '~'
   elseif is_rich then
     if not rich_unit then
@@ -461,7 +466,7 @@ while k < #KEYS do
     + _FOLD
     + """
     end
-    done, reply = pcall(rich_unit, k, a)
+    done, reply = pcall(rich_unit, k, a, is_refused)
     if done and type(reply) == 'string' and string.byte(reply) == 126 then
       refused = refused or {}
       refused[string.match(ARGV[a + 5], '^[^:]*') .. KEYS[k + 3]] = true

@@ -82,6 +82,24 @@ async def test_refused_batch_is_stored_in_its_order(nodes: Nodes) -> None:
     assert (record.status, record.label) == ("completed", "other")
 
 
+async def test_batch_about_many_jobs_of_another_node_is_stored(nodes: Nodes) -> None:
+    """As after a restart of the node: the first call tells what the records are, all at once."""
+    jobs = [f"q{number}" for number in range(60)]
+    room = Room("user_1")
+    await nodes[0].publish(
+        [lifecycle("started", f"r{id}", at=1, request=id, room=room) for id in jobs]
+    )
+    batch = [
+        lifecycle("progress", f"r{id}", at=2 + n, id=f"{id}:{n}", request=id, room=room, label="x")
+        for id in jobs
+        for n in range(5)
+    ]
+    results = await nodes[1].publish(batch)
+    assert not any(result.duplicate or result.conflict for result in results)
+    records = (await nodes[0].list_jobs(room, JobQuery(100))).records
+    assert [record.label for record in records] == ["x"] * 60
+
+
 async def test_event_costs_one_call_while_one_node_reports_it(
     nodes: Nodes, empty_valkey: Valkey
 ) -> None:
