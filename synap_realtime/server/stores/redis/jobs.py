@@ -25,7 +25,8 @@ MAX_KNOWN_LENGTH = 16 * 1024
 """A record with longer texts, in characters, is not remembered."""
 
 MAX_ATTEMPTS = 20
-"""How often a publish is repeated because other nodes change the record of its job meanwhile."""
+"""How often a publish is repeated in vain because other nodes change the record of its job
+meanwhile."""
 
 ABSENT = b"-"
 

@@ -166,11 +166,14 @@ class RedisStore:
         jobs = [(each.room, each.job) for each in publications if each.job is not None]
         waiting: Sequence[int] = range(len(publications))
         try:
-            for _ in range(MAX_ATTEMPTS):
+            attempts = MAX_ATTEMPTS
+            while attempts:
                 refused: list[int] = []
                 await self._publish_once(publications, waiting, results, refused)
                 if not refused:
                     return
+                # A conflict ends an attempt, too: the next events were folded into its record.
+                attempts = MAX_ATTEMPTS if len(refused) < len(waiting) else attempts - 1
                 waiting = refused
             raise StoreUnavailableError("other nodes change the record of a job at the same time")
         except StoreUnavailableError:

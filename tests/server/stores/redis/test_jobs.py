@@ -100,6 +100,23 @@ async def test_batch_about_many_jobs_of_another_node_is_stored(nodes: Nodes) -> 
     assert [record.label for record in records] == ["x"] * 60
 
 
+async def test_batch_with_many_conflicts_is_answered(nodes: Nodes) -> None:
+    """Each of them leaves the record as it was, and the events after it are folded into that."""
+    room = Room("user_1")
+    for number in range(64):
+        await write(nodes[0], f"p{number}", piece="x", key=f"k{number}", room=room)
+    fold = {"key": "r1:progress", "mode": "replace"}
+    batch = [lifecycle("started", at=1, room=room)]
+    batch += [
+        lifecycle("progress", at=2, id=f"{n}", room=room, fold=fold, label="x") for n in range(30)
+    ]
+    results = await nodes[0].publish([*batch, lifecycle("completed", at=3, room=room)])
+    codes = [result.conflict and result.conflict.code for result in results]
+    assert codes == [None, *["too_many_keys"] * 30, None]
+    (record,) = (await nodes[1].list_jobs(room, JobQuery(10))).records
+    assert (record.status, record.label) == ("completed", None)
+
+
 async def test_event_costs_one_call_while_one_node_reports_it(
     nodes: Nodes, empty_valkey: Valkey
 ) -> None:
