@@ -1,4 +1,5 @@
 /** The state of a job, without React: `@synap/realtime/job`. */
 export { JobTracker } from "./tracker.js";
-export type { JobRecord, JobState } from "./tracker.js";
+export type { JobState } from "./tracker.js";
+export type { JobRecord } from "./records.js";
 export type { NotificationMessage } from "./message.js";

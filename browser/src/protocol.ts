@@ -13,7 +13,7 @@ export interface Delivered {
   /** See PROTOCOL.md, "Folding". */
   fold?: { offset?: number };
   /** See PROTOCOL.md, "Job state". */
-  job?: Record<string, unknown>;
+  job?: { event: string; name: string; runId: string; userId?: string; attempt?: number };
 }
 
 /** `{"type":"synap.…","data":{…}}`: a message of the server about the connection itself. */

@@ -9,5 +9,6 @@ export { useSynapRealtime } from "./hooks/realtime.js";
 export type { RealtimeOptions, UseSynapRealtimeReturn } from "./hooks/realtime.js";
 export type { ViewOptions } from "./hooks/effects.js";
 export type { RealtimeErrorEvent } from "./hooks/store.js";
-export type { JobRecord, JobState } from "./tracker.js";
+export type { JobState } from "./tracker.js";
+export type { JobRecord } from "./records.js";
 export type { NotificationMessage } from "./message.js";

@@ -1,5 +1,6 @@
-/** The state of a job, derived from its notifications. See PROTOCOL.md, "Jobs". */
+/** The state of a job for a page: its record, its text, and whether it is stalled. See PROTOCOL.md, "Jobs". */
 import type { Delivered } from "./protocol.js";
+import { eventOf, foldJob, isEnding, number, text, type Fences, type JobRecord } from "./records.js";
 
 export interface JobState<Result = Record<string, unknown>> {
   /**
@@ -28,42 +29,13 @@ export interface JobState<Result = Record<string, unknown>> {
   isTextComplete: boolean;
 }
 
-/** How a job stands, as the server keeps it. See PROTOCOL.md, "Job state". */
-export interface JobRecord<Result = Record<string, unknown>> {
-  /** The name of the job type. */
-  type: string;
-  status: "running" | "retrying" | "completed" | "failed" | "cancelled";
-  runId: string;
-  requestId?: string | undefined;
-  userId?: string | undefined;
-  /** From 0 to 1. */
-  progress?: number | undefined;
-  label?: string | undefined;
-  attempt: number;
-  maxAttempts?: number | undefined;
-  result?: Result | undefined;
-  error?: string | undefined;
-  /** The text that the job has written. Lists of jobs do not have it. */
-  text?: string | undefined;
-  /** A part of the result is missing, because it was too large. */
-  truncated?: boolean | undefined;
-  /** How long the run may be silent, from `updatedAt`, before it is stalled. Absent: for any time. */
-  stallAfterS?: number;
-  /** RFC 3339. */
-  startedAt?: string | undefined;
-  updatedAt?: string | undefined;
-  endedAt?: string | undefined;
-}
-
 export const IDLE: JobState<never> = { status: "idle", attempt: 1, text: "", isTextComplete: true };
 
-export const text = (value: unknown) => (typeof value === "string" ? value : undefined);
-/** A count or a duration. JSON can also hold 1e999, which is parsed as Infinity. */
-export const number = (value: unknown) =>
-  typeof value === "number" && value >= 0 && value <= Number.MAX_SAFE_INTEGER ? value : undefined;
-
 /** The text of a job, if its result has it. */
-const textOf = (result: Record<string, unknown>) => text(result.response) ?? text(result.text) ?? text(result.result);
+const textOf = (result: object | undefined) => {
+  const { response, text: written, result: whole } = (result ?? {}) as Record<string, unknown>;
+  return text(response) ?? text(written) ?? text(whole);
+};
 
 const STATUSES: Record<string, JobState["status"]> = {
   retrying: "retrying", completed: "success", failed: "error", cancelled: "error",
@@ -72,69 +44,51 @@ const STATUSES: Record<string, JobState["status"]> = {
 /** Reduces the notifications of one job to its state. It has no clock: the caller detects stalls. */
 export class JobTracker<Result = Record<string, unknown>> {
   state: JobState<Result> = IDLE;
-  /** Milliseconds after the last notification until the job counts as stalled; undefined: never. */
-  stallAfterMs: number | undefined;
+  #record: JobRecord | undefined;
+  readonly #fences: Fences = new Map();
   /** The run, and its attempt, that wrote the text. */
-  private run: unknown;
-  private attempt = 0;
+  #run: unknown;
+  #attempt = 0;
   /** Where the next piece begins: in code points (`fold.offset`), or in pieces (`index`). NaN: one is missing. */
-  private next = 0;
+  #next = 0;
 
   get isFinished(): boolean {
-    return this.state.status === "success" || this.state.status === "error";
+    return isEnding(this.#record?.status);
+  }
+  /** Milliseconds after the last notification until the job counts as stalled; undefined: never. */
+  get stallAfterMs(): number | undefined {
+    return (this.#record?.stallAfterS ?? 0) * 1000 || undefined;
   }
 
   /** Apply the next notification. After the terminal notification, all are ignored. */
-  apply({ type, status, data, fold }: Delivered): void {
+  apply(notification: Delivered): void {
     if (this.isFinished) return;
-    const { state } = this;
-    const event = type.slice(type.lastIndexOf(".") + 1);
-    if (status === "success" || status === "error") {
-      // An incomplete text is replaced by the whole one, which is a member of the result.
-      const whole = state.isTextComplete ? undefined : textOf(data);
-      const found = whole === undefined ? {} : { text: whole, isTextComplete: true };
-      const end =
-        status === "success"
-          ? { result: data as Result, error: undefined, progress: 1, ...found }
-          : { error: text(data.error) };
-      this.stallAfterMs = undefined;
-      this.state = { ...state, status, ...end };
-    } else if (event === "delta") {
-      this.state = { ...state, status: "pending", ...this.write(data, number(fold?.offset)) };
+    const { type, data, fold } = notification;
+    if (eventOf(type) === "delta") {
+      this.state = { ...this.state, status: "pending", ...this.#write(data, number(fold?.offset)) };
     } else {
-      const isRetrying = event === "retrying"; // discard the progress of the failed attempt
-      this.stallAfterMs = (number(data.stallAfterS) ?? 0) * 1000 || undefined;
-      this.state = {
-        ...state,
-        status: isRetrying ? "retrying" : "pending",
-        attempt: number(data.attempt) || state.attempt,
-        maxAttempts: number(data.maxAttempts) ?? state.maxAttempts,
-        progress: isRetrying ? undefined : (number(data.progress) ?? state.progress),
-        label: isRetrying ? undefined : text(data.label) || state.label,
-        error: text(data.error) || state.error,
-      };
+      this.#show(foldJob(this.#record, notification, this.#fences));
+      // An incomplete text is replaced by the whole one, which is a member of the result.
+      const whole = this.state.isTextComplete ? undefined : textOf(this.#record?.result);
+      if (whole !== undefined) this.state = { ...this.state, text: whole, isTextComplete: true };
     }
   }
 
   /** Continue from what the server has kept: `GET /jobs/{requestId}`. */
   restore(job: JobRecord<Result>): void {
     if (this.isFinished) return;
-    const { status, result, attempt, runId } = job;
-    const written = job.text ?? (status === "completed" ? textOf(result ?? {}) : undefined) ?? "";
-    this.run = runId;
-    this.attempt = attempt;
-    this.next = [...written].length;
-    this.stallAfterMs = (job.stallAfterS ?? 0) * 1000 || undefined;
+    const written = job.text ?? textOf(job.result as object | undefined) ?? "";
+    this.#run = job.runId;
+    this.#attempt = job.attempt;
+    this.#next = [...written].length;
+    this.state = { ...this.state, text: written, isTextComplete: true };
+    this.#show(job as JobRecord);
+  }
+
+  #show(record: JobRecord): void {
+    const { status, progress, label, attempt, maxAttempts, result, error } = (this.#record = record);
     this.state = {
-      status: STATUSES[status] ?? "pending",
-      progress: job.progress,
-      label: job.label,
-      attempt,
-      maxAttempts: job.maxAttempts,
-      result,
-      error: job.error,
-      text: written,
-      isTextComplete: true,
+      ...this.state, status: STATUSES[status] ?? "pending", progress, label, attempt, maxAttempts, result: result as Result, error,
     };
   }
 
@@ -144,27 +98,27 @@ export class JobTracker<Result = Record<string, unknown>> {
   }
 
   /** Append a piece. The text ends before the first missing piece, and is empty if its beginning is missing. */
-  private write(data: Delivered["data"], folded: number | undefined): Pick<JobState, "text" | "isTextComplete"> {
+  #write(data: Delivered["data"], folded: number | undefined): Pick<JobState, "text" | "isTextComplete"> {
     const { text: before, isTextComplete } = this.state;
     const offset = folded ?? number(data.offset);
     const place = offset ?? number(data.index);
     const attempt = number(data.attempt) ?? 1;
-    const isSameRun = this.run === data.runId;
+    const isSameRun = this.#run === data.runId;
     // The server drops folded pieces of earlier attempts. (Inngest counts the attempts of each step.)
-    const isLate = folded === undefined && isSameRun && attempt < this.attempt;
+    const isLate = folded === undefined && isSameRun && attempt < this.#attempt;
     if (isLate) return { text: before, isTextComplete };
-    const isOther = !isSameRun || (folded === undefined && attempt !== this.attempt);
-    this.run = data.runId;
-    this.attempt = attempt;
-    const isKnown = !isOther && place !== undefined && place < this.next; // at least a part of it
+    const isOther = !isSameRun || (folded === undefined && attempt !== this.#attempt);
+    this.#run = data.runId;
+    this.#attempt = attempt;
+    const isKnown = !isOther && place !== undefined && place < this.#next; // at least a part of it
     // Place 0 restarts the text: each attempt writes it from the beginning.
-    if (place === 0 || (!isOther && place === this.next) || (isKnown && place === offset)) {
+    if (place === 0 || (!isOther && place === this.#next) || (isKnown && place === offset)) {
       const piece = text(data.delta) ?? "";
-      this.next = place! + (offset === undefined ? 1 : [...piece].length);
+      this.#next = place! + (offset === undefined ? 1 : [...piece].length);
       return { text: (isKnown ? [...before].slice(0, place).join("") : place ? before : "") + piece, isTextComplete: true };
     }
     if (isKnown) return { text: before, isTextComplete }; // a duplicate
-    this.next = NaN;
+    this.#next = NaN;
     return { text: isOther ? "" : before, isTextComplete: false };
   }
 

@@ -25,6 +25,7 @@ def _notification(chance: random.Random, place: int, *, has_fence: bool) -> dict
         "label": chance.choice(["Writing", "Reading", "", 7]),
         "error": chance.choice(["No paper.", "", 7]),
         "truncated": chance.choice([True, False, "yes"]),
+        "stallAfterS": chance.choice([60, 0, -1, 0.5, "60", 2**31]),
     }
     weight = place + 1
     event = chance.choice(EVENTS if chance.random() < weight / 20 else EVENTS[:4])
@@ -66,7 +67,7 @@ def test_folds_records_as_the_server_does(tmp_path: Path) -> None:
         for number in range(CASES)
     ]
     module = tmp_path / "records.mjs"
-    source = BROWSER / "src/hooks/records.ts"
+    source = BROWSER / "src/records.ts"
     tool("esbuild", source, "--bundle", "--format=esm", f"--outfile={module}")
     code = """
         import { foldJob } from "./records.mjs";

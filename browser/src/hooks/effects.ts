@@ -1,7 +1,10 @@
-/** Effects that the hooks share. */
+/** What the hooks share. */
 import { useEffect, useInsertionEffect, useMemo, useRef, useSyncExternalStore } from "react";
-import type { SubscribeOptions } from "../options.js";
+import { baseOf, check, type SubscribeOptions } from "../options.js";
 import type { Subscription } from "../state.js";
+import { subscribe } from "../subscription.js";
+import { createTimer } from "../timer.js";
+import { useServer, type ServerOptions } from "./provider.js";
 import type { Store } from "./store.js";
 
 /** Which of a hook's values a component uses, and how often. */
@@ -25,19 +28,35 @@ export function useLatest<Value>(value: Value): { readonly current: Value } {
 }
 
 /**
- * Reconnect when a rejected token that is a string is replaced. A token function needs no such handling, because
- * it is called before each connection.
+ * Validate the options of a hook, and return them with what belongs to its subscription.
+ *
+ * @throws TypeError it names the invalid option.
  */
-export function useNewToken(token: SubscribeOptions["token"], current: { readonly current: Subscription | null }): void {
-  const fixed = typeof token === "string" ? token : undefined;
+export function useSubscription<Options extends ServerOptions>(given: Options, givenUrl = given.url, name?: string) {
+  const options = useServer(given, givenUrl);
+  const { url, token } = options;
+  check(options);
+  baseOf(url, name);
+  const latest = useLatest(options);
+  const current = useRef<Subscription | null>(null);
+  // Reconnect when a rejected token that is a string is replaced. A token function needs no such handling, because
+  // it is called before each connection.
+  const fixed = typeof token === "string" && token;
   useEffect(() => {
     const { status, error } = current.current?.state ?? {};
     if (fixed && status === "closed" && error) current.current?.reconnect();
-  }, [fixed, current]);
+  }, [fixed]);
+  /** Subscribe with the latest token. */
+  const open = (room: string, more: SubscribeOptions, how = subscribe) =>
+    (current.current = how(room, {
+      ...more,
+      url,
+      get token() {
+        return latest.current.token;
+      },
+    }));
+  return { options, url, latest, current, open };
 }
-
-/** Return the value of a store, and render again when it changes. */
-export const useValue = <Value>({ subscribe, get }: Store<Value>): Value => useSyncExternalStore(subscribe, get, get);
 
 const isSame = (one: unknown, other: unknown) => {
   if (Object.is(one, other)) return true;
@@ -50,31 +69,34 @@ const isSame = (one: unknown, other: unknown) => {
 };
 
 /** Return a part of the value of a store, and render again when it changes, but not too often. */
-export function useView<Value, Selected>(store: Store<Value>, { throttleMs = 0, select }: ViewOptions<Value, Selected>): Selected {
-  const shown = useRef<Selected>(undefined);
-  const subscribe = useMemo(() => {
-    return (listener: () => void) => {
-      let timer: ReturnType<typeof setTimeout> | undefined;
+export function useView<Value, Selected = Value>(
+  store: Store<Value>, { throttleMs = 0, select }: ViewOptions<Value, Selected> = {},
+): Selected {
+  const shown = useRef<unknown>(undefined);
+  const subscribe = useMemo(
+    () => (listener: () => void) => {
+      const timer = createTimer();
       let next = 0;
       const call = () => {
-        timer = undefined;
         next = Date.now() + throttleMs;
         listener();
       };
       const stop = store.subscribe(() => {
         const waitMs = next - Date.now();
-        if (!(throttleMs > 0) || waitMs <= 0) call();
-        else timer ??= setTimeout(call, waitMs);
+        if (waitMs > 0) timer.ensure(waitMs, call);
+        else call();
       });
       return () => {
-        clearTimeout(timer);
+        timer.stop();
         stop();
       };
-    };
-  }, [store, throttleMs]);
+    },
+    [store, throttleMs],
+  );
   const get = () => {
-    const value = (select ? select(store.value) : store.value) as Selected;
-    return isSame(shown.current, value) ? (shown.current as Selected) : (shown.current = value);
+    const value = select ? select(store.get()) : store.get();
+    if (!isSame(shown.current, value)) shown.current = value;
+    return shown.current as Selected;
   };
   return useSyncExternalStore(subscribe, get, get);
 }

@@ -1,14 +1,14 @@
 /** `useJob`: the job of a request. */
-import { useCallback, useEffect, useMemo, useRef } from "react";
-import { baseOf, check, roomOf, type SubscribeOptions } from "../options.js";
-import { isFinalStatus } from "../protocol.js";
-import type { Status, Subscription } from "../state.js";
-import { subscribe } from "../subscription.js";
-import { IDLE, JobTracker, type JobRecord, type JobState } from "../tracker.js";
-import { useLatest, useNewToken, useView, type ViewOptions } from "./effects.js";
-import { useServer, type ServerOptions } from "./provider.js";
-import { readSnapshot } from "./snapshot.js";
-import { errorEvent, RoomStore, type RealtimeErrorEvent } from "./store.js";
+import { useEffect, useMemo } from "react";
+import { roomOf } from "../options.js";
+import type { JobRecord } from "../records.js";
+import type { State, Status, Subscription } from "../state.js";
+import { createTimer } from "../timer.js";
+import { IDLE, JobTracker, type JobState } from "../tracker.js";
+import { useSubscription, useView, type ViewOptions } from "./effects.js";
+import type { ServerOptions } from "./provider.js";
+import { createSnapshot } from "./snapshot.js";
+import { createStore, errorEvent, type RealtimeErrorEvent } from "./store.js";
 
 /** A timer with a longer delay, about 25 days, would fire immediately. */
 const MAX_TIMER_MS = 2 ** 31 - 1;
@@ -26,21 +26,6 @@ export interface JobOptions<Result = Record<string, unknown>, Selected = UseJobR
   extends ServerOptions,
     ViewOptions<UseJobReturn<Result>, Selected> {}
 
-/** The state of one job, over all of its connections. */
-class JobStore<Result> extends RoomStore<UseJobReturn<Result>> {
-  readonly tracker = new JobTracker<Result>();
-
-  constructor(reconnect: () => void) {
-    super({ ...IDLE, connection: "closed", connectionError: null, reconnect });
-  }
-  show(connection: Status = this.value.connection, error: RealtimeErrorEvent | null = this.value.connectionError): void {
-    const { tracker } = this;
-    const connectionError = connection === "connecting" ? this.value.connectionError : error;
-    const isRefused = connection === "closed" && connectionError && !tracker.isFinished;
-    this.set({ ...this.value, ...tracker.state, ...(isRefused && { status: "disconnected" }), connection, connectionError });
-  }
-}
-
 /**
  * Follow the job of a request until it is finished. The job may have finished before the component was mounted, even
  * days before: its state is read from the server at first.
@@ -56,98 +41,88 @@ export function useJob<Result = Record<string, unknown>, Selected = UseJobReturn
   requestId: string | null | undefined,
   given: JobOptions<Result, Selected> = {},
 ): Selected {
-  const options = useServer(given);
-  const latest = useLatest(options);
-  const { url, enabled = true } = options;
-  check(options);
-  baseOf(url);
+  const { options, url, latest, current, open } = useSubscription(given);
+  const { enabled = true } = options;
   const room = (requestId ?? "") === "" ? undefined : roomOf("request", requestId);
-  const current = useRef<Subscription | null>(null);
-  const reconnect = useCallback(() => current.current?.reconnect(), []);
-  const job = useMemo(() => new JobStore<Result>(reconnect), [room, url, reconnect]);
+  // A new request gets a new store, so that no render shows the old job.
+  const job = useMemo(() => {
+    const reconnect = () => current.current?.reconnect();
+    const store = createStore<UseJobReturn<Result>>({ ...IDLE, connection: "closed", connectionError: null, reconnect });
+    return { store, tracker: new JobTracker<Result>(), after: "earliest" };
+  }, [room, url]);
+  const { store } = job;
 
   useEffect(() => {
     const { tracker } = job;
     if (!room || !enabled || tracker.isFinished) return;
-    let isOver = false;
-    let timer: ReturnType<typeof setTimeout> | undefined;
-    let retryTimer: ReturnType<typeof setTimeout> | undefined;
+    const stallTimer = createTimer();
     let subscription: Subscription | undefined;
-    /** Show a change. */
-    const show = () => {
+    /** @param state of the connection, if it has changed. */
+    const show = (state?: State) => {
       if (tracker.isFinished) {
         subscription?.close();
-        job.show("closed", null);
-      } else job.show();
-      awaitStall();
-    };
-    /** Start the stall timer. Without a connection, missing notifications do not mean that the job stalls. */
-    const awaitStall = () => {
-      clearTimeout(timer);
-      if (!tracker.stallAfterMs || subscription?.state.status !== "open") return;
-      timer = setTimeout(() => {
+        state = { status: "closed" };
+      }
+      let { connection, connectionError } = store.get();
+      if (state) {
+        connection = state.status;
+        connectionError = errorEvent(state, connectionError);
+      }
+      const isRefused = connection === "closed" && connectionError;
+      store.set({ ...tracker.state, ...(isRefused && { status: "disconnected" }), connection, connectionError });
+      stallTimer.stop();
+      // Without a connection, missing notifications do not mean that the job stalls.
+      const { stallAfterMs } = tracker;
+      if (!stallAfterMs || connection !== "open") return;
+      stallTimer.start(Math.min(stallAfterMs, MAX_TIMER_MS), () => {
         tracker.markStalled();
-        job.show();
-      }, Math.min(tracker.stallAfterMs, MAX_TIMER_MS));
-    };
-    const source: SubscribeOptions = {
-      url,
-      get token() {
-        return latest.current.token;
-      },
-      after: job.start("earliest"),
-      maxReconnects: Infinity,
-      onNotification: (notification) => {
-        tracker.apply(notification);
-        show();
-      },
-      onStateChange: ({ status, error }) => {
-        job.show(status, errorEvent(error));
-        awaitStall();
-      },
-      onGap: () => {
-        tracker.gap();
-        job.show();
-        begin();
-      },
-    };
-    const start = () => {
-      if (!tracker.isFinished) current.current = subscription = subscribe(room, source);
-    };
-    /** Show what the server has kept, and continue from there. */
-    const restore = async () => {
-      const found = await readSnapshot<{ job: JobRecord<Result>; cursor: string }>(`/jobs/${encodeURIComponent(requestId!)}`, source);
-      if (isOver) return;
-      tracker.restore(found.job);
-      // The log may have the text of a job without one.
-      source.after = found.job.text === undefined ? "earliest" : found.cursor;
-      subscription?.close(); // what it has received meanwhile comes again
-      show();
-      start();
-    };
-    const begin = (failures = 0) => {
-      restore().catch(({ status }: { status?: number }) => {
-        if (isOver) return;
-        if (!subscription) start();
-        // Without a snapshot, the room shows the job, unless it ended so long ago that its log is gone.
-        if (tracker.state.status !== "idle" || isFinalStatus(status ?? 0)) return;
-        retryTimer = setTimeout(begin, Math.min(16_000, 1000 * 2 ** failures), failures + 1);
+        store.set(tracker.state);
       });
     };
-    if (source.after === "earliest") {
-      job.show("connecting");
-      begin();
-    } else start();
-    return () => {
-      isOver = true;
-      clearTimeout(timer);
-      clearTimeout(retryTimer);
-      if (subscription) job.end(subscription);
-      subscription?.close();
-      if (!tracker.isFinished) job.show("closed", null);
+    const start = (after: string) => {
+      if (tracker.isFinished) return;
+      subscription = open(room, {
+        after,
+        maxReconnects: Infinity,
+        onNotification: (notification) => {
+          tracker.apply(notification);
+          show();
+        },
+        onStateChange: show,
+        onGap: () => {
+          tracker.gap();
+          show();
+          snapshot.read();
+        },
+      });
     };
-  }, [room, url, enabled, job, latest]);
-  useNewToken(options.token, current);
+    const snapshot = createSnapshot<{ job: JobRecord<Result>; cursor: string }>(
+      `/jobs/${encodeURIComponent(requestId!)}`,
+      latest,
+      (found) => {
+        tracker.restore(found.job);
+        subscription?.close(); // what it has received meanwhile comes again
+        show();
+        // The log may have the text of a job without one.
+        start(found.job.text === undefined ? "earliest" : found.cursor);
+      },
+      () => {
+        if (!subscription) start("earliest");
+        // Without a snapshot, the room shows the job, unless it ended so long ago that its log is gone.
+        return tracker.state.status === "idle";
+      },
+    );
+    if (job.after === "earliest") {
+      show({ status: "connecting" });
+      snapshot.read();
+    } else start(job.after);
+    return () => {
+      snapshot.stop();
+      job.after = subscription?.resume ?? job.after;
+      subscription?.close();
+      show({ status: "closed" });
+    };
+  }, [job, enabled]);
 
-  return useView(job, options);
+  return useView(store, options);
 }

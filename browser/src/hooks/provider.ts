@@ -25,7 +25,7 @@ export function RealtimeProvider({ url, token, children }: RealtimeProviderProps
   const value = useMemo<ServerOptions>(
     // The function stays the same, so that all hooks share one connection and one call.
     () => ({ url, token: fixed === true ? () => (latest.current as () => string)() : fixed }),
-    [url, fixed, latest],
+    [url, fixed],
   );
   return createElement(Context.Provider, { value }, children);
 }

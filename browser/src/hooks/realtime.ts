@@ -1,14 +1,14 @@
 /** `useSynapRealtime`: a user's room, or a request's. */
-import { useCallback, useEffect, useMemo, useRef } from "react";
+import { useEffect, useMemo } from "react";
 import type { NotificationMessage } from "../message.js";
-import { baseOf, check, roomOf, type SubscribeOptions } from "../options.js";
+import { roomOf, type SubscribeOptions } from "../options.js";
+import { Position } from "../position.js";
 import { subscribeShared } from "../tabs.js";
-import type { Status, Subscription } from "../state.js";
+import type { Status } from "../state.js";
 import { subscribe } from "../subscription.js";
 import type { NotificationData } from "../types.js";
-import { useLatest, useNewToken, useValue } from "./effects.js";
-import { useServer } from "./provider.js";
-import { errorEvent, RoomStore, type RealtimeErrorEvent } from "./store.js";
+import { useSubscription, useView } from "./effects.js";
+import { createStore, errorEvent, type RealtimeErrorEvent } from "./store.js";
 
 export interface RealtimeOptions<Data extends object = NotificationData>
   extends Omit<SubscribeOptions, "onNotification" | "onStateChange"> {
@@ -42,20 +42,7 @@ export interface UseSynapRealtimeReturn<Data extends object = NotificationData> 
   sendMessage: (message: string) => void;
 }
 
-interface RoomState<Data extends object> {
-  lastMessage: NotificationMessage<Data> | null;
-  messages: readonly NotificationMessage<Data>[];
-  status: Status;
-  error: RealtimeErrorEvent | null;
-}
-
-/** The state on a server, and before the first event. */
-const initialState = <Data extends object>(): RoomState<Data> => ({
-  lastMessage: null,
-  messages: [],
-  status: "closed",
-  error: null,
-});
+type RoomState<Data extends object> = Pick<UseSynapRealtimeReturn<Data>, "lastMessage" | "messages" | "status" | "error">;
 
 /**
  * Subscribe to a user's room, or to a request's.
@@ -69,79 +56,74 @@ const initialState = <Data extends object>(): RoomState<Data> => ({
 export function useSynapRealtime<Data extends object = NotificationData>(
   given: RealtimeOptions<Data>,
 ): UseSynapRealtimeReturn<Data> {
-  const options = useServer(given, given.url ?? given.realtimeUrl);
+  const { options, url, latest, current, open } = useSubscription(
+    given, given.url ?? given.realtimeUrl, given.url === undefined && given.realtimeUrl !== undefined ? "realtimeUrl" : "url",
+  );
   const { userId, requestId, autoConnect = true, shared = false, after, maxReconnects, device, presence } = options;
-  const { url } = options;
-  check(options);
-  baseOf(url, given.url === undefined && given.realtimeUrl !== undefined ? "realtimeUrl" : "url");
   const own = roomOf("user", userId);
   const room = (requestId ?? null) === null ? own : roomOf("request", requestId);
-  const latest = useLatest(options);
-  const current = useRef<Subscription | null>(null);
   // A new room gets a new store, so that no render shows messages of the old room.
-  const store = useMemo(() => new RoomStore(initialState<Data>()), [room, url]);
-  const seen = useValue(store);
+  const [store, position] = useMemo(
+    () => [createStore<RoomState<Data>>({ lastMessage: null, messages: [], status: "closed", error: null }), new Position(undefined)],
+    [room, url],
+  );
+  /** Where the next connection starts: where the last one ended, unless `after` has changed. */
+  const next = useMemo(() => ({ after }), [store, after]);
 
-  const connect = useCallback(() => {
-    if (current.current) {
-      const { status } = current.current.state;
-      if (status === "reconnecting" || status === "closed") current.current.reconnect();
-      return;
-    }
-    let wasOpen = false;
-    const { acknowledge, persist } = latest.current;
-    current.current = (shared ? subscribeShared : subscribe)(room, {
-      url, maxReconnects, device, presence, acknowledge, persist,
-      after: store.start(after),
-      get token() {
-        return latest.current.token;
-      },
-      onNotification: (notification) => {
-        if (!store.isNew(notification)) return;
-        const message = notification as unknown as NotificationMessage<Data>;
-        const all = [...store.value.messages, message];
-        const messages = all.slice(Math.max(0, all.length - (latest.current.maxMessages ?? 100)));
-        store.set({ ...store.value, lastMessage: message, messages });
-        latest.current.onMessage?.(message);
-      },
-      onStateChange: ({ status, error: why }) => {
-        const error = errorEvent(why);
-        store.set({ ...store.value, status, error: status === "connecting" ? store.value.error : error });
-        if (error) latest.current.onError?.(error);
-        if ((status === "open") === wasOpen) return;
-        wasOpen = !wasOpen;
-        if (wasOpen) latest.current.onConnect?.();
-        else latest.current.onDisconnect?.();
-      },
-      onGap: (gap) => latest.current.onGap?.(gap),
-      onPresence: (presence) => latest.current.onPresence?.(presence),
-    });
-    store.set({ ...store.value, status: "connecting" });
-  }, [room, url, shared, after, maxReconnects, device, presence, store, latest]);
-
-  const disconnect = useCallback(() => {
-    const subscription = current.current;
-    current.current = null;
-    if (!subscription) return;
-    const wasOpen = subscription.state.status === "open";
-    store.end(subscription);
-    subscription.close();
-    store.set({ ...store.value, status: "closed" });
-    if (wasOpen) latest.current.onDisconnect?.();
-  }, [store, latest]);
+  const actions = useMemo(() => {
+    const connect = () => {
+      if (current.current) {
+        const { status } = current.current.state;
+        if (status === "reconnecting" || status === "closed") current.current.reconnect();
+        return;
+      }
+      let wasOpen = false;
+      const { acknowledge, persist } = latest.current;
+      const subscribeTo = shared ? subscribeShared : subscribe;
+      const more: SubscribeOptions = {
+        maxReconnects, device, presence, acknowledge, persist,
+        after: next.after,
+        onNotification: (notification) => {
+          if (!position.isNew(notification as never)) return;
+          const lastMessage = notification as unknown as NotificationMessage<Data>;
+          const all = [...store.get().messages, lastMessage];
+          store.set({ lastMessage, messages: all.slice(Math.max(0, all.length - (latest.current.maxMessages ?? 100))) });
+          latest.current.onMessage?.(lastMessage);
+        },
+        onStateChange: (state) => {
+          const { status } = state;
+          const error = errorEvent(state, store.get().error);
+          store.set({ status, error });
+          if (state.error) latest.current.onError?.(error!);
+          if ((status === "open") === wasOpen) return;
+          wasOpen = !wasOpen;
+          if (wasOpen) latest.current.onConnect?.();
+          else latest.current.onDisconnect?.();
+        },
+        onGap: (gap) => latest.current.onGap?.(gap),
+        onPresence: (presence) => latest.current.onPresence?.(presence),
+      };
+      open(room, more, subscribeTo);
+      store.set({ status: "connecting" });
+    };
+    const disconnect = () => {
+      const subscription = current.current;
+      current.current = null;
+      if (!subscription) return;
+      const wasOpen = subscription.state.status === "open";
+      next.after = subscription.resume ?? next.after;
+      subscription.close();
+      store.set({ status: "closed" });
+      if (wasOpen) latest.current.onDisconnect?.();
+    };
+    return { connect, disconnect, sendMessage: (message: string) => current.current?.send(message) };
+  }, [next, shared, maxReconnects, device, presence]);
 
   useEffect(() => {
-    if (autoConnect) connect();
-    return disconnect;
-  }, [autoConnect, connect, disconnect]);
-  useNewToken(options.token, current);
+    if (autoConnect) actions.connect();
+    return actions.disconnect;
+  }, [autoConnect, actions]);
 
-  const sendMessage = useCallback((message: string) => current.current?.send(message), []);
-  return {
-    ...seen,
-    isConnected: seen.status === "open",
-    connect,
-    disconnect,
-    sendMessage,
-  };
+  const seen = useView(store);
+  return { ...seen, ...actions, isConnected: seen.status === "open" };
 }
