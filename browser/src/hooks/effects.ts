@@ -27,35 +27,66 @@ export function useLatest<Value>(value: Value): { readonly current: Value } {
   return latest;
 }
 
+/** What a hook keeps while it shows the same room, over all connections. */
+export interface Model<Value> {
+  store: Store<Value>;
+  /** Connect; the function that is returned disconnects. */
+  start(): (() => void) | undefined;
+}
+
+/** How a model connects. */
+export interface Client<Options> {
+  /** The options of the last render. */
+  latest: { readonly current: Options };
+  /** Subscribe with the latest token. */
+  open(room: string, options: SubscribeOptions, how?: typeof subscribe): Subscription;
+  reconnect(): void;
+}
+
 /**
- * Validate the options of a hook, and return them with what belongs to its subscription.
+ * Keep a model, which is started while the component is mounted, and return what the component shows of it.
  *
+ * @param key a new one, or a new server, is a new model, so that no render shows anything of the old one.
+ * @param create returns a new model.
+ * @param restart a new one starts the model again.
  * @throws TypeError it names the invalid option.
  */
-export function useSubscription<Options extends ServerOptions>(given: Options, givenUrl = given.url, name?: string) {
-  const options = useServer(given, givenUrl);
-  const { url, token } = options;
+export function useModel<Options extends ServerOptions, Value, Selected>(
+  given: Options & ViewOptions<Value, Selected>,
+  key: readonly unknown[],
+  create: (client: Client<Options>) => Model<Value>,
+  restart: readonly unknown[] = [],
+  name?: string,
+): Selected {
+  const options = useServer(given);
+  const { url, token, enabled = true } = options;
   check(options);
   baseOf(url, name);
   const latest = useLatest(options);
-  const current = useRef<Subscription | null>(null);
+  const [model, reconnectIfRefused] = useMemo(() => {
+    let current: Subscription | undefined;
+    const model = create({
+      latest,
+      open: (room, more, how = subscribe) =>
+        (current = how(room, {
+          ...more,
+          url,
+          get token() {
+            return latest.current.token;
+          },
+        })),
+      reconnect: () => current?.reconnect(),
+    });
+    const reconnectIfRefused = () => {
+      if (current?.state.status === "closed" && current.state.error) current.reconnect();
+    };
+    return [model, reconnectIfRefused];
+  }, [url, ...key]);
+  useEffect(() => (enabled ? model.start() : undefined), [model, enabled, ...restart]);
   // Reconnect when a rejected token that is a string is replaced. A token function needs no such handling, because
   // it is called before each connection.
-  const fixed = typeof token === "string" && token;
-  useEffect(() => {
-    const { status, error } = current.current?.state ?? {};
-    if (fixed && status === "closed" && error) current.current?.reconnect();
-  }, [fixed]);
-  /** Subscribe with the latest token. */
-  const open = (room: string, more: SubscribeOptions, how = subscribe) =>
-    (current.current = how(room, {
-      ...more,
-      url,
-      get token() {
-        return latest.current.token;
-      },
-    }));
-  return { options, url, latest, current, open };
+  useEffect(reconnectIfRefused, [typeof token === "string" && token]);
+  return useView(model.store, options);
 }
 
 const isSame = (one: unknown, other: unknown) => {
@@ -69,9 +100,7 @@ const isSame = (one: unknown, other: unknown) => {
 };
 
 /** Return a part of the value of a store, and render again when it changes, but not too often. */
-export function useView<Value, Selected = Value>(
-  store: Store<Value>, { throttleMs = 0, select }: ViewOptions<Value, Selected> = {},
-): Selected {
+function useView<Value, Selected>(store: Store<Value>, { throttleMs = 0, select }: ViewOptions<Value, Selected>): Selected {
   const shown = useRef<unknown>(undefined);
   const subscribe = useMemo(
     () => (listener: () => void) => {

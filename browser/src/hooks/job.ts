@@ -1,23 +1,19 @@
 /** `useJob`: the job of a request. */
-import { useEffect, useMemo } from "react";
 import { roomOf } from "../options.js";
 import type { JobRecord } from "../records.js";
-import type { State, Status, Subscription } from "../state.js";
+import type { State, Subscription } from "../state.js";
 import { createTimer } from "../timer.js";
 import { IDLE, JobTracker, type JobState } from "../tracker.js";
-import { useSubscription, useView, type ViewOptions } from "./effects.js";
+import { useModel, type ViewOptions } from "./effects.js";
 import type { ServerOptions } from "./provider.js";
 import { createSnapshot } from "./snapshot.js";
-import { createStore, errorEvent, type RealtimeErrorEvent } from "./store.js";
+import { CLOSED, connectionOf, createStore, type ConnectionState } from "./store.js";
 
 /** A timer with a longer delay, about 25 days, would fire immediately. */
 const MAX_TIMER_MS = 2 ** 31 - 1;
 
 /** The state of a job, and the state of the connection that reports it. Each can fail without the other. */
-export interface UseJobReturn<Result = Record<string, unknown>> extends JobState<Result> {
-  /** `reconnecting`: the connection was lost, and the next attempt is scheduled. `closed` when the job is finished. */
-  connection: Status;
-  connectionError: RealtimeErrorEvent | null;
+export interface UseJobReturn<Result = Record<string, unknown>> extends JobState<Result>, ConnectionState {
   /** Connect now, also when the status is `disconnected`. */
   reconnect: () => void;
 }
@@ -41,35 +37,25 @@ export function useJob<Result = Record<string, unknown>, Selected = UseJobReturn
   requestId: string | null | undefined,
   given: JobOptions<Result, Selected> = {},
 ): Selected {
-  const { options, url, latest, current, open } = useSubscription(given);
-  const { enabled = true } = options;
   const room = (requestId ?? "") === "" ? undefined : roomOf("request", requestId);
-  // A new request gets a new store, so that no render shows the old job.
-  const job = useMemo(() => {
-    const reconnect = () => current.current?.reconnect();
+  return useModel(given, [room], ({ latest, open, reconnect }) => {
+    const tracker = new JobTracker<Result>();
     const store = createStore<UseJobReturn<Result>>({ ...IDLE, connection: "closed", connectionError: null, reconnect });
-    return { store, tracker: new JobTracker<Result>(), after: "earliest" };
-  }, [room, url]);
-  const { store } = job;
-
-  useEffect(() => {
-    const { tracker } = job;
-    if (!room || !enabled || tracker.isFinished) return;
     const stallTimer = createTimer();
     let subscription: Subscription | undefined;
-    /** @param state of the connection, if it has changed. */
-    const show = (state?: State) => {
+    let after = "earliest";
+
+    const showConnection = (state: State) => {
+      store.set(connectionOf(state, store.get()));
+      show();
+    };
+    const show = () => {
       if (tracker.isFinished) {
         subscription?.close();
-        state = { status: "closed" };
+        store.set(connectionOf(CLOSED, store.get()));
       }
-      let { connection, connectionError } = store.get();
-      if (state) {
-        connection = state.status;
-        connectionError = errorEvent(state, connectionError);
-      }
-      const isRefused = connection === "closed" && connectionError;
-      store.set({ ...tracker.state, ...(isRefused && { status: "disconnected" }), connection, connectionError });
+      const { connection, connectionError } = store.get();
+      store.set({ ...tracker.state, ...(connection === "closed" && connectionError && { status: "disconnected" }) });
       stallTimer.stop();
       // Without a connection, missing notifications do not mean that the job stalls.
       const { stallAfterMs } = tracker;
@@ -79,16 +65,16 @@ export function useJob<Result = Record<string, unknown>, Selected = UseJobReturn
         store.set(tracker.state);
       });
     };
-    const start = (after: string) => {
+    const follow = (from: string) => {
       if (tracker.isFinished) return;
-      subscription = open(room, {
-        after,
+      subscription = open(room!, {
+        after: from,
         maxReconnects: Infinity,
         onNotification: (notification) => {
           tracker.apply(notification);
           show();
         },
-        onStateChange: show,
+        onStateChange: showConnection,
         onGap: () => {
           tracker.gap();
           show();
@@ -99,30 +85,35 @@ export function useJob<Result = Record<string, unknown>, Selected = UseJobReturn
     const snapshot = createSnapshot<{ job: JobRecord<Result>; cursor: string }>(
       `/jobs/${encodeURIComponent(requestId!)}`,
       latest,
-      (found) => {
-        tracker.restore(found.job);
+      ({ job, cursor }) => {
+        tracker.restore(job);
         subscription?.close(); // what it has received meanwhile comes again
         show();
         // The log may have the text of a job without one.
-        start(found.job.text === undefined ? "earliest" : found.cursor);
+        follow(job.text === undefined ? "earliest" : cursor);
       },
       () => {
-        if (!subscription) start("earliest");
+        if (!subscription) follow("earliest");
         // Without a snapshot, the room shows the job, unless it ended so long ago that its log is gone.
         return tracker.state.status === "idle";
       },
     );
-    if (job.after === "earliest") {
-      show({ status: "connecting" });
-      snapshot.read();
-    } else start(job.after);
-    return () => {
-      snapshot.stop();
-      job.after = subscription?.resume ?? job.after;
-      subscription?.close();
-      show({ status: "closed" });
+    return {
+      store,
+      start: () => {
+        if (!room || tracker.isFinished) return;
+        if (after === "earliest") {
+          showConnection({ status: "connecting" });
+          snapshot.read();
+        } else follow(after);
+        return () => {
+          snapshot.stop();
+          after = subscription?.resume ?? after;
+          subscription?.close();
+          subscription = undefined;
+          showConnection(CLOSED);
+        };
+      },
     };
-  }, [job, enabled]);
-
-  return useView(store, options);
+  });
 }

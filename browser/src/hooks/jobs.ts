@@ -1,16 +1,15 @@
 /** `useJobs`: the list of a user's jobs. */
-import { useEffect, useMemo } from "react";
 import { roomOf } from "../options.js";
 import { order } from "../position.js";
 import type { Delivered } from "../protocol.js";
 import { foldJob, idOf, type Fences, type JobRecord } from "../records.js";
-import type { Status } from "../state.js";
-import { useSubscription, useView, type ViewOptions } from "./effects.js";
+import type { Subscription } from "../state.js";
+import { useModel, type ViewOptions } from "./effects.js";
 import type { ServerOptions } from "./provider.js";
 import { createSnapshot } from "./snapshot.js";
-import { createStore, errorEvent, type RealtimeErrorEvent } from "./store.js";
+import { CLOSED, connectionOf, createStore, type ConnectionState } from "./store.js";
 
-export interface UseJobsReturn {
+export interface UseJobsReturn extends ConnectionState {
   /** Newest first. A job that has not changed is the same object as before. */
   jobs: readonly JobRecord[];
   /** Whether the list is known. */
@@ -19,8 +18,6 @@ export interface UseJobsReturn {
   hasMore: boolean;
   /** Why the list could not be read. */
   error?: string | undefined;
-  connection: Status;
-  connectionError: RealtimeErrorEvent | null;
   /** Connect and read the list now, also after an error. */
   reload: () => void;
 }
@@ -46,21 +43,19 @@ export interface JobsOptions<Selected = UseJobsReturn> extends ServerOptions, Vi
  * @throws TypeError it names the invalid option.
  */
 export function useJobs<Selected = UseJobsReturn>(given: JobsOptions<Selected>): Selected {
-  const { options, url, latest, open } = useSubscription(given);
-  const { userId, type = "", limit = 50, enabled = true } = options;
-  const statuses = `${options.status ?? ""}`; // a list is joined by commas
+  const { userId, type = "", limit = 50 } = given;
+  const statuses = `${given.status ?? ""}`; // a list is joined by commas
   const room = roomOf("user", userId);
-  const list = useMemo(() => {
-    const actions = { reload: () => {} };
+  return useModel(given, [room, statuses, type, limit], ({ latest, open }) => {
     const store = createStore<UseJobsReturn>({
-      jobs: [], isLoaded: false, hasMore: false, connection: "closed", connectionError: null, reload: () => actions.reload(),
+      jobs: [], isLoaded: false, hasMore: false, connection: "closed", connectionError: null,
+      reload: () => {
+        if (!subscription) return;
+        if (subscription.state.status !== "open") subscription.reconnect();
+        snapshot.readSoon();
+      },
     });
-    return { store, actions };
-  }, [room, url, statuses, type, limit]);
-  const { store } = list;
-
-  useEffect(() => {
-    if (!enabled) return;
+    let subscription: Subscription | undefined; // while it is started
     let records = new Map<string, JobRecord>();
     const fences: Fences = new Map();
     const ignored = new Set<string>(); // events of jobs that are not in the list
@@ -122,37 +117,39 @@ export function useJobs<Selected = UseJobsReturn>(given: JobsOptions<Selected>):
         return true;
       },
     );
-    const subscription = open(room, {
-      after: "latest",
-      acknowledge: false, // this is not what the user's notifications are for
-      maxReconnects: Infinity,
-      onNotification: (notification) => {
-        if (!("job" in notification)) return;
-        const each = notification as Delivered;
-        if (snapshot.isReading()) received.push(each);
-        if (store.get().isLoaded) apply(each);
+    return {
+      store,
+      start: () => {
+        from = undefined;
+        const opened = open(room, {
+          after: "latest",
+          acknowledge: false, // this is not what the user's notifications are for
+          maxReconnects: Infinity,
+          onNotification: (notification) => {
+            if (!("job" in notification)) return;
+            const each = notification as Delivered;
+            if (snapshot.isReading()) received.push(each);
+            if (store.get().isLoaded) apply(each);
+          },
+          onStateChange: (state) => {
+            store.set(connectionOf(state, store.get()));
+            if (state.status === "open" && !from)
+              queueMicrotask(() => {
+                from = opened.cursor;
+                join();
+              });
+          },
+          onGap: snapshot.readSoon,
+        });
+        subscription = opened;
+        snapshot.readSoon();
+        return () => {
+          snapshot.stop();
+          opened.close();
+          subscription = undefined;
+          store.set(connectionOf(CLOSED, store.get()));
+        };
       },
-      onStateChange: (state) => {
-        store.set({ connection: state.status, connectionError: errorEvent(state, store.get().connectionError) });
-        if (state.status === "open" && !from)
-          queueMicrotask(() => {
-            from = subscription.cursor;
-            join();
-          });
-      },
-      onGap: snapshot.readSoon,
-    });
-    list.actions.reload = () => {
-      if (subscription.state.status !== "open") subscription.reconnect();
-      snapshot.readSoon();
     };
-    snapshot.readSoon();
-    return () => {
-      snapshot.stop();
-      subscription.close();
-      store.set({ connection: "closed" });
-    };
-  }, [list, enabled]);
-
-  return useView(store, options);
+  });
 }

@@ -31,9 +31,10 @@ export function RealtimeProvider({ url, token, children }: RealtimeProviderProps
 }
 
 /** Return the options, with the server and the token of the provider where they have none. */
-export function useServer<Options extends ServerOptions>(options: Options, url = options.url): Options {
+export function useServer<Options extends ServerOptions>(options: Options): Options {
   const given = useContext(Context);
-  const isOther = url !== undefined && url !== given.url;
+  const { url = given.url } = options;
+  const isOther = url !== given.url;
   const { token = isOther ? undefined : given.token } = options;
-  return { ...options, url: url ?? given.url, token };
+  return { ...options, url, token };
 }

@@ -1,13 +1,12 @@
 /** `useSynapRealtime`: a user's room, or a request's. */
-import { useEffect, useMemo } from "react";
 import type { NotificationMessage } from "../message.js";
 import { roomOf, type SubscribeOptions } from "../options.js";
 import { Position } from "../position.js";
 import { subscribeShared } from "../tabs.js";
-import type { Status } from "../state.js";
+import type { Status, Subscription } from "../state.js";
 import { subscribe } from "../subscription.js";
 import type { NotificationData } from "../types.js";
-import { useSubscription, useView } from "./effects.js";
+import { useModel, type Client } from "./effects.js";
 import { createStore, errorEvent, type RealtimeErrorEvent } from "./store.js";
 
 export interface RealtimeOptions<Data extends object = NotificationData>
@@ -42,8 +41,6 @@ export interface UseSynapRealtimeReturn<Data extends object = NotificationData> 
   sendMessage: (message: string) => void;
 }
 
-type RoomState<Data extends object> = Pick<UseSynapRealtimeReturn<Data>, "lastMessage" | "messages" | "status" | "error">;
-
 /**
  * Subscribe to a user's room, or to a request's.
  *
@@ -56,33 +53,29 @@ type RoomState<Data extends object> = Pick<UseSynapRealtimeReturn<Data>, "lastMe
 export function useSynapRealtime<Data extends object = NotificationData>(
   given: RealtimeOptions<Data>,
 ): UseSynapRealtimeReturn<Data> {
-  const { options, url, latest, current, open } = useSubscription(
-    given, given.url ?? given.realtimeUrl, given.url === undefined && given.realtimeUrl !== undefined ? "realtimeUrl" : "url",
-  );
-  const { userId, requestId, autoConnect = true, shared = false, after, maxReconnects, device, presence } = options;
+  const { userId, requestId, realtimeUrl, autoConnect, shared, after, maxReconnects, device, presence } = given;
+  const isAlias = given.url === undefined && realtimeUrl !== undefined;
+  const options = { ...given, ...(isAlias && { url: realtimeUrl }), enabled: autoConnect };
   const own = roomOf("user", userId);
   const room = (requestId ?? null) === null ? own : roomOf("request", requestId);
-  // A new room gets a new store, so that no render shows messages of the old room.
-  const [store, position] = useMemo(
-    () => [createStore<RoomState<Data>>({ lastMessage: null, messages: [], status: "closed", error: null }), new Position(undefined)],
-    [room, url],
-  );
-  /** Where the next connection starts: where the last one ended, unless `after` has changed. */
-  const next = useMemo(() => ({ after }), [store, after]);
+  const create = ({ latest, open }: Client<RealtimeOptions<Data>>) => {
+    const position = new Position(undefined);
+    let subscription: Subscription | undefined;
+    let start: string | undefined; // of the first connection
+    let resume: string | undefined; // where the last connection has ended
 
-  const actions = useMemo(() => {
     const connect = () => {
-      if (current.current) {
-        const { status } = current.current.state;
-        if (status === "reconnecting" || status === "closed") current.current.reconnect();
+      if (subscription) {
+        const { status } = subscription.state;
+        if (status === "reconnecting" || status === "closed") subscription.reconnect();
         return;
       }
-      let wasOpen = false;
-      const { acknowledge, persist } = latest.current;
-      const subscribeTo = shared ? subscribeShared : subscribe;
+      const { after, shared, maxReconnects, device, presence, acknowledge, persist } = latest.current;
+      if (start !== after) resume = undefined;
+      start = after;
       const more: SubscribeOptions = {
         maxReconnects, device, presence, acknowledge, persist,
-        after: next.after,
+        after: resume ?? after,
         onNotification: (notification) => {
           if (!position.isNew(notification as never)) return;
           const lastMessage = notification as unknown as NotificationMessage<Data>;
@@ -91,39 +84,41 @@ export function useSynapRealtime<Data extends object = NotificationData>(
           latest.current.onMessage?.(lastMessage);
         },
         onStateChange: (state) => {
-          const { status } = state;
           const error = errorEvent(state, store.get().error);
-          store.set({ status, error });
+          const { isConnected } = store.get();
+          show(state.status, error);
           if (state.error) latest.current.onError?.(error!);
-          if ((status === "open") === wasOpen) return;
-          wasOpen = !wasOpen;
-          if (wasOpen) latest.current.onConnect?.();
-          else latest.current.onDisconnect?.();
+          if (isConnected === (state.status === "open")) return;
+          if (isConnected) latest.current.onDisconnect?.();
+          else latest.current.onConnect?.();
         },
         onGap: (gap) => latest.current.onGap?.(gap),
         onPresence: (presence) => latest.current.onPresence?.(presence),
       };
-      open(room, more, subscribeTo);
-      store.set({ status: "connecting" });
+      subscription = open(room, more, shared ? subscribeShared : subscribe);
+      show("connecting");
     };
     const disconnect = () => {
-      const subscription = current.current;
-      current.current = null;
       if (!subscription) return;
-      const wasOpen = subscription.state.status === "open";
-      next.after = subscription.resume ?? next.after;
+      const { isConnected } = store.get();
+      resume = subscription.resume ?? resume;
       subscription.close();
-      store.set({ status: "closed" });
-      if (wasOpen) latest.current.onDisconnect?.();
+      subscription = undefined;
+      show("closed");
+      if (isConnected) latest.current.onDisconnect?.();
     };
-    return { connect, disconnect, sendMessage: (message: string) => current.current?.send(message) };
-  }, [next, shared, maxReconnects, device, presence]);
-
-  useEffect(() => {
-    if (autoConnect) actions.connect();
-    return actions.disconnect;
-  }, [autoConnect, actions]);
-
-  const seen = useView(store);
-  return { ...seen, ...actions, isConnected: seen.status === "open" };
+    const store = createStore<UseSynapRealtimeReturn<Data>>({
+      lastMessage: null, messages: [], isConnected: false, status: "closed", error: null, connect, disconnect,
+      sendMessage: (message) => subscription?.send(message),
+    });
+    const show = (status: Status, error = store.get().error) => store.set({ status, isConnected: status === "open", error });
+    return {
+      store,
+      start: () => {
+        connect();
+        return disconnect;
+      },
+    };
+  };
+  return useModel(options, [room], create, [shared, after, maxReconnects, device, presence], isAlias ? "realtimeUrl" : "url");
 }

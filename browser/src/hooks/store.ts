@@ -1,5 +1,5 @@
 /** What a hook keeps over all connections of its room, and shows. */
-import type { State } from "../state.js";
+import type { State, Status } from "../state.js";
 
 /** An `Event` with the cause of the error. */
 export interface RealtimeErrorEvent extends Event {
@@ -40,3 +40,15 @@ export function errorEvent({ status, error }: State, last: RealtimeErrorEvent | 
   const event = typeof Event === "undefined" ? { type: "error" } : new Event("error");
   return Object.assign(event, { message, code, retriable }) as RealtimeErrorEvent;
 }
+
+/** What the hooks of jobs show of the connection. */
+export interface ConnectionState {
+  /** `reconnecting`: the connection was lost, and the next attempt is scheduled. */
+  connection: Status;
+  connectionError: RealtimeErrorEvent | null;
+}
+export const CLOSED: State = { status: "closed" };
+export const connectionOf = (state: State, { connectionError }: ConnectionState): ConnectionState => ({
+  connection: state.status,
+  connectionError: errorEvent(state, connectionError),
+});
