@@ -32,7 +32,7 @@ export interface JobState<Result = Record<string, unknown>> {
 export const IDLE: JobState<never> = { status: "idle", attempt: 1, text: "", isTextComplete: true };
 
 /** The text of a job, if its result has it. */
-const textOf = (result: object | undefined) => {
+const textOf = (result: unknown) => {
   const { response, text: written, result: whole } = (result ?? {}) as Record<string, unknown>;
   return text(response) ?? text(written) ?? text(whole);
 };
@@ -63,68 +63,73 @@ export class JobTracker<Result = Record<string, unknown>> {
   /** Apply the next notification. After the terminal notification, all are ignored. */
   apply(notification: Delivered): void {
     if (this.isFinished) return;
-    const { type, data, fold } = notification;
-    if (eventOf(type) === "delta") {
-      this.state = { ...this.state, status: "pending", ...this.#write(data, number(fold?.offset)) };
-    } else {
-      this.#show(foldJob(this.#record, notification, this.#fences));
-      // An incomplete text is replaced by the whole one, which is a member of the result.
-      const whole = this.state.isTextComplete ? undefined : textOf(this.#record?.result);
-      if (whole !== undefined) this.state = { ...this.state, text: whole, isTextComplete: true };
-    }
+    if (eventOf(notification.type) === "delta") return this.#write(notification);
+    this.#show(foldJob(this.#record, notification, this.#fences));
+    // An incomplete text is replaced by the whole one, which is a member of the result.
+    const whole = this.state.isTextComplete ? undefined : textOf(this.#record?.result);
+    if (whole !== undefined) this.#set({ text: whole, isTextComplete: true });
   }
 
   /** Continue from what the server has kept: `GET /jobs/{requestId}`. */
   restore(job: JobRecord<Result>): void {
     if (this.isFinished) return;
-    const written = job.text ?? textOf(job.result as object | undefined) ?? "";
+    const written = job.text ?? textOf(job.result) ?? "";
     this.#run = job.runId;
     this.#attempt = job.attempt;
     this.#next = [...written].length;
-    this.state = { ...this.state, text: written, isTextComplete: true };
+    this.#set({ text: written, isTextComplete: true });
     this.#show(job as JobRecord);
-  }
-
-  #show(record: JobRecord): void {
-    const { status, progress, label, attempt, maxAttempts, result, error } = (this.#record = record);
-    this.state = {
-      ...this.state, status: STATUSES[status] ?? "pending", progress, label, attempt, maxAttempts, result: result as Result, error,
-    };
   }
 
   /** Handle a gap: pieces of the text may be missing. */
   gap(): void {
-    if (!this.isFinished) this.state = { ...this.state, isTextComplete: false };
-  }
-
-  /** Append a piece. The text ends before the first missing piece, and is empty if its beginning is missing. */
-  #write(data: Delivered["data"], folded: number | undefined): Pick<JobState, "text" | "isTextComplete"> {
-    const { text: before, isTextComplete } = this.state;
-    const offset = folded ?? number(data.offset);
-    const place = offset ?? number(data.index);
-    const attempt = number(data.attempt) ?? 1;
-    const isSameRun = this.#run === data.runId;
-    // The server drops folded pieces of earlier attempts. (Inngest counts the attempts of each step.)
-    const isLate = folded === undefined && isSameRun && attempt < this.#attempt;
-    if (isLate) return { text: before, isTextComplete };
-    const isOther = !isSameRun || (folded === undefined && attempt !== this.#attempt);
-    this.#run = data.runId;
-    this.#attempt = attempt;
-    const isKnown = !isOther && place !== undefined && place < this.#next; // at least a part of it
-    // Place 0 restarts the text: each attempt writes it from the beginning.
-    if (place === 0 || (!isOther && place === this.#next) || (isKnown && place === offset)) {
-      const piece = text(data.delta) ?? "";
-      this.#next = place! + (offset === undefined ? 1 : [...piece].length);
-      return { text: (isKnown ? [...before].slice(0, place).join("") : place ? before : "") + piece, isTextComplete: true };
-    }
-    if (isKnown) return { text: before, isTextComplete }; // a duplicate
-    this.#next = NaN;
-    return { text: isOther ? "" : before, isTextComplete: false };
+    if (!this.isFinished) this.#set({ isTextComplete: false });
   }
 
   /** Mark a running job as stalled. The next notification clears the mark. */
   markStalled(): void {
     const { status } = this.state;
-    if (status === "pending" || status === "retrying") this.state = { ...this.state, status: "stalled" };
+    if (status === "pending" || status === "retrying") this.#set({ status: "stalled" });
+  }
+
+  #set(change: Partial<JobState<Result>>): void {
+    this.state = { ...this.state, ...change };
+  }
+
+  #show(record: JobRecord): void {
+    const { status, progress, label, attempt, maxAttempts, result, error } = (this.#record = record);
+    this.#set({ status: STATUSES[status] ?? "pending", progress, label, attempt, maxAttempts, result: result as Result, error });
+  }
+
+  /** Append a piece. The text ends before the first missing piece, and is empty if its beginning is missing. */
+  #write({ data, fold }: Delivered): void {
+    this.#set({ status: "pending" });
+    let { text: written, isTextComplete } = this.state;
+    const folded = number(fold?.offset);
+    const offset = folded ?? number(data.offset);
+    const place = offset ?? number(data.index) ?? NaN;
+    const attempt = number(data.attempt) ?? 1;
+    const isSameRun = this.#run === data.runId;
+    // The server drops folded pieces of earlier attempts. (Inngest counts the attempts of each step.)
+    if (!isSameRun || (folded === undefined && attempt !== this.#attempt)) {
+      if (isSameRun && attempt < this.#attempt) return;
+      this.#next = NaN;
+      written = "";
+    }
+    this.#run = data.runId;
+    this.#attempt = attempt;
+    const isKnown = place < this.#next; // at least a part of it
+    const continues = place === this.#next;
+    // Place 0 restarts the text: each attempt writes it from the beginning.
+    if (continues || place === 0 || (isKnown && place === offset)) {
+      const piece = text(data.delta) ?? "";
+      written = (continues ? written : [...written].slice(0, place).join("")) + piece;
+      this.#next = place + (offset === undefined ? 1 : [...piece].length);
+      isTextComplete = true;
+    } else if (!isKnown) {
+      this.#next = NaN;
+      isTextComplete = false;
+    } // else: a duplicate
+    this.#set({ text: written, isTextComplete });
   }
 }

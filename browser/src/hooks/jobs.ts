@@ -88,9 +88,11 @@ export function useJobs<Selected = UseJobsReturn>(given: JobsOptions<Selected>):
       records.set(id, after);
       show();
     };
+    /** Whether a position is after that of the list. */
+    const isNewer = (other: string | undefined) => other !== cursor && !(order(other, cursor) <= 0);
     /** Read the list again if something was published between it and what is received. */
     const join = () => {
-      if (from && cursor && !snapshot.isReading() && from !== cursor && !(order(from, cursor) <= 0)) snapshot.readSoon();
+      if (from && cursor && !snapshot.isReading() && isNewer(from)) snapshot.readSoon();
     };
 
     const snapshot = createSnapshot<{ jobs: JobRecord[]; cursor: string; next: string | null }>(
@@ -107,7 +109,7 @@ export function useJobs<Selected = UseJobsReturn>(given: JobsOptions<Selected>):
         ({ cursor } = found);
         size = records.size;
         show({ isLoaded: true, hasMore: !!found.next, error: undefined });
-        for (const each of received) if (!(order(each.cursor, cursor) <= 0)) apply(each);
+        for (const each of received) if (isNewer(each.cursor)) apply(each);
         received = [];
         join();
       },

@@ -70,11 +70,11 @@ export function useSynapRealtime<Data extends object = NotificationData>(
         if (status === "reconnecting" || status === "closed") subscription.reconnect();
         return;
       }
-      const { after, shared, maxReconnects, device, presence, acknowledge, persist } = latest.current;
+      const { after, shared } = latest.current;
       if (start !== after) resume = undefined;
       start = after;
       const more: SubscribeOptions = {
-        maxReconnects, device, presence, acknowledge, persist,
+        ...latest.current,
         after: resume ?? after,
         onNotification: (notification) => {
           if (!position.isNew(notification as never)) return;
