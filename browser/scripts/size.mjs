@@ -6,7 +6,8 @@
 import { gzipSync } from "node:zlib";
 import { build } from "esbuild";
 
-const LIMITS = { client: 7 * 1024, subscribe: 7 * 1024, hooks: 3 * 1024, useJobs: 1.25 * 1024 };
+/** The hooks are to be brought to 3 KiB; until then, they may not grow. */
+const LIMITS = { client: 7 * 1024, subscribe: 7 * 1024, hooks: 3.8 * 1024 };
 
 const later = { name: "later", setup: ({ onResolve }) => onResolve({ filter: /^\./ }, ({ kind, path }) => (kind === "dynamic-import" ? { path, external: true } : undefined)) };
 
@@ -19,14 +20,11 @@ async function weigh(contents, ...plugins) {
 }
 
 const index = 'export * from "./index.js"';
-const hooks = `${index}; export { RealtimeProvider, useJob, useSynapRealtime } from "./react.js"`;
 const client = await weigh(index, later);
-const followed = await weigh(hooks, later);
 const sizes = {
   client,
   subscribe: await weigh('export { subscribe } from "./index.js"', later),
-  hooks: followed - client,
-  useJobs: (await weigh(`${hooks}; export { useJobs } from "./react.js"`, later)) - followed,
+  hooks: (await weigh(`${index}; export * from "./react.js"`, later)) - client,
   "event streams and tabs, which are loaded when they are needed": (await weigh(index)) - client,
 };
 console.log(Object.entries(sizes).map(([name, bytes]) => `${name}: ${bytes} bytes`).join("; "));

@@ -7,7 +7,7 @@ export { RealtimeProvider } from "./hooks/provider.js";
 export type { RealtimeProviderProps, ServerOptions } from "./hooks/provider.js";
 export { useSynapRealtime } from "./hooks/realtime.js";
 export type { RealtimeOptions, UseSynapRealtimeReturn } from "./hooks/realtime.js";
-export type { ViewOptions } from "./hooks/effects.js";
+export type { ViewOptions } from "./hooks/model.js";
 export type { RealtimeErrorEvent } from "./hooks/store.js";
 export type { JobState } from "./tracker.js";
 export type { JobRecord } from "./records.js";

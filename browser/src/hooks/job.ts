@@ -4,7 +4,7 @@ import type { JobRecord } from "../records.js";
 import type { State, Subscription } from "../state.js";
 import { createTimer } from "../timer.js";
 import { IDLE, JobTracker, type JobState } from "../tracker.js";
-import { useModel, type ViewOptions } from "./effects.js";
+import { useModel, type ViewOptions } from "./model.js";
 import type { ServerOptions } from "./provider.js";
 import { createSnapshot } from "./snapshot.js";
 import { CLOSED, connectionOf, createStore, type ConnectionState } from "./store.js";

@@ -4,7 +4,7 @@ import { order } from "../position.js";
 import type { Delivered } from "../protocol.js";
 import { foldJob, idOf, type Fences, type JobRecord } from "../records.js";
 import type { Subscription } from "../state.js";
-import { useModel, type ViewOptions } from "./effects.js";
+import { useModel, type ViewOptions } from "./model.js";
 import type { ServerOptions } from "./provider.js";
 import { createSnapshot } from "./snapshot.js";
 import { CLOSED, connectionOf, createStore, type ConnectionState } from "./store.js";

@@ -1,13 +1,22 @@
 /** `RealtimeProvider`: the server and the token of all hooks below it. */
-import { createContext, createElement, useContext, useMemo, type ReactNode } from "react";
+import { createContext, createElement, useContext, useInsertionEffect, useMemo, useRef, type ReactNode } from "react";
 import type { SubscribeOptions } from "../options.js";
-import { useLatest } from "./effects.js";
 
 /** The server, and the token for it. */
 export type ServerOptions = Pick<SubscribeOptions, "url" | "token">;
 
 export interface RealtimeProviderProps extends ServerOptions {
   children?: ReactNode;
+}
+
+/** Keep the latest value for later calls, so that a new callback does not cause a reconnect. */
+export function useLatest<Value>(value: Value): { readonly current: Value } {
+  const latest = useRef(value);
+  // Set it in the commit of the render, because an effect would run later.
+  useInsertionEffect(() => {
+    latest.current = value;
+  });
+  return latest;
 }
 
 const Context = createContext<ServerOptions>({});

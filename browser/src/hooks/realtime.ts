@@ -1,12 +1,12 @@
 /** `useSynapRealtime`: a user's room, or a request's. */
 import type { NotificationMessage } from "../message.js";
-import { roomOf, type SubscribeOptions } from "../options.js";
+import { baseOf, roomOf, type SubscribeOptions } from "../options.js";
 import { Position } from "../position.js";
 import { subscribeShared } from "../tabs.js";
 import type { Status, Subscription } from "../state.js";
 import { subscribe } from "../subscription.js";
 import type { NotificationData } from "../types.js";
-import { useModel, type Client } from "./effects.js";
+import { useModel, type Client } from "./model.js";
 import { createStore, errorEvent, type RealtimeErrorEvent } from "./store.js";
 
 export interface RealtimeOptions<Data extends object = NotificationData>
@@ -55,6 +55,7 @@ export function useSynapRealtime<Data extends object = NotificationData>(
 ): UseSynapRealtimeReturn<Data> {
   const { userId, requestId, realtimeUrl, autoConnect, shared, after, maxReconnects, device, presence } = given;
   const isAlias = given.url === undefined && realtimeUrl !== undefined;
+  if (isAlias) baseOf(realtimeUrl, "realtimeUrl");
   const options = { ...given, ...(isAlias && { url: realtimeUrl }), enabled: autoConnect };
   const own = roomOf("user", userId);
   const room = (requestId ?? null) === null ? own : roomOf("request", requestId);
@@ -120,5 +121,5 @@ export function useSynapRealtime<Data extends object = NotificationData>(
       },
     };
   };
-  return useModel(options, [room], create, [shared, after, maxReconnects, device, presence], isAlias ? "realtimeUrl" : "url");
+  return useModel(options, [room], create, [shared, after, maxReconnects, device, presence]);
 }

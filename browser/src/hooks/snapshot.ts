@@ -41,18 +41,20 @@ export function createSnapshot<Answer>(
   const read = () => {
     stop();
     const mine = (request = new AbortController());
-    const fail = (error: Error & { status?: number }) => {
+    const once = <Value>(then: (value: Value) => void) => (value: Value) => {
       if (request !== mine) return;
       stop();
-      if (onError(error) && !isFinalStatus(error.status ?? 0)) timer.start(Math.min(16_000, 1000 * 2 ** failures++), read);
+      then(value);
     };
+    const fail = once((error: Error & { status?: number }) => {
+      if (onError(error) && !isFinalStatus(error.status ?? 0)) timer.start(Math.min(16_000, 1000 * 2 ** failures++), read);
+    });
     timer.start(ANSWER_WITHIN_MS, () => fail(new Error("no answer")));
-    get(path, latest.current, mine.signal).then((answer: Answer) => {
-      if (request !== mine) return;
-      stop();
+    const succeed = once((answer: Answer) => {
       failures = 0;
       onAnswer(answer);
-    }, fail);
+    });
+    get(path, latest.current, mine.signal).then(succeed, fail);
   };
   return {
     read,

@@ -1,10 +1,10 @@
-/** What the hooks share. */
-import { useEffect, useInsertionEffect, useMemo, useRef, useSyncExternalStore } from "react";
+/** What the hooks share: a model of a room, which lives as long as the component shows that room. */
+import { useEffect, useMemo, useRef, useSyncExternalStore } from "react";
 import { baseOf, check, type SubscribeOptions } from "../options.js";
 import type { Subscription } from "../state.js";
 import { subscribe } from "../subscription.js";
 import { createTimer } from "../timer.js";
-import { useServer, type ServerOptions } from "./provider.js";
+import { useLatest, useServer, type ServerOptions } from "./provider.js";
 import type { Store } from "./store.js";
 
 /** Which of a hook's values a component uses, and how often. */
@@ -15,16 +15,6 @@ export interface ViewOptions<Value, Selected = Value> {
   throttleMs?: number | undefined;
   /** Return only this part of the value. The component renders again when it has changed, compared shallowly. */
   select?: ((value: Value) => Selected) | undefined;
-}
-
-/** Keep the latest value for later calls, so that a new callback does not cause a reconnect. */
-export function useLatest<Value>(value: Value): { readonly current: Value } {
-  const latest = useRef(value);
-  // Set it in the commit of the render, because an effect would run later.
-  useInsertionEffect(() => {
-    latest.current = value;
-  });
-  return latest;
 }
 
 /** What a hook keeps while it shows the same room, over all connections. */
@@ -56,12 +46,11 @@ export function useModel<Options extends ServerOptions, Value, Selected>(
   key: readonly unknown[],
   create: (client: Client<Options>) => Model<Value>,
   restart: readonly unknown[] = [],
-  name?: string,
 ): Selected {
   const options = useServer(given);
   const { url, token, enabled = true } = options;
   check(options);
-  baseOf(url, name);
+  baseOf(url);
   const latest = useLatest(options);
   const [model, reconnectIfRefused] = useMemo(() => {
     let current: Subscription | undefined;
