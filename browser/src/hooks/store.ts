@@ -43,7 +43,7 @@ export function errorEvent({ status, error }: State, last: RealtimeErrorEvent | 
 
 /** What the hooks of jobs show of the connection. */
 export interface ConnectionState {
-  /** `reconnecting`: the connection was lost, and the next attempt is scheduled. */
+  /** `reconnecting`: the connection was lost, and the next attempt is scheduled. `closed`: also when a job is finished. */
   connection: Status;
   connectionError: RealtimeErrorEvent | null;
 }
