@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 import pydantic_core
 
-from ...protocol.folding import MAX_ATTEMPT, Fold, Mode, make_fold
+from ...protocol.folding import MAX_ATTEMPT, Fold, Mode, parse_fold
 
 MAX_FOLDED_BYTES = 1024 * 1024 - 1024
 """The largest folded notification, in bytes of UTF-8 JSON without ``room`` and ``cursor``.
@@ -208,18 +208,15 @@ def with_offset(text: str, fold: Fold) -> str:
 
 
 def parse_live(text: str) -> Fold:
-    """Return the member ``fold`` of a notification as :func:`with_offset` returned it."""
+    """Return the member ``fold`` of a notification as :func:`with_offset` returned it.
+
+    Raises:
+        ValueError: another node has published something else.
+    """
     wire = pydantic_core.from_json(text)
-    fold = wire["fold"]
-    piece = wire["data"]["delta"] if fold["mode"] == "append" else ""
-    return make_fold(
-        fold["key"],
-        fold["mode"],
-        piece,
-        attempt=fold["attempt"],
-        offset=fold.get("offset"),
-        final=fold.get("final", False),
-    )
+    if not isinstance(wire, dict) or not isinstance(data := wire.get("data"), dict):
+        raise ValueError("not a notification")  # noqa: TRY004 - as from_json
+    return parse_fold(wire.get("fold"), data)
 
 
 def expand(text: str, whole: str, size: int) -> tuple[str, Fold]:

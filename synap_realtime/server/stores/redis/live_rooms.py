@@ -187,14 +187,14 @@ class LiveRooms:
             return
         try:
             self._take(live, payload)
-        except ValueError:  # another node has published what cannot be parsed
+        except (LookupError, ValueError):  # another node has published what cannot be parsed
             self._heal(live)
 
     def _take(self, live: _LiveRoom, announcement: bytes) -> None:
         """Deliver an announced entry, or read it from the log.
 
         Raises:
-            ValueError: the announcement is malformed.
+            LookupError, ValueError: the announcement is malformed.
         """
         epoch, previous, offset, call, *text = announcement.split(b" ", 4)
         position = int(offset)

@@ -183,6 +183,12 @@ async def test_announced_entry_that_was_deleted_is_passed_over(server: Server, n
         b"e1 1000 y c:4 {}",
         b"e1 1000 1001 c:4 \xff",
         b"\xff 1 2 c:4",
+        b"e1 1000 1001 c:4:f {",
+        b"e1 1000 1001 c:4:f []",
+        b'e1 1000 1001 c:4:f {"id":"1","data":{}}',
+        b'e1 1000 1001 c:4:f {"data":1,"fold":{"key":"k","mode":"replace"}}',
+        b'e1 1000 1001 c:4:f {"data":{},"fold":{"key":"k","mode":"append"}}',
+        b'e1 1000 1001 c:4:f {"data":{},"fold":{"key":1,"mode":"replace"}}',
     ],
 )
 async def test_malformed_announcement_is_read_from_the_log(
