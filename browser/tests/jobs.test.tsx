@@ -192,6 +192,12 @@ describe("RealtimeProvider", () => {
     expect(ScriptedSocket.all).toHaveLength(1);
   });
 
+  test.each([undefined, null])("gives them also to a hook whose url is %s", async (none) => {
+    renderHook(() => useSynapRealtime({ userId: "1", url: none as undefined }), { wrapper: within("t") });
+    await acting(settle);
+    expect([ScriptedSocket.last.url, ScriptedSocket.last.token]).toEqual([`${url.replace("http", "ws")}/subscribe`, "t"]);
+  });
+
   test("gives no token to another server", async () => {
     renderHook(() => useSynapRealtime({ userId: "1", url: "https://other.example" }), { wrapper: within("secret") });
     await acting(settle);

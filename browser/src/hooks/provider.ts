@@ -42,7 +42,7 @@ export function RealtimeProvider({ url, token, children }: RealtimeProviderProps
 /** Return the options, with the server and the token of the provider where they have none. */
 export function useServer<Options extends ServerOptions>(options: Options): Options {
   const given = useContext(Context);
-  const { url = given.url } = options;
+  const url = options.url ?? given.url;
   const isOther = url !== given.url;
   const { token = isOther ? undefined : given.token } = options;
   return { ...options, url, token };

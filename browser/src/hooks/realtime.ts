@@ -54,9 +54,8 @@ export function useSynapRealtime<Data extends object = NotificationData>(
   given: RealtimeOptions<Data>,
 ): UseSynapRealtimeReturn<Data> {
   const { userId, requestId, realtimeUrl, autoConnect, shared, after, maxReconnects, device, presence } = given;
-  const isAlias = given.url === undefined && realtimeUrl !== undefined;
-  if (isAlias) baseOf(realtimeUrl, "realtimeUrl");
-  const options = { ...given, ...(isAlias && { url: realtimeUrl }), enabled: autoConnect };
+  if (given.url === undefined && realtimeUrl) baseOf(realtimeUrl, "realtimeUrl");
+  const options = { ...given, url: given.url ?? realtimeUrl, enabled: autoConnect };
   const own = roomOf("user", userId);
   const room = (requestId ?? null) === null ? own : roomOf("request", requestId);
   const create = ({ latest, open }: Client<RealtimeOptions<Data>>) => {
