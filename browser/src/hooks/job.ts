@@ -7,7 +7,7 @@ import { IDLE, JobTracker, type JobState } from "../tracker.js";
 import { useModel, type ViewOptions } from "./model.js";
 import type { ServerOptions } from "./provider.js";
 import { createSnapshot } from "./snapshot.js";
-import { CLOSED, connectionOf, createStore, type ConnectionState } from "./store.js";
+import { createStore, setConnection, type ConnectionState } from "./store.js";
 
 /** A timer with a longer delay, about 25 days, would fire immediately. */
 const MAX_TIMER_MS = 2 ** 31 - 1;
@@ -45,14 +45,14 @@ export function useJob<Result = Record<string, unknown>, Selected = UseJobReturn
     let subscription: Subscription | undefined;
     let after = "earliest";
 
-    const showConnection = (state: State) => {
-      store.set(connectionOf(state, store.get()));
+    const showConnection = (state?: State) => {
+      setConnection(store, state);
       show();
     };
     const show = () => {
       if (tracker.isFinished) {
         subscription?.close();
-        store.set(connectionOf(CLOSED, store.get()));
+        setConnection(store);
       }
       const { connection, connectionError } = store.get();
       store.set({ ...tracker.state, ...(connection === "closed" && connectionError && { status: "disconnected" }) });
@@ -111,7 +111,7 @@ export function useJob<Result = Record<string, unknown>, Selected = UseJobReturn
           after = subscription?.resume ?? after;
           subscription?.close();
           subscription = undefined;
-          showConnection(CLOSED);
+          showConnection();
         };
       },
     };

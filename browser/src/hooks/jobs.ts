@@ -7,7 +7,7 @@ import type { Subscription } from "../state.js";
 import { useModel, type ViewOptions } from "./model.js";
 import type { ServerOptions } from "./provider.js";
 import { createSnapshot } from "./snapshot.js";
-import { CLOSED, connectionOf, createStore, type ConnectionState } from "./store.js";
+import { createStore, setConnection, type ConnectionState } from "./store.js";
 
 export interface UseJobsReturn extends ConnectionState {
   /** Newest first. A job that has not changed is the same object as before. */
@@ -134,7 +134,7 @@ export function useJobs<Selected = UseJobsReturn>(given: JobsOptions<Selected>):
             if (store.get().isLoaded) apply(each);
           },
           onStateChange: (state) => {
-            store.set(connectionOf(state, store.get()));
+            setConnection(store, state);
             if (state.status === "open" && !from)
               queueMicrotask(() => {
                 from = opened.cursor;
@@ -149,7 +149,7 @@ export function useJobs<Selected = UseJobsReturn>(given: JobsOptions<Selected>):
           snapshot.stop();
           opened.close();
           subscription = undefined;
-          store.set(connectionOf(CLOSED, store.get()));
+          setConnection(store);
         };
       },
     };

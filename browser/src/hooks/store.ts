@@ -47,8 +47,6 @@ export interface ConnectionState {
   connection: Status;
   connectionError: RealtimeErrorEvent | null;
 }
-export const CLOSED: State = { status: "closed" };
-export const connectionOf = (state: State, { connectionError }: ConnectionState): ConnectionState => ({
-  connection: state.status,
-  connectionError: errorEvent(state, connectionError),
-});
+export function setConnection(store: Store<ConnectionState>, state: State = { status: "closed" }): void {
+  store.set({ connection: state.status, connectionError: errorEvent(state, store.get().connectionError) });
+}
