@@ -39,7 +39,7 @@ const SERVER = /^(https?|wss?):\/\/([^\s/?#@]*@)?(\[[\da-f:.]+\]|[^\s/?#@:[\]\\]
 const ROOM = /^(?!synap_)[a-z][a-z0-9-]{0,31}_([\w.~:@|=+-]{1,200})$/;
 /** A template literal turns a missing id into one of these: `user_${undefined}`. */
 const NO_ID = /^(undefined|null|NaN)$/;
-const ID = "of A-Z a-z 0-9 . _ ~ : @ | = + -";
+const ID = "of A-Z a-z 0-9 ._~:@|=+-";
 
 /** A server's address without credentials and query, for messages. */
 export const shown = (url: string) => url.replace(/^(\w+:\/\/)[^/?#]*@/, "$1").replace(/[?#].*/s, "");
@@ -70,7 +70,7 @@ const RULES: Record<string, Rule> = {
   after: [(value: unknown) => value === "" || isCursor(value), "a cursor, 'earliest' or 'latest'"],
   maxReconnects: [
     (value: unknown) => value === Infinity || (Number.isInteger(value) && (value as number) >= 0),
-    "a whole number from 0 on, or Infinity",
+    "a whole number, or Infinity",
   ],
   device: [(value: unknown) => typeof value === "string" && /^[\w.~:@|=+-]{1,64}$/.test(value), `1 to 64 ${ID}`],
   persist: [
@@ -132,6 +132,6 @@ export function baseOf(url: string | undefined, name = "url"): string {
     found ||= "http://127.0.0.1:8787";
   }
   const [all, , , , port = ""] = (typeof found === "string" && SERVER.exec(found)) || [];
-  if (!all || +port.slice(1) > 65535) refuse(name, "https://HOST or wss://HOST, with an optional path", found);
+  if (!all || +port.slice(1) > 65535) refuse(name, "https://HOST or wss://HOST", found);
   return all.replace(/^(ws|http)s?/i, (scheme) => scheme.toLowerCase().replace("ws", "http")).replace(/\/+$/, "");
 }

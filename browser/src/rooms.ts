@@ -36,6 +36,8 @@ interface Member extends ConnectionCallbacks {
   token?: string | undefined;
   /** Whether the room is open for it; undefined: it receives nothing yet. */
   isOpen?: boolean;
+  /** It has a cursor, and waits for those that begin at the acknowledged one, which only the server knows. */
+  isHeld?: boolean;
 }
 
 interface Room {
@@ -68,8 +70,8 @@ const startOf = ({ wanted: { query, room } }: Member) => query().after || (room.
 const keyOf = ({ query }: Wanted) => [query().device, query().presence].join();
 /** The start from which both miss nothing. Each subscription drops what it has received. */
 const earlier = (one: string | undefined, other: string | undefined) => {
-  if (one === "latest" || (!one && other !== "latest")) return other;
-  if (other === "latest" || !other) return one;
+  if (one === "latest") return other;
+  if (other === "latest") return one;
   const lead = order(one, other);
   return lead > 0 ? other : lead <= 0 ? one : "earliest";
 };
@@ -108,9 +110,13 @@ function createLink(base: string, options: SubscribeOptions, token?: string): Li
   const subscribe = (room: Room) => {
     const all = [...room.members];
     if (!all[0]) return;
-    const after = all.map(startOf).reduce(earlier);
-    // The replay is not for those that want what is new.
-    for (const member of all) if (after === "latest" || startOf(member) !== "latest") member.isOpen ??= false;
+    const starts = all.map(startOf);
+    const after = starts.every(Boolean) ? starts.reduce(earlier) : undefined;
+    for (const member of all) {
+      const isNew = startOf(member) === "latest"; // the replay is not for it
+      member.isHeld = !after && !isNew && !!startOf(member);
+      if (!member.isHeld && (after === "latest" || !isNew)) member.isOpen ??= false;
+    }
     const { wanted, token: own } = all[0];
     const { tokens } = link.connection!;
     const roomToken = all.every(({ token }) => token && token !== tokens.get(undefined)) ? own : undefined;
@@ -132,7 +138,7 @@ function createLink(base: string, options: SubscribeOptions, token?: string): Li
 
   const deliver = (member: Member, message: Delivered | ControlFrame) => {
     const isHere = () => rooms.get(member.wanted.room)?.members.has(member);
-    if (member.isOpen === undefined || !isHere()) return;
+    if (member.isHeld || member.isOpen === undefined || !isHere()) return;
     if (!member.isOpen) {
       member.isOpen = true;
       member.onOpen(true);
@@ -166,16 +172,18 @@ function createLink(base: string, options: SubscribeOptions, token?: string): Li
       }
       return endRoom(room, failure);
     }
-    const isLive = control === "synap.subscribed";
+    const isLive = control === "synap.subscribed" && room.state !== "ending";
     if (isLive || !control) {
       room.cursor = isLive ? data.cursor : cursor;
       if (!room.members.size) room.state = "replaying";
       else if (isLive) room.state = "live";
     }
+    let isHeld;
     for (const member of [...room.members]) {
-      if (isLive) member.isOpen ??= false;
+      if (isLive) member.isHeld ? (isHeld = true) : (member.isOpen ??= false);
       deliver(member, message);
     }
+    if (isHeld) unsubscribe(room); // all of them have cursors now
   };
 
   const link: Link = {
@@ -189,18 +197,17 @@ function createLink(base: string, options: SubscribeOptions, token?: string): Li
       const { wanted } = member;
       const name = wanted.room;
       const room: Room = rooms.get(name) ?? { name, key: keyOf(wanted), members: new Set(), state: "new" };
+      const start = startOf(member);
       rooms.set(name, room);
       room.members.add(member);
-      const start = startOf(member);
       if (room.state === "new") return isOpen && subscribe(room);
       if (room.state === "ending") return;
-      // Another subscription has begun. Receive from now on, if that misses nothing.
-      const isCursor = start && start !== "latest";
-      const missesNothing = !isCursor || start === room.cursor || order(start, room.cursor) > 0;
-      if (room.state !== "live" || wanted.options.presence || !missesNothing) return unsubscribe(room);
+      // Receive from now on, if that misses nothing.
+      const isNew = start === "latest";
+      if (room.state !== "live" || wanted.options.presence || !(isNew || order(start, room.cursor) >= 0)) return unsubscribe(room);
       queueMicrotask(() => {
         member.isOpen ??= false;
-        deliver(member, { control: "synap.subscribed", data: { cursor: isCursor ? start : room.cursor } });
+        deliver(member, { control: "synap.subscribed", data: { cursor: isNew ? room.cursor : start } });
       });
     },
     leave: (member, isDead) => {

@@ -28,7 +28,7 @@ export async function fetchToken({ token }: Source): Promise<string | undefined>
   if ((found ?? "") === "") return undefined;
   if (isToken(found)) return found;
   const given = typeof found;
-  throw new Error(`token() returned ${given === "string" ? "text that is not a token; is it an error page?" : given}`);
+  throw new Error(`token() returned ${given === "string" ? "text that is no token" : given}`);
 }
 
 /** Wait for a part of an attempt to connect. The work never rejects. */

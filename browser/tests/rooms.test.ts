@@ -130,7 +130,7 @@ describe("a room that is subscribed twice", () => {
       expect([notifications, subscription.state.status]).toEqual([["a-1"], "open"]);
   });
 
-  test.each([{}, { after: "latest" }, { after: "a-5" }, { after: "a-7" }])("later, with %j, receives what is new", async (options) => {
+  test.each([{ after: "latest" }, { after: "a-5" }, { after: "a-7" }])("later, with %j, receives what is new", async (options) => {
     const { first, second, socket } = await twice(options);
     expect(actions(socket)).toHaveLength(1);
     expect(second.subscription.state.status).toBe("open");
@@ -157,7 +157,7 @@ describe("a room that is subscribed twice", () => {
 
   test.each([
     ["latest", undefined, undefined], ["latest", "a-3", "a-3"], ["latest", "earliest", "earliest"], ["latest", "latest", "latest"],
-    ["a-3", "a-12", "a-3"], ["a-3", "earliest", "earliest"], ["a-3", "b-3", "earliest"], ["a-3", undefined, "a-3"],
+    ["a-3", "a-12", "a-3"], ["a-3", "earliest", "earliest"], ["a-3", "b-3", "earliest"], ["a-3", undefined, undefined],
   ])("at once, from %s and from %s, begins at %s", async (one, other, after) => {
     for (const starts of [[one, other], [other, one]]) {
       ScriptedSocket.all = [];
@@ -165,6 +165,46 @@ describe("a room that is subscribed twice", () => {
       for (const start of starts) listen("user_1", { after: start, persist: { getItem: () => null, setItem: () => {} } });
       expect(actions(await accept()).map((each) => each.after)).toEqual([after]);
     }
+  });
+
+  /** Only the server knows the acknowledged cursor, which may be before or after another subscription's position. */
+  test.each(["latest", "a-4"])(
+    "later, without a start, gets what is not acknowledged, and the other one, from %s, misses nothing", async (after) => {
+      const first = listen("user_1", { after, acknowledge: false });
+      const socket = await accept();
+      live(socket, "a-5", "user_1");
+      send(socket, "user_1", "a-6");
+      const second = listen("user_1");
+      await settle();
+      expect(actions(socket, "unsubscribe")).toHaveLength(1);
+      socket.control("unsubscribed", { room: "user_1" });
+      expect(actions(socket)[1]).toEqual({ action: "subscribe", room: "user_1" });
+      for (const cursor of ["a-2", "a-8"]) send(socket, "user_1", cursor); // a-7 is acknowledged
+      expect(second.notifications).toEqual(["a-2", "a-8"]);
+      live(socket, "a-8", "user_1");
+      expect(actions(socket, "unsubscribe")).toHaveLength(2);
+      socket.control("unsubscribed", { room: "user_1" });
+      expect(actions(socket)[2]).toEqual({ action: "subscribe", room: "user_1", after: "a-6" });
+      for (const cursor of ["a-7", "a-8"]) send(socket, "user_1", cursor);
+      live(socket, "a-8", "user_1");
+      expect(first.notifications).toEqual(["a-6", "a-7", "a-8"]);
+      expect(second.notifications).toEqual(["a-2", "a-8"]);
+      expect(actions(socket, "unsubscribe")).toHaveLength(2);
+      expect([first.gaps, second.gaps]).toEqual([[], []]);
+      expect(first.statuses()).toEqual(["connecting", "open"]);
+    });
+
+  test("while the end of a replay is on its way gets a replay of its own", async () => {
+    const first = listen("request_1");
+    const socket = await accept();
+    send(socket, "request_1", "a-1");
+    const second = listen("request_1");
+    await settle();
+    live(socket, "a-1", "request_1"); // the server had sent it before it got the unsubscribe action
+    socket.control("unsubscribed", { room: "request_1" });
+    expect(actions(socket)[1]).toMatchObject({ after: "earliest" });
+    live(send(socket, "request_1", "a-1"), "a-1", "request_1");
+    expect([first.notifications, second.notifications]).toEqual([["a-1"], ["a-1"]]);
   });
 
   test("at once, also for what is new, gives the replay only to the other one", async () => {
@@ -178,7 +218,7 @@ describe("a room that is subscribed twice", () => {
   });
 
   test("is unsubscribed after the last of them, a little later", async () => {
-    const { first, second, socket } = await twice();
+    const { first, second, socket } = await twice({ after: "latest" });
     first.subscription.close();
     await pass(5000);
     expect(actions(socket, "unsubscribe")).toEqual([]);
