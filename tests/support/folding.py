@@ -58,3 +58,46 @@ class Texts:
         text, offset = self.by_key.get(fold["key"], ""), fold["offset"]
         assert offset <= len(text), f"a gap: {offset} follows {len(text)}"
         self.by_key[fold["key"]] = text[:offset] + wire["data"]["delta"]
+
+
+class FoldingClient:
+    """A client that applies what it receives by both versions of the protocol.
+
+    Attributes:
+        after: the last cursor that it has received.
+        texts: what it shows by ``fold.offset``.
+        indexed: what a client of version 1 shows by ``data.index``: text and the next index, for
+            the texts whose beginning this connection has received.
+        replaced: the last id of each key with the mode ``replace``.
+        ids: of ordinary notifications.
+    """
+
+    def __init__(self) -> None:
+        self.after = "earliest"
+        self.texts = Texts()
+        self.indexed: dict[str, tuple[str, int]] = {}
+        self.replaced: dict[str, str] = {}
+        self.ids: list[str] = []
+
+    def receive(self, wire: dict[str, Any]) -> None:
+        """Apply a notification that was delivered.
+
+        Raises:
+            AssertionError: a piece is missing, by its offset or by its index.
+        """
+        self.after = wire["cursor"]
+        fold = wire.get("fold")
+        if fold is None:
+            self.ids.append(wire["id"])
+            return
+        self.texts.apply(wire)
+        if fold["mode"] == "replace":
+            self.replaced[fold["key"]] = wire["id"]
+            return
+        key, index, delta = fold["key"], wire["data"]["index"], wire["data"]["delta"]
+        if index == 0:
+            self.indexed[key] = (delta, 1)
+        elif key in self.indexed:
+            text, expected = self.indexed[key]
+            assert index == expected, "a client of version 1 misses a piece"
+            self.indexed[key] = (text + delta, index + 1)

@@ -153,6 +153,31 @@ def _end_of(data: bytes) -> tuple[int, int] | None:
     return None if len(data) < begin + size else (begin, begin + size)
 
 
+async def upgraded(
+    server: Server, head: bytes, undo: contextlib.ExitStack, receive_bytes: int | None
+) -> tuple[socket.socket, bytes]:
+    """Open a WebSocket. Return its socket, and what came after the response.
+
+    Args:
+        head: the request.
+        undo: closes the socket.
+        receive_bytes: the size of the receive buffer; None: the system's.
+    """
+    loop = asyncio.get_running_loop()
+    sock = undo.enter_context(socket.socket())
+    sock.setblocking(False)
+    if receive_bytes is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+    await loop.sock_connect(sock, server.address)
+    await loop.sock_sendall(sock, head)
+    got = b""
+    while b"\r\n\r\n" not in got:
+        got += await loop.sock_recv(sock, 65536)
+    answer, _, rest = got.partition(b"\r\n\r\n")
+    assert b" 101 " in answer
+    return sock, rest
+
+
 @contextlib.asynccontextmanager
 async def listening(
     server: Server,
@@ -165,7 +190,6 @@ async def listening(
 ) -> AsyncIterator[list[Client]]:
     """So many clients that are live."""
     clients = []
-    loop = asyncio.get_running_loop()
     protocol = "Sec-WebSocket-Protocol: synap.v1\r\n" if acknowledges else ""
     head = (
         f"GET /rooms/{room}/subscribe?{query} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\n"
@@ -174,17 +198,7 @@ async def listening(
     ).encode()
     with contextlib.ExitStack() as undo:
         for _ in range(count):
-            sock = undo.enter_context(socket.socket())
-            sock.setblocking(False)
-            if receive_bytes is not None:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
-            await loop.sock_connect(sock, server.address)
-            await loop.sock_sendall(sock, head)
-            got = b""
-            while b"\r\n\r\n" not in got:
-                got += await loop.sock_recv(sock, 65536)
-            answer, _, rest = got.partition(b"\r\n\r\n")
-            assert b" 101 " in answer
+            sock, rest = await upgraded(server, head, undo, receive_bytes)
             client = Client(sock, room)
             client.feed(rest)
             clients.append(client)

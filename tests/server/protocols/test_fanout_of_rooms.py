@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import random
@@ -16,7 +15,7 @@ from synap_realtime.server.config import ServerSettings
 from tests.support.websocket_frames import TEXT, frame
 
 from .conftest import WAYS, Run
-from .fanout_clients import MANY, Client, Server, serving, settings_of
+from .fanout_clients import MANY, Client, Server, serving, settings_of, upgraded
 
 ROOMS = tuple(Room(f"workspace_{number}") for number in range(3))
 
@@ -66,7 +65,6 @@ class ManyRooms(Client):
 async def connected(
     server: Server, count: int, *rooms: Room, receive_bytes: int | None = None
 ) -> AsyncIterator[list[ManyRooms]]:
-    loop = asyncio.get_running_loop()
     head = (
         b"GET /subscribe HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\n"
         b"Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
@@ -75,17 +73,7 @@ async def connected(
     clients = []
     with contextlib.ExitStack() as undo:
         for _ in range(count):
-            sock = undo.enter_context(socket.socket())
-            sock.setblocking(False)
-            if receive_bytes is not None:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
-            await loop.sock_connect(sock, server.address)
-            await loop.sock_sendall(sock, head)
-            got = b""
-            while b"\r\n\r\n" not in got:
-                got += await loop.sock_recv(sock, 65536)
-            answer, _, rest = got.partition(b"\r\n\r\n")
-            assert b" 101 " in answer
+            sock, rest = await upgraded(server, head, undo, receive_bytes)
             client = ManyRooms(sock)
             client.feed(rest)
             for room in rooms:

@@ -20,7 +20,7 @@ from synap_realtime.server.rooms.connection import Connection
 from synap_realtime.server.stores.base import Entry, Retention
 from synap_realtime.server.stores.memory import MemoryStore
 from tests.support.clocks import VirtualTimeLoop
-from tests.support.folding import Texts, write
+from tests.support.folding import FoldingClient, write
 from tests.support.stores import publish
 
 ROOMS = (Room("user_1"), Room("user_2"), Room("request_3"))
@@ -43,10 +43,9 @@ class RoomModel:
         texts: the text of each key, of its last attempt.
         replaced: the last id of each key with the mode ``replace``.
         ids: of ordinary notifications.
-        shown, shown_replaced, shown_ids: the same, as the client has it.
-        indexed: what a client that counts by ``data.index`` shows: text and next index.
+        shown: the same, as the client has it.
         has_gap: whether the server has said that notifications were missed.
-        after: the last cursor that the client has received.
+        after: where the client starts.
         state: of the client's subscription.
     """
 
@@ -56,10 +55,7 @@ class RoomModel:
         self.ids: list[str] = []
         self.attempts: dict[str, int] = {}
         self.indexes: dict[str, int] = {}
-        self.shown = Texts()
-        self.shown_replaced: dict[str, str] = {}
-        self.shown_ids: list[str] = []
-        self.indexed: dict[str, tuple[str, int]] = {}
+        self.shown = FoldingClient()
         self.has_gap = False
         self.after = "earliest"
         self.is_wanted = False
@@ -83,22 +79,8 @@ class RoomModel:
         self.after = data["cursor"]
 
     def receive(self, wire: dict[str, Any]) -> None:
-        self.after = wire["cursor"]
-        fold = wire.get("fold")
-        if fold is None:
-            self.shown_ids.append(wire["id"])
-            return
-        self.shown.apply(wire)
-        if fold["mode"] == "replace":
-            self.shown_replaced[fold["key"]] = wire["id"]
-            return
-        key, index, delta = fold["key"], wire["data"]["index"], wire["data"]["delta"]
-        if index == 0:
-            self.indexed[key] = (delta, 1)
-        elif key in self.indexed:
-            text, expected = self.indexed[key]
-            assert index == expected, "a piece is missing by its index"
-            self.indexed[key] = (text + delta, index + 1)
+        self.shown.receive(wire)
+        self.after = self.shown.after
 
 
 class Client(UnbatchedSink):
@@ -225,7 +207,7 @@ class World:
         model = self.rooms[room]
         if self.client.connection is not None and not model.is_wanted:
             model.is_wanted = model.is_replaying = True
-            model.indexed = {}
+            model.shown.indexed = {}
             self.act("subscribe", room, after=model.after)
 
     def unsubscribe(self, room: Room) -> None:
@@ -284,16 +266,16 @@ class World:
 def check(model: RoomModel) -> None:
     """Check that a client that has received everything shows what was published."""
     if not model.has_gap:
-        for key, (text, _) in model.indexed.items():
+        for key, (text, _) in model.shown.indexed.items():
             assert text == model.texts[key]
-        assert model.shown_ids == model.ids
-        assert model.shown.by_key == model.texts
-        assert model.shown_replaced == model.replaced
+        assert model.shown.ids == model.ids
+        assert model.shown.texts.by_key == model.texts
+        assert model.shown.replaced == model.replaced
         return
     # What the log has lost is not shown, but everything shown is right and in order.
     remaining = iter(model.ids)
-    assert all(id in remaining for id in model.shown_ids)
-    assert model.shown_ids[-1:] == model.ids[-1:]
+    assert all(id in remaining for id in model.shown.ids)
+    assert model.shown.ids[-1:] == model.ids[-1:]
 
 
 KEYS = st.sampled_from(["k", "k", "k", "l"])

@@ -35,7 +35,7 @@ from synap_realtime.server.stores.base import Entry, make_entry
 from synap_realtime.server.stores.folds import with_offset
 from synap_realtime.server.stores.memory import MemoryStore
 from tests.support.clocks import VirtualTimeLoop, in_virtual_time
-from tests.support.folding import Texts, folded, write
+from tests.support.folding import FoldingClient, folded, write
 from tests.support.stores import publish
 
 USER = Room("user_1")
@@ -300,44 +300,14 @@ class SlowSink(UnbatchedSink):
         assert code is CloseCode.DRAINING
 
 
-class Subscriber:
-    """A user's client, which connects again and again.
-
-    Attributes:
-        texts: what it shows by ``fold.offset``.
-        indexed: what a client of version 1 shows by ``data.index``: text and the next index, for
-            the texts whose beginning this connection has received.
-        replaced: the last id of each key with the mode ``replace``.
-        ids: of ordinary notifications.
-    """
+class Subscriber(FoldingClient):
+    """A user's client, which connects again and again."""
 
     def __init__(self, room: SharedRoom) -> None:
+        super().__init__()
         self.room = room
-        self.after = "earliest"
-        self.texts = Texts()
-        self.indexed: dict[str, tuple[str, int]] = {}
-        self.replaced: dict[str, str] = {}
-        self.ids: list[str] = []
         self.sink: SlowSink | None = None
         self.subscription: Subscription | None = None
-
-    def receive(self, wire: dict[str, Any]) -> None:
-        self.after = wire["cursor"]
-        fold = wire.get("fold")
-        if fold is None:
-            self.ids.append(wire["id"])
-            return
-        self.texts.apply(wire)
-        if fold["mode"] == "replace":
-            self.replaced[fold["key"]] = wire["id"]
-            return
-        key, index, delta = fold["key"], wire["data"]["index"], wire["data"]["delta"]
-        if index == 0:
-            self.indexed[key] = (delta, 1)
-        elif key in self.indexed:
-            text, expected = self.indexed[key]
-            assert index == expected, "a client of version 1 misses a piece"
-            self.indexed[key] = (text + delta, index + 1)
 
     async def connect(self) -> None:
         if self.subscription is None:
