@@ -170,7 +170,7 @@ async def _run(
 ) -> AsyncGenerator[Notification, None]:
     running_loop("subscribe()", "iterate subscribe_sync() in a thread")
     answer: core.EffectResult = None
-    line = AsyncSocket(options)
+    sock = AsyncSocket(options)
     try:
         while True:
             step = steps.send(answer)
@@ -179,19 +179,19 @@ async def _run(
                 case core.Deliver(notification):
                     yield notification
                 case core.Connect(after):
-                    answer = await line.connect(after)
+                    answer = await sock.connect(after)
                 case core.StartKeepalive(keepalive):
-                    line.keep(keepalive)
+                    sock.keep(keepalive)
                 case core.Receive(timeout_s):
-                    answer = await line.receive(timeout_s)
+                    answer = await sock.receive(timeout_s)
                 case core.Send(text):
-                    await line.send(text)
+                    await sock.send(text)
                 case core.RenewToken():
-                    answer = await line.renew_token()
+                    answer = await sock.renew_token()
                 case core.WakeKeepalive():
-                    line.wake.set()
+                    sock.wake.set()
                 case core.Disconnect():
-                    await line.disconnect()
+                    await sock.disconnect()
                 case core.Sleep(delay_s):
                     await asyncio.sleep(delay_s)
                 case core.Notify(function, value) if function is not None:
@@ -199,4 +199,4 @@ async def _run(
                     if inspect.isawaitable(returned):
                         await returned
     finally:
-        await line.disconnect()
+        await sock.disconnect()

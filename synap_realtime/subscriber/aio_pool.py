@@ -18,7 +18,7 @@ from .rooms import OneRoomOnlyError
 from .shared import ConnectionOptions, SharedConnection
 from .shared_subscription import Queued, SharedSubscription
 
-_pools: WeakKeyDictionary[asyncio.AbstractEventLoop, Pool[_Line]] = WeakKeyDictionary()
+_pools: WeakKeyDictionary[asyncio.AbstractEventLoop, Pool[_PooledConnection]] = WeakKeyDictionary()
 
 
 async def notifications(options: Options) -> AsyncGenerator[Notification, None]:
@@ -34,8 +34,8 @@ async def notifications(options: Options) -> AsyncGenerator[Notification, None]:
         raise OneRoomOnlyError({options.room: options.after})
     queue: asyncio.Queue[Queued] = asyncio.Queue()
     member = SharedSubscription(options, queue.put_nowait, time.monotonic, random.random)
-    line = pool.find(options, lambda common: _Line(common, pool))
-    line.add(member)
+    connection = pool.find(options, lambda common: _PooledConnection(common, pool))
+    connection.add(member)
     try:
         while True:
             item = await queue.get()
@@ -49,18 +49,18 @@ async def notifications(options: Options) -> AsyncGenerator[Notification, None]:
                             await returned
                 case None:
                     positions = {options.room: member.progress.after}
-                    raise OneRoomOnlyError(positions, line.token)
+                    raise OneRoomOnlyError(positions, connection.token)
                 case error:
                     raise error
-            line.on_processed(member, item)
+            connection.on_processed(member, item)
     finally:
-        await line.remove(member)
+        await connection.remove(member)
 
 
-class _Line:
+class _PooledConnection:
     """One connection, and the task that receives on it."""
 
-    def __init__(self, options: ConnectionOptions, pool: Pool[_Line]) -> None:
+    def __init__(self, options: ConnectionOptions, pool: Pool[_PooledConnection]) -> None:
         self.shared = SharedConnection(options, time.monotonic, random.random)
         self._pool = pool
         self._connection = AsyncSocket(options)

@@ -17,7 +17,7 @@ REFUSED_FOR_S = 300.0
 Key = tuple[str, object]
 
 
-class SharedLine(Protocol):
+class PooledConnection(Protocol):
     """A connection as a driver runs it.
 
     Attributes:
@@ -27,15 +27,15 @@ class SharedLine(Protocol):
     shared: SharedConnection
 
 
-LineT = TypeVar("LineT", bound=SharedLine)
+ConnectionT = TypeVar("ConnectionT", bound=PooledConnection)
 
 
-class Pool(Generic[LineT]):
+class Pool(Generic[ConnectionT]):
     """The open connections, by server and credential. Pure: with threads, it needs a lock."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._lines: dict[Key, list[LineT]] = {}
+        self._connections: dict[Key, list[ConnectionT]] = {}
         self._refused_until: dict[str, float] = {}
 
     def can_share(self, options: Options) -> bool:
@@ -48,25 +48,27 @@ class Pool(Generic[LineT]):
             return False
         return True
 
-    def find(self, options: Options, create: Callable[[ConnectionOptions], LineT]) -> LineT:
+    def find(
+        self, options: Options, create: Callable[[ConnectionOptions], ConnectionT]
+    ) -> ConnectionT:
         """Return a connection with a place for a room; one room is subscribed once on each."""
-        lines = self._lines.setdefault(_key_of(options.address.url, options.token), [])
-        for line in lines:
-            if line.shared.can_add(options.room):
-                return line
-        line = create(ConnectionOptions(options.address, options.token))
-        lines.append(line)
-        return line
+        connections = self._connections.setdefault(_key_of(options.address.url, options.token), [])
+        for connection in connections:
+            if connection.shared.can_add(options.room):
+                return connection
+        connection = create(ConnectionOptions(options.address, options.token))
+        connections.append(connection)
+        return connection
 
-    def remove(self, line: LineT) -> None:
+    def remove(self, connection: ConnectionT) -> None:
         """Forget a connection that has ended, or that nobody uses any more."""
-        options = line.shared.options
+        options = connection.shared.options
         key = _key_of(options.address.url, options.token)
-        lines = self._lines.get(key, [])
-        if line in lines:
-            lines.remove(line)
-        if not lines:
-            self._lines.pop(key, None)
+        connections = self._connections.get(key, [])
+        if connection in connections:
+            connections.remove(connection)
+        if not connections:
+            self._connections.pop(key, None)
 
     def refuse(self, options: ConnectionOptions) -> None:
         """Note that a server has no connections with many rooms."""

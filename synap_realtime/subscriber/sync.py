@@ -178,7 +178,7 @@ def _run(
         stop: ends the iteration, soon after it is set by another thread.
     """
     answer: core.EffectResult = None
-    line = SyncSocket(options)
+    sock = SyncSocket(options)
     try:
         while stop is None or not stop.is_set():
             step = steps.send(answer)
@@ -187,21 +187,21 @@ def _run(
                 case core.Deliver(notification):
                     yield notification
                 case core.Connect(after):
-                    answer = line.connect(after)
+                    answer = sock.connect(after)
                 case core.StartKeepalive(keepalive):
-                    line.keep(keepalive)
+                    sock.keep(keepalive)
                 case core.Receive(timeout_s):
                     if stop is not None:  # to receive nothing for a shorter time is harmless
                         timeout_s = min(timeout_s, STOP_CHECK_INTERVAL_S)
-                    answer = line.receive(timeout_s)
+                    answer = sock.receive(timeout_s)
                 case core.Send(text):
-                    line.send(text)
+                    sock.send(text)
                 case core.RenewToken():
-                    answer = line.renew_token()
+                    answer = sock.renew_token()
                 case core.WakeKeepalive():
-                    line.wake.set()
+                    sock.wake.set()
                 case core.Disconnect():
-                    line.disconnect()
+                    sock.disconnect()
                 case core.Sleep(delay_s):
                     if stop is None:
                         time.sleep(delay_s)
@@ -210,4 +210,4 @@ def _run(
                 case core.Notify(function, value) if function is not None:
                     function(value)
     finally:
-        line.disconnect()
+        sock.disconnect()

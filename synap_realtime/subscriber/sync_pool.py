@@ -31,8 +31,8 @@ def notifications(options: Options) -> Generator[Notification, None, None]:
     pool = _pool_of_process()
     arrived: queue.SimpleQueue[Queued] = queue.SimpleQueue()
     member = SharedSubscription(options, arrived.put, time.monotonic, random.random)
-    line = pool.add(member)
-    if line is None:
+    connection = pool.add(member)
+    if connection is None:
         raise OneRoomOnlyError({options.room: options.after})
     try:
         while True:
@@ -45,12 +45,12 @@ def notifications(options: Options) -> Generator[Notification, None, None]:
                         function(value)
                 case None:
                     positions = {options.room: member.progress.after}
-                    raise OneRoomOnlyError(positions, line.token)
+                    raise OneRoomOnlyError(positions, connection.token)
                 case error:
                     raise error
-            line.on_processed(member, item)
+            connection.on_processed(member, item)
     finally:
-        line.remove(member)
+        connection.remove(member)
 
 
 class _ProcessPool:
@@ -63,19 +63,21 @@ class _ProcessPool:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.pool: Pool[_Line] = Pool(time.monotonic)
+        self.pool: Pool[_PooledConnection] = Pool(time.monotonic)
 
-    def add(self, member: SharedSubscription) -> _Line | None:
+    def add(self, member: SharedSubscription) -> _PooledConnection | None:
         """Return the connection of a subscription; None if it needs one of its own."""
         with self.lock:
             if not self.pool.can_share(member.options):
                 return None
-            line = self.pool.find(member.options, lambda common: _Line(common, self))
-            line.shared.add(member)
-            line.wake()
-            if line.thread.ident is None:
-                line.thread.start()
-            return line
+            connection = self.pool.find(
+                member.options, lambda common: _PooledConnection(common, self)
+            )
+            connection.shared.add(member)
+            connection.wake()
+            if connection.thread.ident is None:
+                connection.thread.start()
+            return connection
 
 
 _pools: dict[int, _ProcessPool] = {}
@@ -86,7 +88,7 @@ def _pool_of_process() -> _ProcessPool:
     return _pools.setdefault(os.getpid(), _ProcessPool())
 
 
-class _Line:
+class _PooledConnection:
     """One connection, and the thread that receives on it."""
 
     def __init__(self, options: ConnectionOptions, process: _ProcessPool) -> None:
