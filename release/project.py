@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import subprocess
@@ -43,6 +44,7 @@ def other_versions() -> dict[str, str]:
     }
 
 
+@functools.cache
 def source_date() -> int:
     """Return the time of the last commit, in seconds since 1970: the date of all built files."""
     done = subprocess.run(
