@@ -121,7 +121,7 @@ describe("a room that is subscribed twice", () => {
     return { first, second, socket };
   };
 
-  test("at once is subscribed once", async () => {
+  test("at the same time is subscribed once", async () => {
     const both = [listen("user_1"), listen("user_1")];
     const socket = await accept();
     expect(actions(socket)).toHaveLength(1);
@@ -158,7 +158,7 @@ describe("a room that is subscribed twice", () => {
   test.each([
     ["latest", undefined, undefined], ["latest", "a-3", "a-3"], ["latest", "earliest", "earliest"], ["latest", "latest", "latest"],
     ["a-3", "a-12", "a-3"], ["a-3", "earliest", "earliest"], ["a-3", "b-3", "earliest"], ["a-3", undefined, undefined],
-  ])("at once, from %s and from %s, begins at %s", async (one, other, after) => {
+  ])("at the same time, from %s and from %s, begins at %s", async (one, other, after) => {
     for (const starts of [[one, other], [other, one]]) {
       ScriptedSocket.all = [];
       url += ".x";
@@ -207,7 +207,7 @@ describe("a room that is subscribed twice", () => {
     expect([first.notifications, second.notifications]).toEqual([["a-1"], ["a-1"]]);
   });
 
-  test("at once, also for what is new, gives the replay only to the other one", async () => {
+  test("at the same time, also for what is new, gives the replay only to the other one", async () => {
     const late = listen("user_1", { after: "latest" });
     const all = listen("user_1", { after: "earliest" });
     const socket = await accept();
