@@ -1,0 +1,95 @@
+"""Each tutorial, followed word by word: its files, its commands, what it shows in a browser."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.async_api import Page, expect
+
+from release.build import build
+from release.project import version
+from tests.browser.chromium import launched
+from tests.support.timeouts import TIMEOUT_S
+
+from .tutorial import TUTORIALS, Reader
+
+PAGES = sorted(TUTORIALS.glob("*.md"))
+MS = 1000 * TIMEOUT_S
+
+
+@pytest.fixture(scope="session")
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What ``scripts/build`` makes."""
+    folder = tmp_path_factory.mktemp("dist")
+    build(folder)
+    return folder
+
+
+@pytest.fixture
+def follow(tmp_path: Path, dist: Path) -> Iterator[Callable[..., Reader]]:
+    """Follow the tutorial of this name, with these ports; its servers run until the test ends."""
+    readers: list[Reader] = []
+
+    def _follow(name: str, *ports: int) -> Reader:
+        (tmp_path / "dist").symlink_to(dist)
+        reader = Reader(tmp_path, (TUTORIALS / f"{name}.md").read_text(), ports)
+        readers.append(reader)
+        reader.follow()
+        return reader
+
+    yield _follow
+    for reader in readers:
+        reader.stop()
+
+
+@pytest.fixture
+async def page() -> AsyncIterator[Page]:
+    async with launched() as browser:
+        page = await browser.new_page()
+        page.set_default_timeout(MS)
+        yield page
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_names_the_files_of_this_version(path: Path) -> None:
+    text = path.read_text()
+    assert f"synap_realtime-{version()}-py3-none-any.whl" in text
+
+
+async def test_fastapi_celery_react(follow: Callable[..., Reader], page: Page) -> None:
+    reader = await asyncio.to_thread(follow, "fastapi-celery-react", 8787, 8000, 5173, 6379)
+    await page.goto(f"http://localhost:{reader.ports[5173]}/")
+    await page.get_by_label("Title").fill("Q4")
+    await page.get_by_role("button", name="Order").click()
+    job = page.get_by_role("listitem").first
+    await expect(job).to_contain_text("Page 2 of 10", timeout=MS)
+    await expect(job).to_contain_text("The printer is busy.", timeout=MS)
+    await page.reload()
+    await expect(job).to_contain_text("Done: Q4, 10 pages", timeout=MS)
+    await expect(page.get_by_role("listitem")).to_have_count(2)  # and the one of curl
+
+
+async def test_llm_replies(follow: Callable[..., Reader], page: Page) -> None:
+    reader = await asyncio.to_thread(follow, "llm-replies", 8787, 8000, 5173, 6379)
+    await page.goto(f"http://localhost:{reader.ports[5173]}/")
+    await page.get_by_role("button", name="Ask").click()
+    text = page.locator("[aria-live]")
+    await expect(text).to_contain_text("You asked: Why", timeout=MS)
+    await page.reload()
+    await expect(text).to_contain_text("You asked: Why is", timeout=MS)
+    await expect(page.get_by_text("success")).to_be_visible(timeout=MS)
+    await expect(text).to_contain_text("knows only this sentence.")
+
+
+async def test_fastapi_inngest(follow: Callable[..., Reader], page: Page) -> None:
+    reader = await asyncio.to_thread(follow, "fastapi-inngest", 8787, 8000, 8288)
+    await page.goto(f"http://localhost:{reader.ports[8000]}/")
+    await page.get_by_label("Title").fill("Q4")
+    await page.get_by_role("button", name="Order").click()
+    state = page.get_by_role("status")
+    await expect(state).to_contain_text("Page 2 of 10", timeout=MS)
+    await expect(state).to_contain_text("The printer is busy.", timeout=MS)
+    await expect(state).to_contain_text("Done: Q4, 10 pages", timeout=MS)
