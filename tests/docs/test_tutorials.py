@@ -93,3 +93,31 @@ async def test_fastapi_inngest(follow: Callable[..., Reader], page: Page) -> Non
     await expect(state).to_contain_text("Page 2 of 10", timeout=MS)
     await expect(state).to_contain_text("The printer is busy.", timeout=MS)
     await expect(state).to_contain_text("Done: Q4, 10 pages", timeout=MS)
+
+
+async def test_django_celery(follow: Callable[..., Reader], page: Page) -> None:
+    reader = await asyncio.to_thread(follow, "django-celery", 8787, 8000, 6379)
+    address = f"http://localhost:{reader.ports[8000]}"
+    refused = await page.request.get(f"{address}/api/realtime-token", max_redirects=0)
+    assert refused.status == 401
+    await page.goto(address)
+    await page.get_by_label("Username").fill("ada")
+    await page.get_by_label("Password").fill("analytical")
+    await page.get_by_role("button", name="Log in").click()
+    await page.get_by_label("Title").fill("Q4")
+    await page.get_by_role("button", name="Order").click()
+    state = page.get_by_role("status")
+    await expect(state).to_contain_text("Page 2 of 10", timeout=MS)
+    await expect(state).to_contain_text("The printer is busy.", timeout=MS)
+    await expect(state).to_contain_text("Done: Q4, 10 pages", timeout=MS)
+
+
+async def test_nextjs(follow: Callable[..., Reader], page: Page) -> None:
+    reader = await asyncio.to_thread(follow, "nextjs", 8787, 8000, 3000)
+    await page.goto(f"http://localhost:{reader.ports[3000]}/")
+    await page.get_by_label("Title").fill("Q4")
+    await page.get_by_role("button", name="Order").click()
+    job = page.get_by_role("listitem").first
+    await expect(job).to_contain_text("Page 2 of 10", timeout=MS)
+    await page.reload()
+    await expect(job).to_contain_text("Done: Q4, 10 pages", timeout=MS)

@@ -115,8 +115,8 @@ class Running:
         return (self.printed.split(f"\n{_MARK}\n")[1:] + [""] * (number + 1))[number]
 
     def wait_for(self, number: int, lines: list[str]) -> None:
-        """Wait until a command has printed these lines."""
-        end = time.monotonic() + TIMEOUT_S
+        """Wait until a command has printed these lines; the ones before it may take long."""
+        end = time.monotonic() + 10 * TIMEOUT_S
         while missing := _missing(lines, self.printed_by(number)):
             assert self._process.poll() is None, f"the commands ended:\n{self.printed}"
             assert time.monotonic() < end, f"nothing prints {missing!r}:\n{self.printed}"
@@ -195,6 +195,7 @@ class Reader:
         )
         running = Running(shell, self.project, self._environment)
         if last.is_server:
+            assert last.output, f"{last.line}: show what it prints when it serves"
             self.servers[last.line.split(" -")[0]] = running
             running.wait_for(len(others), last.output)
         else:
