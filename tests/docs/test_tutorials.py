@@ -121,3 +121,31 @@ async def test_nextjs(follow: Callable[..., Reader], page: Page) -> None:
     await expect(job).to_contain_text("Page 2 of 10", timeout=MS)
     await page.reload()
     await expect(job).to_contain_text("Done: Q4, 10 pages", timeout=MS)
+
+
+async def test_javascript(follow: Callable[..., Reader], page: Page) -> None:
+    reader = await asyncio.to_thread(follow, "javascript", 8787, 8000)
+    address = f"http://localhost:{reader.ports[8000]}"
+
+    async def publish(title: str) -> str:
+        return await asyncio.to_thread(reader.run, f". ./env.sh; python publish.py '{title}'")
+
+    news = page.get_by_role("listitem")
+    await page.goto(address)
+    await expect(news).to_have_text(["Nobody is here yet"], timeout=MS)
+    assert "success=True broadcast_count=1" in await publish("Hello")
+    await expect(news).to_have_text(["Nobody is here yet", "Hello"], timeout=MS)
+    await page.get_by_role("button", name="Order").click()
+    state = page.get_by_role("status")
+    await expect(state).to_contain_text("Page 2 of 5", timeout=MS)
+    await expect(state).to_contain_text("Done: Q3", timeout=MS)
+
+    await page.goto("about:blank")
+    assert "broadcast_count=0" in await publish("While you were away")
+    await page.goto(address)
+    await expect(news).to_have_text(["While you were away"], timeout=MS)
+
+    await page.goto(f"{address}/events.html")
+    await expect(page.get_by_text("connected")).to_be_visible(timeout=MS)
+    await publish("An event")
+    await expect(news.last).to_have_text("news.published: An event", timeout=MS)

@@ -208,7 +208,14 @@ class Reader:
         if others and others[0].line.startswith("mkdir "):
             self.project /= others[0].line.split()[1]
 
+    def run(self, line: str) -> str:
+        """Type one more command; return what it prints."""
+        running = Running(line, self.project, self._environment)
+        running.finish()
+        return running.printed
+
     def stop(self) -> None:
+        """Stop the servers, the last one first."""
         for running in reversed(self.servers.values()):
             running.stop()
 
