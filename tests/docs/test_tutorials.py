@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from release.project import version
 from tests.browser.chromium import launched
 from tests.support.timeouts import TIMEOUT_S
 
-from .tutorial import TUTORIALS, Reader
+from .tutorial import TUTORIALS, File, Reader, read_steps
 
-PAGES = sorted(TUTORIALS.glob("*.md"))
+pytestmark = pytest.mark.timeout(30 * TIMEOUT_S)  # packages are installed, pages are built
+
+PAGES = sorted(path for path in TUTORIALS.glob("*.md") if path.name != "README.md")
 MS = 1000 * TIMEOUT_S
 
 
@@ -55,8 +58,28 @@ async def page() -> AsyncIterator[Page]:
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_names_the_files_of_this_version(path: Path) -> None:
+    named = set(re.findall(r"synap[_-]realtime-[\d.]+[\w.-]*(?:whl|tgz)", path.read_text()))
+    assert named == {
+        f"synap_realtime-{version()}-py3-none-any.whl",
+        f"synap-realtime-{version()}.tgz",
+    }
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_the_table_of_files_and_the_python_in_them(path: Path) -> None:
     text = path.read_text()
-    assert f"synap_realtime-{version()}-py3-none-any.whl" in text
+    files = {step.path: step.text for step in read_steps(text) if isinstance(step, File)}
+    for cell in re.findall(r"^\| (`[^|]*) \|", text, re.M):
+        for name in re.findall(r"`([^`]+)`", cell):
+            assert any(f.startswith(name) for f in files), name
+    for name, code in files.items():
+        if name.endswith(".py"):
+            compile(code, name, "exec")
+
+
+def test_the_index_lists_each_tutorial() -> None:
+    links = re.findall(r"\]\(([\w-]+\.md)\)", (TUTORIALS / "README.md").read_text())
+    assert sorted(links) == [path.name for path in PAGES]
 
 
 async def test_fastapi_celery_react(follow: Callable[..., Reader], page: Page) -> None:
