@@ -3,8 +3,8 @@
 The form of a page of ``docs/tutorials/``:
 
 - The path of a file stands alone on a line, in backticks, above the block with the whole file.
-- A ``console`` block is typed into a new terminal, in the project's folder. Only the first one makes
-  that folder. After a command follows what it prints, or some lines of it.
+- A ``console`` block is typed into a new terminal, in the project's folder, which only the first one
+  makes. After a command follows what it prints, or some lines of it.
 """
 
 from __future__ import annotations
@@ -234,6 +234,7 @@ def _environment(folder: Path) -> dict[str, str]:
         "PATH": os.pathsep.join(_programs(folder)),
         "PIP_CONSTRAINT": str(constraints),
         "PYTHONUNBUFFERED": "1",
+        "PIP_NO_COMPILE": "1",
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         "NODE_USE_SYSTEM_CA": "1",
         "npm_config_prefer_offline": "true",
