@@ -3,8 +3,8 @@
 The form of a page of ``docs/tutorials/``:
 
 - The path of a file stands alone on a line, in backticks, above the block with the whole file.
-- A ``console`` block is typed into a new terminal, in the project's folder, which only the first one
-  makes. After a command follows what it prints, or some lines of it.
+- A ``console`` block is typed into a new terminal, in the project's folder. The first one makes the
+  folder. After a command follows what it prints, or some lines of it.
 """
 
 from __future__ import annotations
