@@ -16,7 +16,9 @@ _LITERAL_BLOCK = re.compile(
     r"^(?P<indent> *)(?P<text>\S.*)?::[ ]*\n(?P<code>(?:[ ]*\n|(?P=indent) +\S.*(?:\n|\Z))+)",
     re.MULTILINE,
 )
-_PYTHON = re.compile(r"^(?:\w+ = |async |await |def |class |from |import |with |for |@|\w+\()", re.M)
+_PYTHON = re.compile(
+    r"^(?:\w+ = |async |await |def |class |from |import |with |for |@|\w+\()", re.M
+)
 
 
 class Markdown(griffe.Extension):
