@@ -5,7 +5,9 @@ A page has them between two comments. ``tests/docs/test_reference.py`` compares 
 
 from __future__ import annotations
 
+import json
 import re
+import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from .pages import ROOT
 
 OPTIONS = ROOT / "docs/reference/options.md"
 COMMANDS = ROOT / "docs/reference/commands.md"
+CALCULATOR = ROOT / "docs/operations/calculator.js"
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Address": ("host", "port", "tls_cert", "tls_key", "trusted_proxies", "allowed_origins"),
@@ -47,6 +50,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 
 _HUGE = 2**53
 _TEN_YEARS_S = 10 * 366 * 86_400
+_PRICES = re.compile(r"(?<=/\* generated \*/).*?(?=/\* end \*/)", re.DOTALL)
 _PART = re.compile(r"(?<=<!-- generated -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 
@@ -59,6 +63,12 @@ def commands_page() -> str:
     """Return a section for each command."""
     root: Any = typer.main.get_command(app)
     return "".join("\n".join(_command(name, root.commands[name])) for name in sorted(root.commands))
+
+
+def with_prices(script: str) -> str:
+    """Return the script of the cost calculator with the prices of ``benchmarks/prices.toml``."""
+    prices = tomllib.loads((ROOT / "benchmarks/prices.toml").read_text())
+    return _PRICES.sub(lambda _: f" {json.dumps(prices)} ", script)
 
 
 def replace_generated(text: str, part: str) -> str:
@@ -143,6 +153,7 @@ def _row(*cells: str) -> str:
 def main() -> None:
     for path, part in ((OPTIONS, options_page()), (COMMANDS, commands_page())):
         _rewrite(path, part)
+    CALCULATOR.write_text(with_prices(CALCULATOR.read_text()))
 
 
 def _rewrite(path: Path, part: str) -> None:
