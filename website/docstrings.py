@@ -44,10 +44,12 @@ def _code(role: re.Match[str]) -> str:
 
 def _fence(block: re.Match[str]) -> str:
     indent, code = block["indent"], dedent(block["code"]).strip("\n")
-    if code.startswith("$ "):
-        language = "console"
-    else:
-        language = "python" if _PYTHON.search(code) else "text"
-    lines = [f"```{language}", *code.split("\n"), "```"]
+    lines = [f"```{_language_of(code)}", *code.split("\n"), "```"]
     text = "" if block["text"] is None else f"{indent}{block['text'].rstrip()}:\n\n"
     return text + "".join(f"{indent}{line}".rstrip() + "\n" for line in lines) + "\n"
+
+
+def _language_of(code: str) -> str:
+    if code.startswith("$ "):
+        return "console"
+    return "python" if _PYTHON.search(code) else "text"

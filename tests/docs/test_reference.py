@@ -104,10 +104,9 @@ def test_pages_name_only_metrics_that_exist() -> None:
 
 
 def test_docstrings_become_markdown() -> None:
-    text = "Call :meth:`~a.b.Some.call`, see :class:`Other`.\n\n::\n\n    x = f()\n    g(x)\n\nIt ends.\n"
-    assert to_markdown(text) == (
-        "Call `call`, see `Other`.\n\n```python\nx = f()\ng(x)\n```\n\nIt ends.\n"
-    )
+    text = "Call :meth:`~a.b.Some.call`, see :class:`Other`.\n\n::\n\n    x = f()\n\nIt ends.\n"
+    expected = "Call `call`, see `Other`.\n\n```python\nx = f()\n```\n\nIt ends.\n"
+    assert to_markdown(text) == expected
 
 
 def test_literal_block_of_a_sentence_keeps_its_colon() -> None:

