@@ -13,6 +13,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from .api import expand
 from .diagrams import render_diagrams
 from .pages import ROOT, rewrite_links, sources
 
@@ -61,7 +62,7 @@ def gather(folder: Path) -> None:
 def publish_markdown(pages: Path, site: Path) -> None:
     """Put the Markdown of each page beside it."""
     for page in sorted(pages.rglob("*.md")):
-        shutil.copyfile(page, site / page.relative_to(pages))
+        (site / page.relative_to(pages)).write_text(expand(page.read_text()))
 
 
 def write_llms(site: Path) -> None:

@@ -14,6 +14,7 @@ from synap_realtime.protocol.control import CloseCode
 from synap_realtime.server.config import ServerSettings
 from synap_realtime.server.http.openapi import document
 from website import reference
+from website.api import expand
 from website.docstrings import to_markdown
 
 ROOT = Path(__file__).parents[2]
@@ -114,3 +115,10 @@ def test_literal_block_of_a_sentence_keeps_its_colon() -> None:
         to_markdown("Run::\n\n    $ scripts/test\n")
         == "Run:\n\n```console\n$ scripts/test\n```\n\n"
     )
+
+
+def test_markdown_of_an_api_page_describes_each_name() -> None:
+    text = expand("::: synap_realtime.follow_job\n")
+    assert "def follow_job(request_id: UserId, url: str | None = None" in text
+    assert "\n- `request_id`: the request; its room is" in text
+    assert "\nRaises:\n\n- `InvalidArgumentError, ConfigurationError, SubscriptionError`" in text
