@@ -73,7 +73,7 @@ def _section(section: Any) -> Iterator[str]:
     elif kind in _TITLES:
         yield f"{_TITLES[kind]}:\n"
         for each in section.value:
-            name = getattr(each, "name", None) or each.annotation
+            name = getattr(each, "name", None) or str(each.annotation).strip("()")
             text = " ".join(each.description.split())
             yield f"- `{name}`: {text}" if kind not in ("returns", "yields") else f"- {text}"
         yield ""
