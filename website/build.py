@@ -34,7 +34,7 @@ def build(folder: Path) -> None:
     gather(_WORK / "docs")
     render_diagrams(_WORK / "docs")
     _run_zensical()
-    publish_markdown(_WORK / "docs", _WORK / "site")
+    publish_markdown(_WORK / "site")
     write_llms(_WORK / "site")
     remove_network(_WORK / "site")
     if folder.exists():
@@ -59,10 +59,12 @@ def gather(folder: Path) -> None:
     shutil.copytree(ROOT / "website" / "theme", folder / "theme")
 
 
-def publish_markdown(pages: Path, site: Path) -> None:
-    """Put the Markdown of each page beside it."""
-    for page in sorted(pages.rglob("*.md")):
-        (site / page.relative_to(pages)).write_text(expand(page.read_text()))
+def publish_markdown(site: Path) -> None:
+    """Put the Markdown of each page beside it, with its diagrams as text."""
+    pages = sources()
+    for file, page in pages.items():
+        text = rewrite_links((ROOT / file).read_text(), file, pages)
+        (site / page).write_text(expand(text))
 
 
 def write_llms(site: Path) -> None:
