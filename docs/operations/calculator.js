@@ -1,5 +1,6 @@
 /*
- * The cost calculator: the model of benchmarks/cost.py, with the prices of benchmarks/prices.toml.
+ * The calculators: costs by the model of benchmarks/cost.py, with the prices of benchmarks/prices.toml; sizes by the
+ * measurements on the page "Scale out".
  * A classic script, because browsers load no modules from file://. It requests nothing.
  */
 (() => {
@@ -103,14 +104,50 @@
     };
   }
 
-  globalThis.synapCosts = costs;
+  const KB = 1024;
+  // What a node serves at half of its core, and what it takes; see "Sizing" on the page "Scale out".
+  const NODE = { connections: 10_000, publishesPerS: 6_000, bytes: 52 * KB * KB, connectionBytes: 6 * KB };
+  const TLS_CONNECTION_BYTES = 50 * KB;
+  const MAX_CONNECTIONS = 20_000; // of one server, by default
+  // Valkey: a room grows in steps. An id is kept for 5 minutes.
+  const ROOM = { stepBytes: 4 * KB, bytes: 480, entryBytes: 145, subscriberBytes: 0.6 * KB };
+  const ID = { bytes: 0.2 * KB, keptS: 300 };
 
-  function start(form) {
+  /** Return the cells of the table of sizes. */
+  function sizes({ connections, publishes_per_s, rooms, kept, notification_bytes, tls }) {
+    const forLoad = Math.max(
+      1,
+      Math.ceil(connections / NODE.connections),
+      Math.ceil(publishes_per_s / NODE.publishesPerS),
+    );
+    const ofOne = Math.ceil(connections / forLoad); // while one of the nodes is away
+    const perConnection = tls ? TLS_CONNECTION_BYTES : NODE.connectionBytes;
+    const steps = Math.ceil((kept * (notification_bytes + ROOM.entryBytes)) / ROOM.stepBytes);
+    const valkey =
+      rooms * (steps * ROOM.stepBytes + ROOM.bytes) +
+      connections * ROOM.subscriberBytes +
+      publishes_per_s * ID.keptS * ID.bytes;
+    const isEnough = connections <= MAX_CONNECTIONS && publishes_per_s <= NODE.publishesPerS;
+    return {
+      single: isEnough ? "is enough, if it may be away for a moment" : "is not enough",
+      nodes: `${forLoad} for the load, ${forLoad + 1} to be able to lose one`,
+      node: `${Math.round((NODE.bytes + ofOne * perConnection) / KB / KB).toLocaleString("en-US")} MB`,
+      valkey: `${(valkey / KB ** 3).toFixed(1)} GB, with twice as much on the machine`,
+    };
+  }
+
+  globalThis.synapCosts = costs;
+  globalThis.synapSizes = sizes;
+
+  /** Show the results of a function for the numbers of a form, now and after each change. */
+  function start(selector, results) {
+    const form = globalThis.document?.querySelector(selector);
+    if (!form) return;
     const update = () => {
-      const use = Object.fromEntries([...new FormData(form)].map(([name, value]) => [name, Number(value)]));
       if (!form.checkValidity()) return;
-      for (const [name, value] of Object.entries(costs(use))) {
-        document.querySelector(`[data-cost=${name}]`).textContent = value;
+      const numbers = Object.fromEntries([...new FormData(form)].map(([name, value]) => [name, Number(value)]));
+      for (const [name, value] of Object.entries(results(numbers))) {
+        document.querySelector(`[data-result=${name}]`).textContent = value;
       }
     };
     form.addEventListener("input", update);
@@ -118,6 +155,6 @@
     update();
   }
 
-  const form = globalThis.document?.querySelector("form.calculator");
-  if (form) start(form);
+  start("#costs", costs);
+  start("#sizes", sizes);
 })();
