@@ -76,4 +76,6 @@ def test_each_runbook_is_of_an_alert() -> None:
 
 def test_the_list_of_runbooks_has_the_severity_of_each_alert() -> None:
     rows = re.findall(r"^\| \[(\w+)\]\(#(\w+)\) \| (\w+) \|", RUNBOOKS.read_text(), re.MULTILINE)
-    assert rows == [(name, name.lower(), rule["labels"]["severity"]) for name, rule in alerts().items()]
+    assert rows == [
+        (name, name.lower(), rule["labels"]["severity"]) for name, rule in alerts().items()
+    ]

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from posixpath import normpath
 
 import pytest
-from markdown.extensions.toc import slugify
 
 from website.pages import ROOT, sources
 
@@ -41,7 +40,9 @@ def anchors(file: str) -> set[str]:
     """Return the anchors of the headings of a file, as the site has them."""
     text = FENCE.sub("", (ROOT / file).read_text())
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-    return {slugify(re.sub(r"[`*]", "", each), "-") for each in headings}
+    return {
+        re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", each).strip().lower()) for each in headings
+    }
 
 
 @pytest.mark.parametrize("file", PAGES)
