@@ -43,7 +43,7 @@ def follow_job(
         the state after each change; the last one is final.
 
     Raises:
-        as :func:`subscribe` does.
+        InvalidArgumentError, ConfigurationError, SubscriptionError: as :func:`subscribe` does.
     """
     room = request_room(request_id)
     check_any(

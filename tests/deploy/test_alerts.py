@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
 
-from .conftest import DEPLOY, Promtool, alerts
+from .conftest import DEPLOY, ROOT, Promtool, alerts
+
+RUNBOOKS = ROOT / "docs/operations/runbooks.md"
+SITE = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]["site_url"]
 
 
 def test_prometheus_accepts_the_rules(promtool: Promtool) -> None:
@@ -53,3 +57,25 @@ def test_alert_has_a_duration_and_a_remedy(name: str) -> None:
     assert rule["labels"]["severity"] in ("critical", "warning")
     assert len(rule["annotations"]["summary"]) < 160
     assert len(rule["annotations"]["description"]) > 100
+
+
+@pytest.mark.parametrize("name", alerts())
+def test_alert_leads_to_its_runbook(name: str) -> None:
+    page = f"{SITE}operations/runbooks.html"
+    assert alerts()[name]["annotations"]["runbook_url"] == f"{page}#{name.lower()}"
+    _, found, runbook = RUNBOOKS.read_text().partition(f"\n## {name}\n")
+    assert found, "it has no heading"
+    runbook = runbook.partition("\n## ")[0]
+    for part in ("**Meaning.**", "**First look.**", "**Cure.**"):
+        assert part in runbook, part
+
+
+def test_each_runbook_is_of_an_alert() -> None:
+    assert re.findall(r"^## (\w+)$", RUNBOOKS.read_text(), re.MULTILINE) == list(alerts())
+
+
+def test_the_list_of_runbooks_has_the_severity_of_each_alert() -> None:
+    rows = re.findall(r"^\| \[(\w+)\]\(#(\w+)\) \| (\w+) \|", RUNBOOKS.read_text(), re.MULTILINE)
+    assert rows == [
+        (name, name.lower(), rule["labels"]["severity"]) for name, rule in alerts().items()
+    ]

@@ -20,7 +20,9 @@ TOP_LEVEL_AWAIT = r"^(\w+ = )?await |^async (with|for) "
 COMMAND = Path(sys.executable).with_name("synap-realtime")
 PAGES = [
     *(ROOT / name for name in ("README.md", "deploy/README.md", "browser/README.md")),
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted(
+        page for page in (ROOT / "docs").rglob("*.md") if "tutorials" not in page.parts
+    ),  # test_tutorials.py runs the tutorials
 ]
 READERS_OWN_PYTHON = """\
 from typing import Any

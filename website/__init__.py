@@ -1,0 +1,1 @@
+"""The documentation site: ``scripts/docs`` builds it into ``site/``."""
