@@ -12,6 +12,7 @@ from ..errors import SynapRealtimeError
 from ..extras import install
 from ..redaction import redacted
 from . import console
+from .demo import demo
 from .doctor import doctor
 from .generate_keys import generate_keys
 from .generate_types import generate_types
@@ -30,7 +31,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command(cls=ServeCommand)(serve)
-for _command in (generate_keys, token, subscribe, publish, generate_types, doctor):
+for _command in (generate_keys, token, subscribe, publish, generate_types, doctor, demo):
     app.command()(_command)
 
 # The class of Click, or of the copy of Click in Typer.
