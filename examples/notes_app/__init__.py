@@ -1,1 +1,1 @@
-"""A small app that uses the whole system: notes, tasks, projects and conversations as jobs."""
+"""The demo with adapters for real services: databases, object storages, models."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 from pydantic_ai import Agent
@@ -15,6 +14,7 @@ from pydantic_ai.messages import (
 )
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 
+from synap_realtime.demo.replies import offline_reply
 from synap_realtime.handlers import Message
 
 
@@ -44,35 +44,12 @@ def _to_model_message(message: Message) -> ModelMessage:
 
 
 async def _offline_model(messages: list[ModelMessage], _: AgentInfo) -> AsyncIterator[str]:
-    """A model without network that repeats the user's words one by one.
-
-    ``#long`` asks for some thousand characters in about 30 s, ``#no-reply`` for a failure.
-    """
+    """A model without network that repeats the user's words one by one."""
     prompts = [
         str(part.content)
         for message in messages
         for part in message.parts
         if isinstance(part, UserPromptPart)
     ]
-    if "#no-reply" in prompts[-1]:
-        raise RuntimeError("the message asked the offline model to fail")
-    words = len(prompts[-1].split())
-    text = (
-        f"I read your {words} words, “{prompts[-1][:80]}”. This is message {len(prompts)} of our "
-        "conversation. (I am the offline model: set NOTES_MODEL to a real one.)"
-    )
-    pause_s = 0.01
-    if "#long" in prompts[-1]:
-        text, pause_s = f"{text}\n\n{long_text()}", 0.04
-    for word in text.split(" "):
-        yield f"{word} "
-        await asyncio.sleep(pause_s)
-
-
-def long_text() -> str:
-    """Return about 4,000 characters, with some outside of ASCII and of the basic plane."""
-    return "\n\n".join(
-        f"{number}. A reply grows word by word: reload the page, close the tab or restart the "
-        "server meanwhile, and it goes on where it was 🚀. Nothing is lost, “nothing” comes twice."
-        for number in range(1, 25)
-    )
+    async for piece in offline_reply(prompts):
+        yield piece

@@ -12,9 +12,11 @@ from ..errors import SynapRealtimeError
 from ..extras import install
 from ..redaction import redacted
 from . import console
+from .demo import demo
 from .doctor import doctor
 from .generate_keys import generate_keys
 from .generate_types import generate_types
+from .init import init
 from .messages import name_option, usage_message
 from .publish import publish
 from .serve import ServeCommand, serve
@@ -30,7 +32,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command(cls=ServeCommand)(serve)
-for _command in (generate_keys, token, subscribe, publish, generate_types, doctor):
+for _command in (generate_keys, token, subscribe, publish, generate_types, doctor, demo, init):
     app.command()(_command)
 
 # The class of Click, or of the copy of Click in Typer.

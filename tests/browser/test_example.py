@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import filecmp
 import json
-import os
 import re
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import httpx
 import pytest
 from playwright.async_api import Browser, Locator, Page, WebSocketRoute, expect
 
-from examples.notes_app.replies import long_text
+from synap_realtime.demo.replies import long_text
 from tests.support.demo import Demo
 from tests.support.polling import until
 from tests.support.program import Program
@@ -24,7 +23,7 @@ from tests.support.timeouts import TIMEOUT_S
 
 ROOT = Path(__file__).parents[2]
 BROWSER = ROOT / "browser"
-BUILT = ROOT / "examples" / "notes_app" / "page"
+BUILT = ROOT / "synap_realtime" / "demo" / "page"
 NODE = Path(sys.executable).with_name("node")
 
 SECONDS = 1000
@@ -34,11 +33,10 @@ PHONE = ("dark", 390, 844)
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """``scripts/demo``; yields the address to open."""
+    """``synap-realtime demo``; yields the address to open."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "examples.notes_app.demo"],
-        cwd=ROOT,
-        env={**os.environ, "NOTES_DATA": str(tmp_path_factory.mktemp("demo"))},
+        [sys.executable, "-m", "synap_realtime", "demo"],
+        cwd=tmp_path_factory.mktemp("demo"),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -260,7 +258,7 @@ async def test_reply_and_list_survive_kill_9_of_the_servers(
     """Of the room server in the middle of a reply, and of all of the demo afterwards."""
     server = Program(f"sqlite:///{tmp_path / 'rooms.db'}")
     await server.start()
-    demo = Demo(tmp_path / "demo", NOTES_REALTIME_URL=server.url)
+    demo = Demo(tmp_path / "demo", "--room-server", server.url)
     await asyncio.to_thread(demo.start)
     try:
         page = await (await browser.new_context()).new_page()
@@ -339,14 +337,26 @@ async def test_shows_that_a_request_was_not_sent(page: Page) -> None:
 
 def test_page_matches_the_build_of_its_sources(tmp_path: Path) -> None:
     done = subprocess.run(
-        [NODE, "scripts/example.mjs", tmp_path / "page"],
+        [NODE, "scripts/demo.mjs", tmp_path / "page"],
         cwd=BROWSER, capture_output=True, text=True, timeout=2 * TIMEOUT_S, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     names = {path.name for path in BUILT.iterdir()}
     assert names == {path.name for path in (tmp_path / "page").iterdir()}
     _, wrong, errors = filecmp.cmpfiles(BUILT, tmp_path / "page", names, shallow=False)
-    assert (wrong, errors) == ([], []), "run: npm run example --prefix browser"
+    assert (wrong, errors) == ([], []), "run: npm run demo --prefix browser"
+
+
+def test_bundle_of_the_projects_matches_the_build_of_its_sources(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [NODE, "scripts/bundle.mjs", tmp_path / "bundle.js"],
+        cwd=BROWSER, capture_output=True, text=True, timeout=2 * TIMEOUT_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    committed = ROOT / "synap_realtime" / "templates" / "common" / "static" / "synap-realtime.js"
+    assert (tmp_path / "bundle.js").read_bytes() == committed.read_bytes(), (
+        "run: npm run bundle --prefix browser"
+    )
 
 
 def test_its_packages_are_pinned_without_addresses() -> None:

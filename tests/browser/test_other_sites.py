@@ -431,11 +431,10 @@ async def test_page_of_another_site_does_nothing_to_local_inngest(laptop: Victim
 
 @asynccontextmanager
 async def demo(folder: Path) -> AsyncIterator[dict[str, str]]:
-    """``scripts/demo``; the addresses of its parts."""
+    """``synap-realtime demo``; the addresses of its parts."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "examples.notes_app.demo",
-        cwd=ROOT,
-        env={**os.environ, "NOTES_DATA": str(folder), "INNGEST_DEV": ""},
+        sys.executable, "-m", "synap_realtime", "demo", "--data", folder,
+        env={**os.environ, "INNGEST_DEV": ""},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ import pytest
 from obstore.store import S3Store
 
 from examples.notes_app.database import Database
-from examples.notes_app.demo import inngest_dev
-from examples.notes_app.reports import STAGES
 from examples.notes_app.storage import ObjectStorage
 from synap_realtime import follow_job
+from synap_realtime.demo.database import NotesDatabase
+from synap_realtime.demo.process import inngest_dev
+from synap_realtime.demo.reports import STAGES
 from synap_realtime.handlers import Entity, Message, TaskDetails
 from tests.support.demo import Demo
 from tests.support.timeouts import TIMEOUT_S
@@ -203,16 +204,25 @@ def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         server.cleanup()
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+@pytest.fixture(params=["demo", "sqlite", "postgres"])
+async def database(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> AsyncIterator[Database | NotesDatabase]:
+    if request.param == "demo":
+        notes = NotesDatabase(tmp_path / "notes.sqlite")
+        yield notes
+        await notes.close()
+        return
     if request.param == "sqlite":
-        return f"sqlite+aiosqlite:///{tmp_path}/new/notes.db"
-    return str(request.getfixturevalue("postgres_url"))
-
-
-async def test_the_database_keeps_everything_once(database_url: str) -> None:
-    database = Database(database_url)
+        database = Database(f"sqlite+aiosqlite:///{tmp_path}/new/notes.db")
+    else:
+        database = Database(request.getfixturevalue("postgres_url"))
     await database.create_tables()
+    yield database
+    await database.close()
+
+
+async def test_the_database_keeps_everything_once(database: Database | NotesDatabase) -> None:
     for title in ("first", "second"):
         await database.create(Entity(id="t1", kind="task", user_id="42", title=title))
         await database.create_task_details(TaskDetails("t1", "todo", "high", None, None))
@@ -223,7 +233,6 @@ async def test_the_database_keeps_everything_once(database_url: str) -> None:
     first = await database.complete_task("t1", "42")
     assert first is not None
     assert await database.complete_task("t1", "42") == first
-    await database.close()
 
 
 @pytest.fixture

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
+import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,51 +15,23 @@ import pytest
 
 from tests.support.timeouts import TIMEOUT_S
 
-BIN = Path(sys.executable).parent
-CONSTRAINTS = Path(__file__).parent.parent.parent / "requirements" / "dev.txt"
+from .environments import Environment
 
 
-class Environment:
-    """A virtual environment outside the repository."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.bin = folder / "venv" / "bin"
-
-    def run(self, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        """Run a program of the environment, in an empty folder."""
-        return subprocess.run(
-            [self.bin / command[0], *command[1:]],
-            cwd=self.folder, env=_environment() | variables, capture_output=True, text=True,
-            timeout=4 * TIMEOUT_S, check=False,
-        )  # fmt: skip
-
-    def has(self, package: str) -> bool:
-        return self.run("python", "-c", f"import {package}").returncode == 0
-
-    @contextmanager
-    def serving(self) -> Iterator[str]:
-        """Run ``synap-realtime serve``; yield its URL."""
-        server = subprocess.Popen(
-            [self.bin / "synap-realtime", "serve", "--port", "0"],
-            cwd=self.folder, env=_environment(), stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        try:
-            assert server.stderr is not None
-            lines = iter(server.stderr.readline, "")
-            yield next(found[1] for line in lines if (found := re.search(r"(http://\S+)", line)))
-        finally:
-            server.terminate()
-            server.communicate(timeout=TIMEOUT_S)
-
-
-def _environment() -> dict[str, str]:
-    """Return an environment in which nothing leads to the repository."""
-    names = ("HOME", "LANG", "PATH", "SSL_CERT_FILE", "XDG_CACHE_HOME")
-    kept = {name: os.environ[name] for name in names if name in os.environ}
-    return kept | {
-        key: value for key, value in os.environ.items() if key.startswith(("PIP_", "UV_"))
-    }
+@contextmanager
+def serving(environment: Environment) -> Iterator[str]:
+    """Run ``synap-realtime serve``; yield its URL."""
+    server = subprocess.Popen(
+        [environment.bin / "synap-realtime", "serve", "--port", "0"],
+        cwd=environment.folder, env=environment.variables(), stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert server.stderr is not None
+        lines = iter(server.stderr.readline, "")
+        yield next(found[1] for line in lines if (found := re.search(r"(http://\S+)", line)))
+    finally:
+        server.terminate()
+        server.communicate(timeout=TIMEOUT_S)
 
 
 @pytest.fixture(scope="module")
@@ -69,18 +40,8 @@ def install(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
 
     def _install(extras: str, *more: str) -> Environment:
         if extras not in made:
-            folder = tmp_path_factory.mktemp("installed")
-            made[extras] = Environment(folder)
-            uv = BIN / "uv"
-            subprocess.run(
-                [uv, "venv", "-q", "--python", sys.executable, folder / "venv"], check=True
-            )
-            python = folder / "venv" / "bin" / "python"
-            subprocess.run(
-                [uv, "pip", "install", "-q", "--python", python, "-c", CONSTRAINTS,
-                 f"{wheel}[{extras}]" if extras else wheel, *more],
-                check=True, timeout=20 * TIMEOUT_S,
-            )  # fmt: skip
+            made[extras] = Environment(tmp_path_factory.mktemp("installed"))
+            made[extras].install(f"{wheel}[{extras}]" if extras else wheel, *more)
         return made[extras]
 
     return _install
@@ -107,7 +68,7 @@ def test_the_sdk_alone_publishes(
 from synap_realtime import broadcast_success_sync
 print(broadcast_success_sync("1", "note.creation.completed", {}).success)
 """
-    with everything.serving() as url:
+    with serving(everything) as url:
         done = install("").run("python", "-c", code, REALTIME_URL=url)
     assert done.stdout == "True\n", done.stderr
 
@@ -116,7 +77,7 @@ def test_the_server_extra_has_the_command_and_nothing_that_serving_does_not_need
     install: Callable[[str], Environment],
 ) -> None:
     server = install("server")
-    with server.serving() as url:
+    with serving(server) as url:
         assert httpx.get(f"{url}/health").status_code == 200
     for package in ("starlette", "uvicorn", "websockets"):
         assert not server.has(package), package
@@ -131,7 +92,7 @@ def test_a_missing_extra_is_named_in_one_line(install: Callable[[str], Environme
 
 @pytest.mark.parametrize("program", [("synap-realtime",), ("python", "-m", "synap_realtime")])
 def test_publishes_and_subscribes(everything: Environment, program: tuple[str, ...]) -> None:
-    with everything.serving() as url:
+    with serving(everything) as url:
         sent = everything.run(
             *program, "publish", "user_1", "note.creation.completed", "--url", url
         )
@@ -152,7 +113,7 @@ def test_publishes_and_subscribes(everything: Environment, program: tuple[str, .
 
 
 def test_doctor_finds_no_fault(everything: Environment) -> None:
-    with everything.serving() as url:
+    with serving(everything) as url:
         done = everything.run("synap-realtime", "doctor", "--url", url)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -174,3 +135,41 @@ def test_pytest_loads_the_plugin(everything: Environment) -> None:
 def test_all_brings_what_each_module_needs(everything: Environment, module: str) -> None:
     done = everything.run("python", "-c", f"import synap_realtime.{module}")
     assert done.returncode == 0, done.stderr
+
+
+def test_the_demo_extra_runs_the_whole_system(install: Callable[[str], Environment]) -> None:
+    demo = install("demo")
+    for package in ("celery", "obstore", "pydantic_ai", "sqlalchemy", "taskiq"):
+        assert not demo.has(package), package
+    done = demo.run("synap-realtime", "demo", "--once", "--port", "0")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "5 of 5 jobs ended as expected." in done.stdout
+    assert [path.name for path in demo.folder.iterdir()] == ["venv"], "it leaves nothing behind"
+
+
+def test_the_demo_serves_its_page_and_stops_at_ctrl_c(
+    install: Callable[[str], Environment],
+) -> None:
+    process = install("demo").start("python", "-m", "synap_realtime", "demo", "--port", "0")
+    try:
+        assert process.stdout is not None
+        found = (re.search(r"^Open (\S+)\. Ctrl-C", line) for line in process.stdout)
+        url = next(match[1] for match in found if match)
+        assert "/page/app.js" in httpx.get(url).text
+        assert httpx.get(f"{url}/page/app.js").status_code == 200
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=TIMEOUT_S)
+        assert process.returncode == 0, said
+        assert "Traceback" not in said
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_the_demo_without_its_extra_says_so_in_one_line(
+    install: Callable[[str], Environment],
+) -> None:
+    done = install("server").run("synap-realtime", "demo")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert 'pip install "synap-realtime[demo]"' in line

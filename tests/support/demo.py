@@ -1,8 +1,7 @@
-"""``scripts/demo`` as a process that a test can kill and start again."""
+"""``synap-realtime demo`` as a process that a test can kill and start again."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,37 +11,28 @@ import httpx
 from .program import free_port
 from .timeouts import TIMEOUT_S
 
-ROOT = Path(__file__).parents[2]
-
 
 class Demo:
     """The demo with a folder and an address of its own, through all its lives.
 
     Args:
         folder: where it keeps everything.
-        environment: more variables.
+        options: more options of ``synap-realtime demo``.
 
     Attributes:
         url: the address of the page, in each life.
     """
 
-    def __init__(self, folder: Path, **environment: str) -> None:
+    def __init__(self, folder: Path, *options: str) -> None:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        self._environment = {
-            **os.environ,
-            "NOTES_DATA": str(folder),
-            "NOTES_PORT": str(port),
-            **environment,
-        }
+        self._options = ["--data", str(folder), "--port", str(port), *options]
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
         """Start it, and wait until the page is served."""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "examples.notes_app.demo"],
-            cwd=ROOT,
-            env=self._environment,
+            [sys.executable, "-m", "synap_realtime", "demo", *self._options],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,

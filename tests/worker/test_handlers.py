@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from examples.notes_app.app import create_app
-from examples.notes_app.config import Config
-from examples.notes_app.demo import free_port
-from examples.notes_app.once import EXPECTED, do_each_once
+from synap_realtime.demo import Config, open_backend
+from synap_realtime.demo.app import create_app
+from synap_realtime.demo.once import EXPECTED, do_each_once
+from synap_realtime.demo.process import free_port
 from synap_realtime.integrations.inngest.local import LocalInngest
 from synap_realtime.server.serve import running_server
 
@@ -26,20 +26,15 @@ async def test_all_five(
     monkeypatch.setenv("REALTIME_URL", open_worker)
     logging.getLogger("httpx").setLevel("WARNING")
     port = free_port(0)
-    config = replace(
-        Config(),
-        app_url=f"http://127.0.0.1:{port}",
-        realtime_url=open_worker,
-        database_url=f"sqlite+aiosqlite:///{tmp_path / 'notes.db'}",
-        storage_url=(tmp_path / "files").as_uri(),
-    )
+    config = Config(tmp_path, app_url=f"http://127.0.0.1:{port}", realtime_url=open_worker)
     async with AsyncExitStack() as stack:
         local = LocalInngest([f"{config.app_url}/api/inngest"])
         inngest_url = await stack.enter_async_context(running_server(local))
         config = replace(config, inngest_url=inngest_url)
-        await stack.enter_async_context(running_server(create_app(config), port=port))
+        backend = await stack.enter_async_context(open_backend(config))
+        await stack.enter_async_context(running_server(create_app(config, backend), port=port))
         await local.registered()
-        assert await do_each_once(config.app_url, open_worker) == 0
+        assert await do_each_once(config.app_url, open_worker, print) == 0
     said = capsys.readouterr().out
     for type in EXPECTED.values():
         assert type in said

@@ -42,7 +42,8 @@ async def enqueue(
     Raises:
         InvalidArgumentError: an id is not valid in a room id.
         ConfigurationError: see :func:`accepted_response`.
-        inngest.Error: the event was not accepted; no job runs.
+        Exception: the event was not accepted, and no job runs. The errors of Inngest's client
+            have no public class.
     """
     body, started = _prepare(event, data, user_id, request_id, url)
     await client.send(started)

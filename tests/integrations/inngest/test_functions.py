@@ -17,7 +17,7 @@ from inngest_encryption import EncryptionMiddleware
 
 from examples.notes_app.database import Database
 from examples.notes_app.replies import ModelResponder
-from examples.notes_app.storage import ObjectStorage, TroubledStorage
+from examples.notes_app.storage import ObjectStorage
 from synap_realtime import (
     BackgroundBroadcaster,
     ConfigurationError,
@@ -27,6 +27,7 @@ from synap_realtime import (
     delta,
     progress,
 )
+from synap_realtime.demo.storage import TroubledStorage
 from synap_realtime.handlers import Services
 from synap_realtime.integrations.inngest import (
     create_function,

@@ -1,17 +1,17 @@
-/** Build the page of examples/notes_app into the folder that the application serves: node scripts/example.mjs [FOLDER] */
+/** Build the page of `synap-realtime demo` into the folder that the package has: node scripts/demo.mjs [FOLDER] */
 import { copyFile, mkdir } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { build } from "esbuild";
 
 const browser = dirname(dirname(fileURLToPath(import.meta.url)));
-const example = join(browser, "..", "examples", "notes_app");
-const out = process.argv[2] ?? join(example, "page");
+const demo = join(browser, "demo");
+const out = process.argv[2] ?? join(browser, "..", "synap_realtime", "demo", "page");
 
 await mkdir(out, { recursive: true });
 await build({
   absWorkingDir: browser,
-  entryPoints: { app: join(example, "web", "main.tsx") },
+  entryPoints: { app: join(demo, "main.tsx") },
   outdir: out,
   bundle: true,
   minify: true,
@@ -24,4 +24,4 @@ await build({
   nodePaths: [join(browser, "node_modules")],
   logLevel: "warning",
 });
-await copyFile(join(example, "web", "index.html"), join(out, "index.html"));
+await copyFile(join(demo, "index.html"), join(out, "index.html"));

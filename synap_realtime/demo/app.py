@@ -16,22 +16,21 @@ from fastapi.responses import FileResponse, Response
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, Field
 
-from synap_realtime import BackgroundBroadcaster, InvalidArgumentError
-from synap_realtime.handlers import Services
-from synap_realtime.integrations.inngest import create_functions, enqueue
-from synap_realtime.jobs import JobType, job_types
-from synap_realtime.loopback import LocalOnly
-
+from ..broadcast import BackgroundBroadcaster
+from ..errors import InvalidArgumentError
+from ..handlers import Services
+from ..integrations.inngest import create_functions, enqueue
+from ..jobs import JobType, job_types
+from ..loopback import LocalOnly
+from .backend import Backend
 from .config import Config
-from .database import Database
-from .replies import ModelResponder
 from .reports import REPORT_CREATION, create_report_function
-from .storage import ObjectStorage, TroubledStorage
+from .storage import TroubledStorage
 
 logger = logging.getLogger(__name__)
 
 PAGE = Path(__file__).with_name("page")
-"""The build of ``web/`` (``npm run example`` in ``browser/``), committed so that the app runs
+"""The build of ``browser/demo`` (``npm run demo`` in ``browser/``), committed so that the app runs
 without Node.
 """
 
@@ -70,15 +69,17 @@ class NewReport(BaseModel):
     trouble: bool = False
 
 
-def create_app(config: Config) -> fastapi.FastAPI:
-    """Create the app; nothing is opened before it starts."""
-    database = Database(config.database_url)
-    storage = ObjectStorage(config.storage_url, config.app_url)
+def create_app(config: Config, backend: Backend) -> fastapi.FastAPI:
+    """Create the app.
+
+    Args:
+        backend: an open one. It must stay open as long as the app runs.
+    """
     services = Services(
-        entities=database,
-        messages=database,
-        storage=TroubledStorage(storage),
-        responder=ModelResponder(config.model),
+        entities=backend.entities,
+        messages=backend.messages,
+        storage=TroubledStorage(backend.files),
+        responder=backend.responder,
     )
     broadcaster = BackgroundBroadcaster(config.realtime_url)
     client = inngest.Inngest(
@@ -91,10 +92,8 @@ def create_app(config: Config) -> fastapi.FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: fastapi.FastAPI) -> AsyncGenerator[None]:
-        await database.create_tables()
         yield
         await broadcaster.aclose()
-        await database.close()
 
     app = fastapi.FastAPI(title="notes_app", lifespan=lifespan)
 
@@ -154,7 +153,7 @@ def create_app(config: Config) -> fastapi.FastAPI:
 
     @app.get("/files/{path:path}")
     async def get_file(path: str) -> Response:
-        content = await storage.get(path)
+        content = await backend.files.get(path)
         if content is None:
             raise HTTPException(404, "File not found.")
         headers = {"X-Content-Type-Options": "nosniff"}
@@ -168,7 +167,7 @@ def create_app(config: Config) -> fastapi.FastAPI:
 
     functions = [
         *create_functions(client, services, broadcaster),
-        create_report_function(client, storage, broadcaster),
+        create_report_function(client, backend.files, broadcaster),
     ]
     inngest.fast_api.serve(app, client, functions)
     # Added last, so that it runs first: pages of other sites can send requests to 127.0.0.1.

@@ -7,10 +7,11 @@ from typing import TypedDict
 
 import inngest
 
-from synap_realtime import BackgroundBroadcaster, JobError, progress
-from synap_realtime.handlers import Storage
-from synap_realtime.integrations.inngest import create_function
-from synap_realtime.jobs import JobType
+from ..broadcast import BackgroundBroadcaster
+from ..errors import JobError
+from ..handlers import Storage
+from ..integrations.inngest import create_function
+from ..jobs import JobType, progress
 
 STAGES = ("Reading the notes", "Counting the tasks", "Drawing the charts", "Writing the summary")
 TROUBLED_STAGE = 2

@@ -31,6 +31,40 @@ export function Forms({ user, tasks, onRequest }: Props) {
     <section aria-labelledby="ask">
       <h2 id="ask">Start a job</h2>
       <Form
+        title="Report"
+        onSend={(fields, trouble) => {
+          const title = fields.get("title") as string;
+          void ask("Report", title, "/api/reports", { title, trouble: trouble !== "" });
+        }}
+      >
+        <label>
+          Title <input name="title" defaultValue="The week" required />
+        </label>
+        <div className="buttons">
+          <button>Write</button>
+          <button name="trouble" value="yes">
+            Write with two failures
+          </button>
+        </div>
+      </Form>
+      <Form
+        title="Conversation"
+        onSend={(fields, wish) => {
+          const content = `${fields.get("content") as string}${wish && `\n${wish}`}`;
+          void ask("Message", content, `/api/conversations/${user}/messages`, { content });
+        }}
+      >
+        <label>
+          Message <input name="content" defaultValue="What is next?" required />
+        </label>
+        <div className="buttons">
+          <button>Send</button>
+          <button name="wish" value="#long">
+            Ask for a long reply
+          </button>
+        </div>
+      </Form>
+      <Form
         title="Note"
         onSend={(fields, trouble) => {
           const content = fields.get("content") as string;
@@ -114,40 +148,6 @@ export function Forms({ user, tasks, onRequest }: Props) {
           </label>
         </div>
         <button>Create</button>
-      </Form>
-      <Form
-        title="Report"
-        onSend={(fields, trouble) => {
-          const title = fields.get("title") as string;
-          void ask("Report", title, "/api/reports", { title, trouble: trouble !== "" });
-        }}
-      >
-        <label>
-          Title <input name="title" defaultValue="The week" required />
-        </label>
-        <div className="buttons">
-          <button>Write</button>
-          <button name="trouble" value="yes">
-            Write with two failures
-          </button>
-        </div>
-      </Form>
-      <Form
-        title="Conversation"
-        onSend={(fields, wish) => {
-          const content = `${fields.get("content") as string}${wish && `\n${wish}`}`;
-          void ask("Message", content, `/api/conversations/${user}/messages`, { content });
-        }}
-      >
-        <label>
-          Message <input name="content" defaultValue="What is next?" required />
-        </label>
-        <div className="buttons">
-          <button>Send</button>
-          <button name="wish" value="#long">
-            Ask for a long reply
-          </button>
-        </div>
       </Form>
     </section>
   );

@@ -1,0 +1,1 @@
+"""Reports: their page, their routes and their job."""
