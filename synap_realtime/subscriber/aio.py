@@ -1,4 +1,4 @@
-"""The asynchronous driver: runs the subscription core on an event loop."""
+"""Subscribe on an event loop."""
 
 from __future__ import annotations
 
@@ -11,19 +11,11 @@ from collections.abc import AsyncGenerator
 
 from ..event_loops import running_loop
 from ..protocol.notification import Notification
-from ..protocol.rooms import Room
-from . import aio_pool, core, rooms
+from . import aio_pool, one_room
 from .aio_connection import AsyncSocket
-from .options import (
-    After,
-    OnGap,
-    OnStateChange,
-    Options,
-    RoomsOptions,
-    Token,
-    check_any,
-)
-from .rooms import OneRoomOnlyError
+from .options import After, Arguments, OnGap, OnStateChange, Options, RoomOptions, Token, check
+from .pool import OneRoomOnlyError
+from .steps import Deliver, EffectResult, Notify
 
 
 def subscribe(
@@ -45,12 +37,12 @@ def subscribe(
             async for notification in notifications:
                 print(notification.type, notification.data)
 
-    Leaving the ``async with`` ends the subscription. Subscriptions on one event loop with the same
-    ``url`` and ``token`` share a connection, if the server has such ones. A notification is
-    acknowledged when the next one is requested. After a ``break`` or an error in the loop body, the
-    next subscription without a cursor receives the notification again, so each is delivered at
-    least once. A slow consumer loses nothing, and delays no other subscription: the connection is
-    kept alive while the consumer is busy, and resumed if the server closes it.
+    Leaving the ``async with`` ends the subscription. Subscriptions to one room each, on one event
+    loop and with the same ``url`` and ``token``, share a connection, if the server has such ones. A
+    notification is acknowledged when the next one is requested. After a ``break`` or an error in
+    the loop body, the next subscription without a cursor receives the notification again, so each
+    is delivered at least once. A slow consumer loses nothing, and delays no other subscription: the
+    connection is kept alive while the consumer is busy, and resumed if the server closes it.
 
     Args:
         room: ``user_42``, ``request_7f3a``, ``workspace_7``. Or up to 128 of them, which share one
@@ -83,48 +75,41 @@ def subscribe(
 
     See PROTOCOL.md, "Subscribing" and "Clients".
     """
-    options = check_any(
-        room,
-        url,
-        token,
-        after=after,
-        max_reconnects=max_reconnects,
-        acknowledge=acknowledge,
-        on_gap=on_gap,
-        on_state_change=on_state_change,
+    arguments = Arguments(
+        room, url, token, after, max_reconnects, acknowledge, on_gap, on_state_change
     )
-    if isinstance(options, RoomsOptions):
-        return _notifications_of_rooms(options)
-    return _notifications_of_room(options)
+    return _notifications(check(arguments))
 
 
-async def _notifications_of_rooms(options: RoomsOptions) -> AsyncGenerator[Notification, None]:
+async def _notifications(options: Options) -> AsyncGenerator[Notification, None]:
+    """Subscribe over a connection with many rooms, if the server has such ones."""
+    running_loop("subscribe()", "iterate subscribe_sync() in a thread")
     try:
-        steps = rooms.run(options, time.monotonic, random.random)
-        async with contextlib.aclosing(_run(options, steps)) as notifications:
+        async with contextlib.aclosing(aio_pool.notifications(options)) as notifications:
             async for notification in notifications:
                 yield notification
-    except rooms.OneRoomOnlyError as error:
-        options = options.starting_at(error.positions)
+    except OneRoomOnlyError as error:
+        rooms = options.continuing(error.positions, error.token).by_room()
     else:
         return
-    async with contextlib.aclosing(_merged(options)) as notifications:
+    alone = _of_room(rooms[0]) if len(rooms) == 1 else _merged(rooms)
+    async with contextlib.aclosing(alone) as notifications:
         async for notification in notifications:
             yield notification
 
 
-async def _merged(options: RoomsOptions) -> AsyncGenerator[Notification, None]:
+async def _merged(rooms: list[RoomOptions]) -> AsyncGenerator[Notification, None]:
     """Subscribe to each room by a connection of its own."""
     queue: asyncio.Queue[tuple[Notification, asyncio.Event]] = asyncio.Queue()
 
-    async def follow(room: Room) -> None:
-        async with contextlib.aclosing(_notifications(options.of(room))) as notifications:
+    async def follow(options: RoomOptions) -> None:
+        async with contextlib.aclosing(_of_room(options)) as notifications:
             async for notification in notifications:
                 is_processed = asyncio.Event()
                 queue.put_nowait((notification, is_processed))
                 await is_processed.wait()
 
-    following = [asyncio.ensure_future(follow(room)) for room in options.rooms]
+    following = [asyncio.ensure_future(follow(room)) for room in rooms]
     try:
         while True:
             coming = asyncio.ensure_future(queue.get())
@@ -145,58 +130,24 @@ async def _merged(options: RoomsOptions) -> AsyncGenerator[Notification, None]:
         await asyncio.wait(following)
 
 
-async def _notifications_of_room(options: Options) -> AsyncGenerator[Notification, None]:
-    """Subscribe to one room, over a connection that is shared if the server has such ones."""
-    running_loop("subscribe()", "iterate subscribe_sync() in a thread")
-    try:
-        async with contextlib.aclosing(aio_pool.notifications(options)) as notifications:
-            async for notification in notifications:
-                yield notification
-    except OneRoomOnlyError as error:
-        options = options.continuing(error.positions[options.room], error.token)
-    else:
-        return
-    async with contextlib.aclosing(_notifications(options)) as notifications:
-        async for notification in notifications:
-            yield notification
-
-
-def _notifications(options: Options) -> AsyncGenerator[Notification, None]:
-    return _run(options, core.run(options, time.monotonic, random.random))
-
-
-async def _run(
-    options: Options | RoomsOptions, steps: core.Steps
-) -> AsyncGenerator[Notification, None]:
-    running_loop("subscribe()", "iterate subscribe_sync() in a thread")
-    answer: core.EffectResult = None
+async def _of_room(options: RoomOptions) -> AsyncGenerator[Notification, None]:
+    """Subscribe to one room by a connection of its own."""
+    steps = one_room.run(options, time.monotonic, random.random)
+    answer: EffectResult = None
     sock = AsyncSocket(options)
     try:
         while True:
             step = steps.send(answer)
             answer = None
             match step:
-                case core.Deliver(notification):
+                case Deliver(notification):
                     yield notification
-                case core.Connect(after):
-                    answer = await sock.connect(after)
-                case core.StartKeepalive(keepalive):
-                    sock.keep(keepalive)
-                case core.Receive(timeout_s):
-                    answer = await sock.receive(timeout_s)
-                case core.Send(text):
-                    await sock.send(text)
-                case core.RenewToken():
-                    answer = await sock.renew_token()
-                case core.WakeKeepalive():
-                    sock.wake.set()
-                case core.Disconnect():
-                    await sock.disconnect()
-                case core.Sleep(delay_s):
-                    await asyncio.sleep(delay_s)
-                case core.Notify(function, value) if function is not None:
-                    returned = function(value)
-                    if inspect.isawaitable(returned):
-                        await returned
+                case Notify(function, value):
+                    if function is not None:
+                        returned = function(value)
+                        if inspect.isawaitable(returned):
+                            await returned
+                case _:
+                    answer = await sock.execute(step)
     finally:
         await sock.disconnect()

@@ -7,10 +7,22 @@ import contextlib
 import inspect
 from typing import TYPE_CHECKING
 
-from . import connect, core
+from . import connect
 from .keepalive import Keepalive
 from .options import brought
 from .reconnect import Failure
+from .steps import (
+    Connect,
+    Disconnect,
+    EffectResult,
+    Receive,
+    RenewToken,
+    Send,
+    Sleep,
+    StartKeepalive,
+    Step,
+    WakeKeepalive,
+)
 
 if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection
@@ -27,7 +39,28 @@ class AsyncSocket:
         self._keeper: asyncio.Task[None] | None = None
         self.wake = asyncio.Event()
 
-    async def connect(self, after: str | None) -> str | Failure | None:
+    async def execute(self, step: Step) -> EffectResult:
+        """Execute a step that concerns the connection, and return its result."""
+        match step:
+            case Connect(after):
+                return await self._connect(after)
+            case StartKeepalive(keepalive):
+                self._keep_alive(keepalive)
+            case Receive(timeout_s):
+                return await self._receive(timeout_s)
+            case Send(text):
+                await self._send(text)
+            case RenewToken():
+                return await self._renew_token()
+            case WakeKeepalive():
+                self.wake.set()
+            case Disconnect():
+                await self.disconnect()
+            case Sleep(delay_s):
+                await asyncio.sleep(delay_s)
+        return None
+
+    async def _connect(self, after: str | None) -> str | Failure | None:
         open_websocket = connect.library("asyncio.client").connect
         token = await self._call_token()
         if isinstance(token, Failure):
@@ -41,7 +74,7 @@ class AsyncSocket:
         self._ws = ws
         return ws.subprotocol
 
-    async def renew_token(self) -> str | None:
+    async def _renew_token(self) -> str | None:
         """Return a new token; None if the function has none."""
         if not callable(self._options.token):
             return None
@@ -70,13 +103,13 @@ class AsyncSocket:
                 return Failure("the token function timed out")
         return brought(given)
 
-    def keep(self, keepalive: Keepalive) -> None:
-        assert self._ws is not None  # noqa: S101 - the core connects first
+    def _keep_alive(self, keepalive: Keepalive) -> None:
+        assert self._ws is not None  # noqa: S101 - the steps begin with Connect
         self._keepalive = keepalive
         self._keeper = asyncio.create_task(self._keep(self._ws, keepalive))
 
-    async def receive(self, timeout_s: float) -> core.EffectResult:
-        assert self._ws is not None  # noqa: S101 - the core connects first
+    async def _receive(self, timeout_s: float) -> EffectResult:
+        assert self._ws is not None  # noqa: S101 - the steps begin with Connect
         from websockets.exceptions import ConnectionClosed
 
         try:
@@ -87,8 +120,8 @@ class AsyncSocket:
         except ConnectionClosed as error:
             return connect.read_closed(error)
 
-    async def send(self, text: str) -> None:
-        assert self._ws is not None  # noqa: S101 - the core connects first
+    async def _send(self, text: str) -> None:
+        assert self._ws is not None  # noqa: S101 - the steps begin with Connect
         await _send_all(self._ws, [text])
 
     async def disconnect(self) -> None:

@@ -12,7 +12,7 @@ from ..protocol.notification import Notification
 from ..protocol.rooms import UserId, request_room
 from .aio import subscribe
 from .job import JobState, JobTracker
-from .options import SubscriptionState, Token, check_any
+from .options import Arguments, SubscriptionState, Token, check
 from .records import Job
 from .snapshots import get_job
 
@@ -46,10 +46,7 @@ def follow_job(
         InvalidArgumentError, ConfigurationError, SubscriptionError: as :func:`subscribe` does.
     """
     room = request_room(request_id)
-    check_any(
-        room, url, token,
-        after=None, max_reconnects=None, acknowledge=True, on_gap=None, on_state_change=None,
-    )  # fmt: skip
+    check(Arguments(room, url, token))
     return _Following(room, str(request_id), url, token).states()
 
 

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from ..endpoint import SCHEMES, ServerUrl, authorization_header, parse_server_url
 from ..errors import ConfigurationError, InvalidArgumentError
-from ..protocol.control import MAX_ROOMS, SUBPROTOCOL, SUBPROTOCOL_V2
+from ..protocol.control import MAX_ROOMS, SUBPROTOCOL
 from ..protocol.rooms import Room, parse_room
 
 Token = str | Callable[[], str | Awaitable[str]] | None
@@ -71,76 +71,78 @@ def brought(token: object) -> str | None:
     return token or None
 
 
-class Options(NamedTuple):
-    """The validated arguments of ``subscribe``."""
+class Arguments(NamedTuple):
+    """The arguments of ``subscribe``, as they were given."""
 
-    room: Room
+    room: str | list[str] | tuple[str, ...]
+    url: str | None = None
+    token: Token = None
+    after: After = None
+    max_reconnects: int | None = None
+    acknowledge: bool = True
+    on_gap: OnGap = None
+    on_state_change: OnStateChange = None
+
+
+class Options(NamedTuple):
+    """The validated arguments of ``subscribe``.
+
+    Attributes:
+        positions: where each room starts.
+    """
+
+    positions: Mapping[Room, str | None]
     address: ServerUrl
     token: Token
-    after: str | None
     max_reconnects: int | None
     acknowledge: bool
     on_gap: OnGap
     on_state_change: OnStateChange
 
-    @property
-    def subprotocol(self) -> str:
-        return SUBPROTOCOL
-
-    def continuing(self, after: str | None, token: str | None) -> Options:
+    def continuing(self, positions: Mapping[Room, str | None], token: str | None) -> Options:
         """Return a copy that starts elsewhere, and first uses this token of its function."""
         function = self.token
         if token is None or not callable(function):
-            return self._replace(after=after)
+            return self._replace(positions=positions)
         unused = [token]
-        return self._replace(after=after, token=lambda: unused.pop() if unused else function())
+
+        def renewed() -> str | Awaitable[str]:
+            try:
+                return unused.pop()  # atomic: several threads may call this
+            except IndexError:
+                return function()
+
+        return self._replace(positions=positions, token=renewed)
+
+    def by_room(self) -> list[RoomOptions]:
+        """Return the options of each room for a connection of its own."""
+        return [RoomOptions(room, after, self) for room, after in self.positions.items()]
+
+
+class RoomOptions(NamedTuple):
+    """The options of one room that has a connection of its own."""
+
+    room: Room
+    after: str | None
+    common: Options
+
+    @property
+    def address(self) -> ServerUrl:
+        return self.common.address
+
+    @property
+    def token(self) -> Token:
+        return self.common.token
+
+    @property
+    def subprotocol(self) -> str:
+        return SUBPROTOCOL
 
     def uri(self, after: str | None, *, with_token: bool) -> str:
         """The WebSocket's address. A token replaces the URL's user and password."""
         query = f"?after={quote(after, safe='')}" if after else ""
         base = base_address(self.address, with_token=with_token)
         return f"{base}/rooms/{quote(self.room, safe='')}/subscribe{query}"
-
-
-class RoomsOptions(NamedTuple):
-    """The validated arguments of ``subscribe`` for several rooms."""
-
-    positions: dict[Room, str | None]
-    address: ServerUrl
-    token: Token
-    max_reconnects: int | None
-    acknowledge: bool
-    on_gap: OnGap
-    on_state_change: OnStateChange
-
-    @property
-    def rooms(self) -> tuple[Room, ...]:
-        return tuple(self.positions)
-
-    @property
-    def subprotocol(self) -> str:
-        return SUBPROTOCOL_V2
-
-    def uri(self, after: str | None, *, with_token: bool) -> str:  # noqa: ARG002 - of each room
-        """The WebSocket's address; see :meth:`Options.uri`."""
-        return f"{base_address(self.address, with_token=with_token)}/subscribe"
-
-    def of(self, room: Room) -> Options:
-        """Return the arguments for one of the rooms."""
-        return Options(
-            room=room,
-            address=self.address,
-            token=self.token,
-            after=self.positions[room],
-            max_reconnects=self.max_reconnects,
-            acknowledge=self.acknowledge,
-            on_gap=self.on_gap,
-            on_state_change=self.on_state_change,
-        )
-
-    def starting_at(self, positions: dict[Room, str | None]) -> RoomsOptions:
-        """Return a copy whose rooms start elsewhere."""
-        return self._replace(positions=positions)
 
 
 def base_address(address: ServerUrl, *, with_token: bool) -> str:
@@ -150,124 +152,67 @@ def base_address(address: ServerUrl, *, with_token: bool) -> str:
     return re.sub("^http", "ws", str(url)).rstrip("/")
 
 
-def check_any(
-    room: str | list[str] | tuple[str, ...],
-    url: str | None,
-    token: Token,
-    *,
-    after: After,
-    max_reconnects: int | None,
-    acknowledge: bool,
-    on_gap: OnGap,
-    on_state_change: OnStateChange,
-) -> Options | RoomsOptions:
-    """Validate the arguments of ``subscribe``, for one room or for several.
-
-    Raises:
-        InvalidArgumentError, ConfigurationError: as :func:`check`.
-    """
-    if isinstance(room, list | tuple):
-        return check_rooms(
-            room, url, token,
-            after=after, max_reconnects=max_reconnects, acknowledge=acknowledge, on_gap=on_gap,
-            on_state_change=on_state_change,
-        )  # fmt: skip
-    if isinstance(after, Mapping):
-        raise InvalidArgumentError("after", "expected one position for one room, got a mapping")
-    return check(
-        room, url, token,
-        after=after, max_reconnects=max_reconnects, acknowledge=acknowledge, on_gap=on_gap,
-        on_state_change=on_state_change,
-    )  # fmt: skip
-
-
-def check_rooms(
-    rooms: list[str] | tuple[str, ...],
-    url: str | None,
-    token: Token,
-    *,
-    after: After,
-    max_reconnects: int | None,
-    acknowledge: bool,
-    on_gap: OnGap,
-    on_state_change: OnStateChange,
-) -> RoomsOptions:
-    """Validate the arguments of ``subscribe`` for several rooms.
-
-    Raises:
-        InvalidArgumentError, ConfigurationError: as :func:`check`.
-    """
-    if not 1 <= len(rooms) <= MAX_ROOMS:
-        raise InvalidArgumentError("room", f"expected 1 to {MAX_ROOMS} rooms; got {len(rooms)}")
-    starts: Mapping[str, str | None] = {}
-    if isinstance(after, Mapping):
-        starts, after = after, None
-        if unknown := set(starts) - set(rooms):
-            raise InvalidArgumentError("after", f"names {len(unknown)} rooms that are not in room")
-    each = [
-        check(
-            room, url, token,
-            after=starts.get(room, after), max_reconnects=max_reconnects, acknowledge=acknowledge,
-            on_gap=on_gap, on_state_change=on_state_change,
-        )
-        for room in rooms
-    ]  # fmt: skip
-    first = each[0]
-    return RoomsOptions(
-        positions={options.room: options.after for options in each},
-        address=first.address,
-        token=token,
-        max_reconnects=max_reconnects,
-        acknowledge=acknowledge,
-        on_gap=on_gap,
-        on_state_change=on_state_change,
-    )
-
-
-def check(
-    room: str,
-    url: str | None,
-    token: Token,
-    *,
-    after: str | None,
-    max_reconnects: int | None,
-    acknowledge: bool,
-    on_gap: OnGap,
-    on_state_change: OnStateChange,
-) -> Options:
+def check(arguments: Arguments) -> Options:
     """Validate the arguments of ``subscribe``.
 
     Raises:
         InvalidArgumentError: an argument is invalid; names it.
         ConfigurationError: the URL or the token is invalid.
     """
+    token, url = arguments.token, arguments.url
     if token is not None and not callable(token):
         check_token(token)
     given: object = url
     if given is not None and (not isinstance(given, str) or not given):
         raise ConfigurationError("url: expected http://…, https://…, ws://… or wss://…, or None")
-    position: object = after
-    if position is not None and not (
-        isinstance(position, str) and (not position or _POSITION.fullmatch(position))
-    ):
-        raise InvalidArgumentError("after", "expected a cursor, 'earliest' or 'latest'")
-    limit: object = max_reconnects
+    limit: object = arguments.max_reconnects
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
         raise InvalidArgumentError("max_reconnects", f"expected 0 or more, or None; got {limit!r}")
+    acknowledge: object = arguments.acknowledge
     if not isinstance(acknowledge, bool):
         raise InvalidArgumentError("acknowledge", f"expected True or False; got {acknowledge!r}")
-    if (checked := parse_room(room)).partition("_")[2] in _NO_IDS:
-        raise InvalidArgumentError("room", f"its id was missing; got {room!r}")
-    for field, function in (("on_gap", on_gap), ("on_state_change", on_state_change)):
+    positions = _positions(arguments.room, arguments.after)
+    callbacks = {"on_gap": arguments.on_gap, "on_state_change": arguments.on_state_change}
+    for field, function in callbacks.items():
         if function is not None and not callable(function):
             raise InvalidArgumentError(field, "expected a function")
     return Options(
-        room=checked,
-        address=parse_server_url(url, SCHEMES),
-        token=token,
-        after=after or None,
-        max_reconnects=max_reconnects,
-        acknowledge=acknowledge,
-        on_gap=on_gap,
-        on_state_change=on_state_change,
+        positions,
+        parse_server_url(url, SCHEMES),
+        token,
+        arguments.max_reconnects,
+        acknowledge,
+        arguments.on_gap,
+        arguments.on_state_change,
     )
+
+
+def _positions(room: str | list[str] | tuple[str, ...], after: After) -> Mapping[Room, str | None]:
+    """Validate the rooms, and where each of them starts."""
+    if not isinstance(room, list | tuple):
+        if isinstance(after, Mapping):
+            raise InvalidArgumentError("after", "expected one position for one room, got a mapping")
+        return {_room(room): _position(after)}
+    if not 1 <= len(room) <= MAX_ROOMS:
+        raise InvalidArgumentError("room", f"expected 1 to {MAX_ROOMS} rooms; got {len(room)}")
+    if not isinstance(after, Mapping):
+        return dict.fromkeys(map(_room, room), _position(after))
+    rooms = [_room(each) for each in room]
+    if unknown := set(after) - set(rooms):
+        raise InvalidArgumentError("after", f"names {len(unknown)} rooms that are not in room")
+    return {each: _position(after.get(each)) for each in rooms}
+
+
+def _position(after: object) -> str | None:
+    if after is None or after == "":
+        return None
+    if not isinstance(after, str) or not _POSITION.fullmatch(after):
+        raise InvalidArgumentError("after", "expected a cursor, 'earliest' or 'latest'")
+    return after
+
+
+def _room(room: str) -> Room:
+    checked = parse_room(room)
+    if checked.partition("_")[2] in _NO_IDS:
+        raise InvalidArgumentError("room", f"its id was missing; got {room!r}")
+    return checked

@@ -6,8 +6,9 @@ See PROTOCOL.md, "Close codes" and "Clients".
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..endpoint import retry_after_s
 from ..errors import SubscriptionError
@@ -106,6 +107,17 @@ class ReconnectPolicy:
             return min(failure.retry_after_s, MAX_RETRY_AFTER_S)
         asked = min(failure.retry_after_s or 0.0, MAX_RETRY_AFTER_S)
         return max(delay, asked) * (1 + JITTER * self._random())
+
+
+def explain_expiry(failure: Failure, *, is_renewable: bool) -> Failure:
+    """Note that a handshake was rejected because a token expired.
+
+    Args:
+        is_renewable: whether a function may return another token.
+    """
+    if failure.status != 401 or not is_renewable:
+        return failure
+    return replace(failure, is_expired=re.search(r"\bexpired\b", failure.reason) is not None)
 
 
 def from_http_response(status: int, headers: Mapping[str, str], body: bytes) -> Failure:

@@ -13,14 +13,14 @@ from urllib.parse import quote, urlencode
 
 import httpx
 
-from ..endpoint import SCHEMES, ServerUrl, authorization_header, parse_server_url
+from ..endpoint import ServerUrl, authorization_header
 from ..errors import InvalidArgumentError, ReadError
 from ..event_loops import running_loop
 from ..network import BoundedBody, deadline, reason_of, tls_problem
 from ..protocol import rejections
 from ..protocol.job_state import STATUSES, JobStatus
 from ..protocol.rooms import UserId, request_room, user_room
-from .options import Token, brought, check_any
+from .options import Arguments, Token, brought, check
 from .reconnect import from_http_response
 from .records import Job, JobList, parse_job_record
 
@@ -182,14 +182,11 @@ def _statuses(given: object) -> list[str]:
 
 
 def _read(room: str, target: str, url: str | None, token: Token, timeout_s: float) -> _Read:
-    check_any(
-        room, url, token,
-        after=None, max_reconnects=0, acknowledge=False, on_gap=None, on_state_change=None,
-    )  # fmt: skip
+    options = check(Arguments(room, url, token))
     given: object = timeout_s
     if not isinstance(given, int | float) or isinstance(given, bool) or not 0 < given < 86_400:
         raise InvalidArgumentError("timeout_s", f"expected seconds, more than 0; got {given!r}")
-    return _Read(parse_server_url(url, SCHEMES), target, token, float(timeout_s))
+    return _Read(options.address, target, token, float(timeout_s))
 
 
 def _request(read: _Read, token: str | None) -> httpx.Request:
@@ -302,10 +299,15 @@ def _invalid(read: _Read, problem: str) -> ReadError:
     return ReadError(f"{read.address.named} is not a room server ({problem}); check the URL")
 
 
-def _decode(read: _Read, answer: _Answer) -> dict[str, Any] | None:
-    """Return the content of a response; None if the server has no record.
+class _NotFoundError(Exception):
+    """The server has no such record; the reason, if it gave one."""
+
+
+def _decode(read: _Read, answer: _Answer) -> dict[str, Any]:
+    """Return the content of a response.
 
     Raises:
+        _NotFoundError: the server has no record.
         ReadError: the response is an error, or not that of a room server.
     """
     try:
@@ -313,7 +315,7 @@ def _decode(read: _Read, answer: _Answer) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         content = None
     if answer.status == 404 and isinstance(content, dict) and content.get("code") == "not_found":
-        return None
+        raise _NotFoundError(rejections.reason_of(content))
     if answer.status != 200:
         failure = from_http_response(answer.status, answer.headers, answer.body)
         message = f"{read.address.named}: {failure.reason}"
@@ -324,8 +326,9 @@ def _decode(read: _Read, answer: _Answer) -> dict[str, Any] | None:
 
 
 def _read_job(read: _Read, answer: _Answer) -> Job | None:
-    content = _decode(read, answer)
-    if content is None:
+    try:
+        content = _decode(read, answer)
+    except _NotFoundError:
         return None
     cursor = content.get("cursor")
     if not isinstance(cursor, str):
@@ -334,10 +337,11 @@ def _read_job(read: _Read, answer: _Answer) -> Job | None:
 
 
 def _read_list(read: _Read, answer: _Answer) -> JobList:
-    content = _decode(read, answer)
-    if content is None:
-        reason = rejections.reason_of(json.loads(answer.body))
-        raise ReadError(f"{read.address.named} has no list of jobs: {reason}", code=404)
+    try:
+        content = _decode(read, answer)
+    except _NotFoundError as reason:
+        message = f"{read.address.named} has no list of jobs: {reason}"
+        raise ReadError(message, code=404) from None
     jobs, cursor, following = content.get("jobs"), content.get("cursor"), content.get("next")
     if not isinstance(jobs, list) or not isinstance(cursor, str):
         raise _invalid(read, "its answer has no jobs")

@@ -1,4 +1,4 @@
-"""The synchronous driver: runs the subscription core in the caller's thread."""
+"""Subscribe in a thread."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from typing import TypeVar
 
 from ..errors import InvalidArgumentError
 from ..protocol.notification import Notification
-from . import connect, core, rooms, sync_pool
-from .options import After, OnGap, OnStateChange, Options, RoomsOptions, check_any
-from .rooms import OneRoomOnlyError
+from . import connect, one_room, sync_pool
+from .options import After, Arguments, OnGap, OnStateChange, Options, RoomOptions, check
+from .pool import OneRoomOnlyError
+from .steps import Deliver, EffectResult, Notify
 from .sync_connection import SyncSocket
 
 T = TypeVar("T")
@@ -44,49 +45,57 @@ def subscribe_sync(
     Threads keep the connection alive and end with it. All threads of the process share connections;
     a token function is called in a thread of the connection.
     """
-    options = check_any(
-        room,
-        url,
-        token,
-        after=after,
-        max_reconnects=max_reconnects,
-        acknowledge=acknowledge,
-        on_gap=on_gap,
-        on_state_change=on_state_change,
+    arguments = Arguments(
+        room, url, token, after, max_reconnects, acknowledge, on_gap, on_state_change
     )
-    for field, function in (
-        ("token", token),
-        ("on_gap", on_gap),
-        ("on_state_change", on_state_change),
-    ):
+    options = check(arguments)
+    callbacks = {"token": token, "on_gap": on_gap, "on_state_change": on_state_change}
+    for field, function in callbacks.items():
         if inspect.iscoroutinefunction(function):
             raise InvalidArgumentError(field, "expected a plain function; subscribe takes async")
-    if isinstance(options, RoomsOptions):
-        return _notifications_of_rooms(options)
-    return _notifications_of_room(options)
+    return _notifications(options)
 
 
-def _notifications_of_rooms(options: RoomsOptions) -> Generator[Notification, None, None]:
-    try:
-        yield from _run(options, rooms.run(options, time.monotonic, random.random))
-    except rooms.OneRoomOnlyError as error:
-        options = options.starting_at(error.positions)
-    yield from _merged(options)
-
-
-def _notifications_of_room(options: Options) -> Generator[Notification, None, None]:
-    """Subscribe to one room, over a connection that is shared if the server has such ones."""
+def _notifications(options: Options) -> Generator[Notification, None, None]:
+    """Subscribe over a connection with many rooms, if the server has such ones."""
     try:
         yield from sync_pool.notifications(options)
     except OneRoomOnlyError as error:
-        options = options.continuing(error.positions[options.room], error.token)
-    yield from _notifications(options)
+        rooms = options.continuing(error.positions, error.token).by_room()
+    if len(rooms) == 1:
+        yield from _of_room(rooms[0], SyncSocket(rooms[0]))
+    else:
+        yield from _merged(rooms)
+
+
+def _merged(rooms: list[RoomOptions]) -> Generator[Notification, None, None]:
+    """Subscribe to each room by a connection of its own."""
+    arrived: queue.SimpleQueue[_Follower] = queue.SimpleQueue()
+    followers = [_Follower(room, arrived) for room in rooms]
+    for follower in followers:
+        follower.start()
+    try:
+        while True:
+            follower = arrived.get()
+            if follower.error is not None:
+                raise follower.error
+            for call in follower.calls:
+                call()
+            follower.calls.clear()
+            if follower.notification is not None:
+                yield follower.notification
+            follower.is_processed.set()
+    finally:
+        for follower in followers:
+            follower.stop()
+        for follower in followers:
+            follower.join(2 * connect.CLOSE_TIMEOUT_S)
 
 
 class _Follower(threading.Thread):
     """Receives the notifications of one room by a connection of its own."""
 
-    def __init__(self, options: Options, arrived: queue.SimpleQueue[_Follower]) -> None:
+    def __init__(self, options: RoomOptions, arrived: queue.SimpleQueue[_Follower]) -> None:
         """
         Args:
             options: of the room.
@@ -96,23 +105,31 @@ class _Follower(threading.Thread):
         self.notification: Notification | None = None
         self.error: Exception | None = None
         self.calls: list[Callable[[], object]] = []
-        self.stop = threading.Event()
         self.is_processed = threading.Event()
         self._arrived = arrived
-        self._options = options._replace(
-            on_gap=self._in_consumer(options.on_gap),
-            on_state_change=self._in_consumer(options.on_state_change),
+        common = options.common
+        common = common._replace(
+            on_gap=self._in_consumer(common.on_gap),
+            on_state_change=self._in_consumer(common.on_state_change),
         )
+        self._options = options._replace(common=common)
+        self._socket = SyncSocket(self._options)
 
     def run(self) -> None:
         try:
-            for notification in _notifications(self._options, self.stop):
+            for notification in _of_room(self._options, self._socket):
                 self.notification = notification
                 self._hand_over()
         except Exception as error:  # noqa: BLE001 - raised by the consumer
             self.error = error
         self.notification = None
         self._hand_over()
+
+    def stop(self) -> None:
+        """End soon, and wait for nothing: all followers say goodbye at the same time."""
+        self._socket.is_over.set()
+        self.is_processed.set()
+        threading.Thread(target=self._socket.close, daemon=True).start()
 
     def _in_consumer(self, function: Callable[[T], object] | None) -> Callable[[T], None] | None:
         """Return a function that lets the consumer's thread call another one."""
@@ -130,84 +147,25 @@ class _Follower(threading.Thread):
         """Wait until the consumer has processed what is new."""
         self.is_processed.clear()
         self._arrived.put(self)
-        while not self.stop.is_set() and not self.is_processed.wait(STOP_CHECK_INTERVAL_S):
-            pass
+        if not self._socket.is_over.is_set():
+            self.is_processed.wait()
 
 
-def _merged(options: RoomsOptions) -> Generator[Notification, None, None]:
-    """Subscribe to each room by a connection of its own."""
-    arrived: queue.SimpleQueue[_Follower] = queue.SimpleQueue()
-    followers = [_Follower(options.of(room), arrived) for room in options.rooms]
-    for follower in followers:
-        follower.start()
+def _of_room(options: RoomOptions, sock: SyncSocket) -> Generator[Notification, None, None]:
+    """Subscribe to one room by a connection of its own, in this thread."""
+    steps = one_room.run(options, time.monotonic, random.random)
+    answer: EffectResult = None
     try:
-        while True:
-            follower = arrived.get()
-            if follower.error is not None:
-                raise follower.error
-            for call in follower.calls:
-                call()
-            follower.calls.clear()
-            if follower.notification is not None:
-                yield follower.notification
-            follower.is_processed.set()
-    finally:
-        for follower in followers:
-            follower.stop.set()
-            follower.is_processed.set()
-        for follower in followers:
-            follower.join(2 * connect.CLOSE_TIMEOUT_S)
-
-
-def _notifications(
-    options: Options, stop: threading.Event | None = None
-) -> Generator[Notification, None, None]:
-    return _run(options, core.run(options, time.monotonic, random.random), stop)
-
-
-STOP_CHECK_INTERVAL_S = 0.2
-"""The interval at which a follower checks whether it should stop."""
-
-
-def _run(
-    options: Options | RoomsOptions, steps: core.Steps, stop: threading.Event | None = None
-) -> Generator[Notification, None, None]:
-    """Run the steps in this thread.
-
-    Args:
-        stop: ends the iteration, soon after it is set by another thread.
-    """
-    answer: core.EffectResult = None
-    sock = SyncSocket(options)
-    try:
-        while stop is None or not stop.is_set():
+        while not sock.is_over.is_set():
             step = steps.send(answer)
             answer = None
             match step:
-                case core.Deliver(notification):
+                case Deliver(notification):
                     yield notification
-                case core.Connect(after):
-                    answer = sock.connect(after)
-                case core.StartKeepalive(keepalive):
-                    sock.keep(keepalive)
-                case core.Receive(timeout_s):
-                    if stop is not None:  # to receive nothing for a shorter time is harmless
-                        timeout_s = min(timeout_s, STOP_CHECK_INTERVAL_S)
-                    answer = sock.receive(timeout_s)
-                case core.Send(text):
-                    sock.send(text)
-                case core.RenewToken():
-                    answer = sock.renew_token()
-                case core.WakeKeepalive():
-                    sock.wake.set()
-                case core.Disconnect():
-                    sock.disconnect()
-                case core.Sleep(delay_s):
-                    if stop is None:
-                        time.sleep(delay_s)
-                    else:
-                        stop.wait(delay_s)
-                case core.Notify(function, value) if function is not None:
-                    function(value)
+                case Notify(function, value):
+                    if function is not None:
+                        function(value)
+                case _:
+                    answer = sock.execute(step)
     finally:
         sock.disconnect()

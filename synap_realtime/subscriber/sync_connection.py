@@ -7,29 +7,69 @@ import socket
 import threading
 from typing import TYPE_CHECKING
 
-from . import connect, core
+from . import connect
 from .keepalive import Keepalive
 from .options import brought
 from .reconnect import Failure
+from .steps import (
+    Connect,
+    Disconnect,
+    EffectResult,
+    Receive,
+    RenewToken,
+    Send,
+    Sleep,
+    StartKeepalive,
+    Step,
+    WakeKeepalive,
+)
 
 if TYPE_CHECKING:
     from websockets.sync.client import ClientConnection
 
 
 class SyncSocket:
-    """The current connection of a driver, and its keepalive thread."""
+    """The current connection of a driver, and its keepalive thread.
+
+    Attributes:
+        token: the one that was sent last.
+        wake: wakes the keepalive.
+        is_over: whether :meth:`close` was called.
+    """
 
     def __init__(self, options: connect.Dialed) -> None:
         self._options = options
-        self.token: str | None = None  # the one that was sent last
+        self.token: str | None = None
         self._stack = contextlib.ExitStack()
         self._ws: ClientConnection | None = None
         self._keepalive: Keepalive | None = None
         self._keeper: threading.Thread | None = None
         self._closing = threading.Lock()
         self.wake = threading.Event()
+        self.is_over = threading.Event()
 
-    def connect(self, after: str | None) -> str | Failure | None:
+    def execute(self, step: Step) -> EffectResult:
+        """Execute a step that concerns the connection, and return its result."""
+        match step:
+            case Connect(after):
+                return self._connect(after)
+            case StartKeepalive(keepalive):
+                self._keep_alive(keepalive)
+            case Receive(timeout_s):
+                return self._receive(timeout_s)
+            case Send(text):
+                self._send(text)
+            case RenewToken():
+                return self._renew_token()
+            case WakeKeepalive():
+                self.wake.set()
+            case Disconnect():
+                self.disconnect()
+            case Sleep(delay_s):
+                self.is_over.wait(delay_s)
+        return None
+
+    def _connect(self, after: str | None) -> str | Failure | None:
         open_websocket = connect.library("sync.client").connect
         self.token = token = self._call_token()
         arguments = connect.dial_arguments("sync.client", self._options, after, token)
@@ -41,7 +81,7 @@ class SyncSocket:
         self._ws = ws
         return ws.subprotocol
 
-    def renew_token(self) -> str | None:
+    def _renew_token(self) -> str | None:
         """Return a new token; None if the function has none."""
         if not callable(self._options.token):
             return None
@@ -59,7 +99,7 @@ class SyncSocket:
         token = self._options.token
         return brought(token()) if callable(token) else token
 
-    def keep(self, keepalive: Keepalive) -> None:
+    def _keep_alive(self, keepalive: Keepalive) -> None:
         with self._closing:
             if self._ws is None:  # disconnected by another thread
                 return
@@ -69,7 +109,7 @@ class SyncSocket:
             )
             self._keeper.start()
 
-    def receive(self, timeout_s: float) -> core.EffectResult:
+    def _receive(self, timeout_s: float) -> EffectResult:
         from websockets.exceptions import ConnectionClosed
 
         if (ws := self._ws) is None:
@@ -81,9 +121,17 @@ class SyncSocket:
         except ConnectionClosed as error:
             return connect.read_closed(error)
 
-    def send(self, text: str) -> None:
-        assert self._ws is not None  # noqa: S101 - the core connects first
-        _send_all(self._ws, [text])
+    def _send(self, text: str) -> None:
+        if (ws := self._ws) is not None:  # it may have been disconnected by another thread
+            _send_all(ws, [text])
+
+    def close(self) -> bool:
+        """Let the thread that executes steps end soon, which another thread may request.
+
+        Return False if there is no connection.
+        """
+        self.is_over.set()
+        return self.disconnect()
 
     def disconnect(self) -> bool:
         """Close the connection and its threads. Return False if there is none."""

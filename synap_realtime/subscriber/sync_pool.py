@@ -13,44 +13,40 @@ import time
 from collections.abc import Generator
 
 from ..protocol.notification import Notification
-from . import connect, core
+from . import connect
 from .options import Options
-from .pool import Pool
-from .rooms import OneRoomOnlyError
+from .pool import OneRoomOnlyError, Pool
 from .shared import ConnectionOptions, SharedConnection
 from .shared_subscription import Queued, SharedSubscription
+from .steps import EffectResult, Notify, Steps
 from .sync_connection import SyncSocket
 
 
 def notifications(options: Options) -> Generator[Notification, None, None]:
-    """Subscribe to a room over a connection that others in this process share.
+    """Subscribe over a connection with many rooms, which others in this process may share.
 
     Raises:
         OneRoomOnlyError: the server has no such connections.
     """
-    pool = _pool_of_process()
     arrived: queue.SimpleQueue[Queued] = queue.SimpleQueue()
-    member = SharedSubscription(options, arrived.put, time.monotonic, random.random)
-    connection = pool.add(member)
-    if connection is None:
-        raise OneRoomOnlyError({options.room: options.after})
+    subscription = SharedSubscription(options, arrived.put, random.random)
+    connection = _pool_of_process().add(subscription)
     try:
         while True:
             item = arrived.get()
             match item.content:
                 case Notification() as notification:
                     yield notification
-                case core.Notify(function, value):
+                case Notify(function, value):
                     if function is not None:
                         function(value)
                 case None:
-                    positions = {options.room: member.progress.after}
-                    raise OneRoomOnlyError(positions, connection.token)
+                    raise OneRoomOnlyError(subscription.positions, connection.token)
                 case error:
                     raise error
-            connection.on_processed(member, item)
+            connection.on_processed(subscription, item)
     finally:
-        connection.remove(member)
+        connection.remove(subscription)
 
 
 class _ProcessPool:
@@ -65,15 +61,13 @@ class _ProcessPool:
         self.lock = threading.Lock()
         self.pool: Pool[_PooledConnection] = Pool(time.monotonic)
 
-    def add(self, member: SharedSubscription) -> _PooledConnection | None:
-        """Return the connection of a subscription; None if it needs one of its own."""
+    def add(self, subscription: SharedSubscription) -> _PooledConnection:
+        """Subscribe on a connection, and return it. Raises what :meth:`Pool.find` does."""
         with self.lock:
-            if not self.pool.can_share(member.options):
-                return None
             connection = self.pool.find(
-                member.options, lambda common: _PooledConnection(common, self)
+                subscription.options, lambda common: _PooledConnection(common, self)
             )
-            connection.shared.add(member)
+            connection.shared.add(subscription)
             connection.wake()
             if connection.thread.ident is None:
                 connection.thread.start()
@@ -95,35 +89,34 @@ class _PooledConnection:
         self.shared = SharedConnection(options, time.monotonic, random.random)
         self.thread = threading.Thread(target=self._run, name="synap-subscriber", daemon=True)
         self._process = process
-        self._connection = SyncSocket(options)
-        self._is_over = threading.Event()
+        self._socket = SyncSocket(options)
 
     @property
     def token(self) -> str | None:
         """The token that was sent last."""
-        return self._connection.token
+        return self._socket.token
 
-    def on_processed(self, member: SharedSubscription, item: Queued) -> None:
+    def on_processed(self, subscription: SharedSubscription, item: Queued) -> None:
         with self._process.lock:
-            self.shared.on_processed(member, item)
+            self.shared.on_processed(subscription, item)
             self.wake()
 
-    def remove(self, member: SharedSubscription) -> None:
+    def remove(self, subscription: SharedSubscription) -> None:
         """Unsubscribe. After the last subscription, the connection is closed."""
         with self._process.lock:
-            self.shared.remove(member)
+            self.shared.remove(subscription)
             self.wake()
             if not self.shared.is_empty:
                 return
             self._process.pool.remove(self)
-            self._is_over.set()
-        if self._connection.disconnect():
+            self._socket.is_over.set()
+        if self._socket.close():
             self.thread.join(2 * connect.CLOSE_TIMEOUT_S)
 
     def wake(self) -> None:
         """Let the keepalive send what is due."""
         if self.shared.take_due():
-            self._connection.wake.set()
+            self._socket.wake.set()
 
     def _run(self) -> None:
         try:
@@ -133,12 +126,11 @@ class _PooledConnection:
                 self._process.pool.remove(self)
                 self.shared.end(error)
         finally:
-            self._connection.disconnect()
+            self._socket.disconnect()
 
-    def _execute(self, steps: core.Steps) -> None:
-        answer: core.EffectResult = None
-        connection = self._connection
-        while not self._is_over.is_set():
+    def _execute(self, steps: Steps) -> None:
+        answer: EffectResult = None
+        while not self._socket.is_over.is_set():
             with self._process.lock:
                 try:
                     step = steps.send(answer)
@@ -148,17 +140,4 @@ class _PooledConnection:
                         self._process.pool.refuse(self.shared.options)
                     return
                 self.wake()
-            answer = None
-            match step:
-                case core.Connect(after):
-                    answer = connection.connect(after)
-                case core.StartKeepalive(keepalive):
-                    connection.keep(keepalive)
-                case core.Receive(timeout_s):
-                    answer = connection.receive(timeout_s)
-                case core.RenewToken():
-                    answer = connection.renew_token()
-                case core.Disconnect():
-                    connection.disconnect()
-                case core.Sleep(delay_s):
-                    self._is_over.wait(delay_s)
+            answer = self._socket.execute(step)

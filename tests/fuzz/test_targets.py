@@ -29,7 +29,7 @@ from synap_realtime.server.rooms.registry import SessionRegistry
 from synap_realtime.server.stores.redis.live_rooms import LiveRooms
 from synap_realtime.server.stores.redis.presence import SharedPresence
 from synap_realtime.server.stores.redis.survey import RedisSurveys
-from synap_realtime.subscriber import core
+from synap_realtime.subscriber import receiving
 
 from . import worker
 from .merge import merge
@@ -256,7 +256,7 @@ def test_answer_target_notices_an_exception(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_subscriber_target_notices_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(core, "parse_notification", lambda value: value["type"])
+    monkeypatch.setattr(receiving, "parse_notification", lambda value: value["type"])
     catches("subscriber")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import httpx
@@ -97,11 +98,12 @@ async def test_uses_a_connection_for_each_room_if_the_server_has_no_others(
         for number in range(3):
             await broadcaster.broadcast_success("1", "a.completed", {}, "7", id=f"n{number}")
         received = [await receive() for _ in range(6)]
+        async with listen([USER, REQUEST], url) as receive:
+            await receive()
     for room in (USER, REQUEST):
         assert [each.id for each in received if each.room == room] == ["n0", "n1", "n2"]
-    assert sorted(app.connects) == [
-        f"/rooms/{REQUEST}/subscribe", f"/rooms/{USER}/subscribe", "/subscribe"
-    ]  # fmt: skip
+    paths = [f"/rooms/{REQUEST}/subscribe", f"/rooms/{USER}/subscribe"]
+    assert sorted(app.connects) == sorted(["/subscribe", *paths, *paths])
     assert states == ["connected", "connected"]
 
 
@@ -112,9 +114,67 @@ async def test_room_that_the_token_does_not_allow_is_an_error(listen: Listen) ->
         running_server(create_app(settings)) as url,
         listen([USER, "user_2"], url, token) as receive,
     ):
-        with pytest.raises(SubscriptionError, match="user_2") as error:
+        with pytest.raises(SubscriptionError, match=r"user_2: .*; check the token") as error:
             await receive()
     assert error.value.code == 403
+
+
+async def test_slow_consumer_receives_everything_once_and_in_order(
+    listen: Listen, rooms: str
+) -> None:
+    expected = [f"n{number}" for number in range(30)]
+    async with AsyncBroadcaster(rooms) as broadcaster, listen([USER, REQUEST], rooms) as receive:
+        for id in expected:
+            await broadcaster.broadcast_success(
+                "1", "a.completed", {"x": "x" * 100_000}, "7", id=id
+            )
+        received = [await receive() for _ in range(60)]
+    for room in (USER, REQUEST):
+        assert [each.id for each in received if each.room == room] == expected
+
+
+async def test_shares_its_connection_with_no_other_subscription(listen: Listen, rooms: str) -> None:
+    """A slow consumer of many rooms would leave and subscribe to them all the time."""
+    async with (
+        AsyncBroadcaster(rooms) as broadcaster,
+        httpx.AsyncClient(base_url=rooms) as client,
+        listen([USER, REQUEST], rooms) as several,
+        listen("request_8", rooms) as one,
+    ):
+        await broadcaster.broadcast_success("1", "a.completed", {}, "7", id="n1")
+        await broadcaster.broadcast_success(None, "a.completed", {}, "8", id="m1")
+        assert [(await several()).id for _ in range(2)] == ["n1", "n1"]
+        assert (await one()).id == "m1"
+        metrics = (await client.get("/metrics")).text
+    assert 'synap_realtime_connections{transport="websocket"} 2.0' in metrics
+
+
+async def test_renews_a_token_before_it_expires(listen: Listen) -> None:
+    settings = ServerSettings(token_secrets=[SECRET], store="memory://")
+    called: list[float] = []
+
+    def token() -> str:
+        called.append(time.monotonic())
+        return mint_token("1", rooms=[REQUEST], secret=SECRET, expires_in_s=3)
+
+    states: list[str] = []
+    publisher = mint_token(rooms=["*"], scope="broadcast", secret=SECRET)
+    async with (
+        running_server(create_app(settings)) as url,
+        AsyncBroadcaster(url, publisher) as broadcaster,
+        listen(
+            [USER, REQUEST], url, token, on_state_change=lambda state: states.append(state.status)
+        ) as receive,
+    ):
+        end = time.monotonic() + 5
+        number = 0
+        while time.monotonic() < end:
+            number += 1
+            await broadcaster.broadcast_success("1", "a.completed", {}, "7", id=f"n{number}")
+            assert [(await receive()).id for _ in range(2)] == [f"n{number}"] * 2
+            await asyncio.sleep(0.1)
+    assert states == ["connected"]
+    assert 3 <= len(called) <= 12
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,38 @@ async def test_room_that_the_token_does_not_allow_ends_no_other(listen: Listen) 
             assert await ids(receive, 1) == ["n2"]
 
 
+class Credentials:
+    """A token function that cannot be hashed."""
+
+    def __init__(self) -> None:
+        self.called = 0
+
+    def __call__(self) -> str:
+        self.called += 1
+        return "any"
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+async def test_shares_a_connection_by_a_token_function_that_cannot_be_hashed(
+    listen: Listen, rooms: str
+) -> None:
+    token = Credentials()
+    async with (
+        AsyncBroadcaster(rooms) as broadcaster,
+        listen("request_1", rooms, token) as one,
+        listen("request_2", rooms, token) as two,
+    ):
+        for room, receive in (("1", one), ("2", two)):
+            await publish(broadcaster, room, "n1")
+            assert await ids(receive, 1) == ["n1"]
+        assert await connections(rooms) == 1
+    assert token.called == 1
+
+
 async def test_renews_a_token_before_it_expires(listen: Listen) -> None:
     settings = ServerSettings(token_secrets=[SECRET], store="memory://")
     called: list[float] = []

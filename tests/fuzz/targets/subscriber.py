@@ -6,7 +6,7 @@ import logging
 
 from synap_realtime.errors import SubscriptionError
 from synap_realtime.protocol.control import SUBPROTOCOL
-from synap_realtime.subscriber import core, options
+from synap_realtime.subscriber import one_room, options, steps
 from synap_realtime.subscriber.reconnect import Failure
 
 from ..target import Target, require
@@ -21,10 +21,11 @@ class SubscriberTarget(Target):
 
     def __init__(self) -> None:
         logging.getLogger("synap_realtime.subscriber").setLevel(logging.ERROR)
-        self._options = options.check(
-            "user_1", "http://127.0.0.1:1", None, after="a-1", max_reconnects=2, acknowledge=True,
+        arguments = options.Arguments(
+            "user_1", "http://127.0.0.1:1", after="a-1", max_reconnects=2,
             on_gap=lambda _: None, on_state_change=lambda _: None,
         )  # fmt: skip
+        (self._options,) = options.check(arguments).by_room()
 
     def check(self, data: bytes) -> None:
         messages = [
@@ -38,26 +39,26 @@ class SubscriberTarget(Target):
             now += 0.001
             return now
 
-        steps = core.run(self._options, clock, lambda: 0.5)
-        answer: core.EffectResult = None
+        running = one_room.run(self._options, clock, lambda: 0.5)
+        answer: steps.EffectResult = None
         dials = 0
         try:
             while True:
-                step = steps.send(answer)
+                step = running.send(answer)
                 answer = None
-                if isinstance(step, core.Connect):
+                if isinstance(step, steps.Connect):
                     dials += 1
                     answer = SUBPROTOCOL if dials < 3 else Failure("refused")
-                elif isinstance(step, core.Receive):
+                elif isinstance(step, steps.Receive):
                     require(0 <= step.timeout_s < 3600, "a wait has a bound")
                     answer = messages.pop(0) if messages else _END
-                elif isinstance(step, core.StartKeepalive):
+                elif isinstance(step, steps.StartKeepalive):
                     pass
-                elif isinstance(step, core.Sleep):
+                elif isinstance(step, steps.Sleep):
                     require(0 <= step.delay_s < 1e6, "a pause has a bound")
-                elif isinstance(step, core.Notify) and step.function is not None:
+                elif isinstance(step, steps.Notify) and step.function is not None:
                     step.function(step.value)
-                elif isinstance(step, core.Deliver):
+                elif isinstance(step, steps.Deliver):
                     require(isinstance(step.notification.data, dict), "a notification has data")
         except SubscriptionError:
             return

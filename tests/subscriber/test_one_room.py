@@ -8,11 +8,19 @@ from typing import Any
 import pytest
 
 from synap_realtime import ConfigurationError, InvalidArgumentError, subscribe, subscribe_sync
-from synap_realtime.subscriber import core
-from synap_realtime.subscriber.core import Deliver, Receive, StartKeepalive, run
+from synap_realtime.subscriber import progress
 from synap_realtime.subscriber.keepalive import Keepalive
-from synap_realtime.subscriber.options import check
+from synap_realtime.subscriber.one_room import run
+from synap_realtime.subscriber.options import Arguments, check
 from synap_realtime.subscriber.reconnect import Failure
+from synap_realtime.subscriber.steps import (
+    Connect,
+    Deliver,
+    EffectResult,
+    Notify,
+    Receive,
+    StartKeepalive,
+)
 
 from .conftest import control, note
 
@@ -30,30 +38,29 @@ class Driver:
     """Drives the steps of one subscription and records ids in ``received``."""
 
     def __init__(self, **options: Any) -> None:
-        defaults = {"after": None, "max_reconnects": 5, "acknowledge": True, "on_gap": None,
-                    "on_state_change": None}  # fmt: skip
         self.clock = Clock()
         self.received: list[str | None] = []
         self.dials: list[str | None] = []
         self.keepalive: Keepalive
-        checked = check("user_1", "http://x", None, **{**defaults, **options})
-        self.steps = run(checked, self.clock, lambda: 0.0)
+        arguments = Arguments("user_1", "http://x", **{"max_reconnects": 5, **options})
+        (room,) = check(arguments).by_room()
+        self.steps = run(room, self.clock, lambda: 0.0)
         self.step = next(self.steps)
 
-    def answer(self, value: core.EffectResult, subprotocol: str | None = "synap.v1") -> None:
+    def answer(self, value: EffectResult, subprotocol: str | None = "synap.v1") -> None:
         """Answer the Receive that waits, and go on to the next."""
         if isinstance(self.step, Receive):
             self.step = self.steps.send(value)
         while not isinstance(self.step, Receive):
-            answer: core.EffectResult = None
-            if isinstance(self.step, core.Connect):
+            answer: EffectResult = None
+            if isinstance(self.step, Connect):
                 self.dials.append(self.step.after)
                 answer = subprotocol
             elif isinstance(self.step, StartKeepalive):
                 self.keepalive = self.step.keepalive
             elif isinstance(self.step, Deliver):
                 self.received.append(self.step.notification.id)
-            elif isinstance(self.step, core.Notify) and self.step.function:
+            elif isinstance(self.step, Notify) and self.step.function:
                 self.step.function(self.step.value)
             self.step = self.steps.send(answer)
 
@@ -113,7 +120,7 @@ def test_a_server_without_control_frames_is_resumed_from_the_last_cursor() -> No
 def test_ids_that_were_seen_are_dropped_and_forgotten_in_time() -> None:
     driver = Driver()
     driver.connect()
-    for id in ("n1", "n2", "n1", *(f"m{n}" for n in range(core.SEEN_IDS)), "n1"):
+    for id in ("n1", "n2", "n1", *(f"m{n}" for n in range(progress.SEEN_IDS)), "n1"):
         driver.answer(note(id))
     assert driver.received[:3] == ["n1", "n2", "m0"]
     assert driver.received.count("n1") == 2
@@ -318,15 +325,6 @@ def test_invalid_setting_raises_at_the_call_without_secrets(
     ],
 )
 def test_connects_to_the_expected_url(url: str, uri: str) -> None:
-    options = check(
-        "user_a:b",
-        url,
-        None,
-        after=None,
-        max_reconnects=5,
-        acknowledge=True,
-        on_gap=None,
-        on_state_change=None,
-    )
+    (options,) = check(Arguments("user_a:b", url)).by_room()
     assert options.uri("c-1", with_token=False) == uri
     assert "p@" not in options.uri("c-1", with_token=True)
