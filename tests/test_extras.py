@@ -39,7 +39,6 @@ TOKEN_SECRET = "s" * 40
         ("cel", f"from {INNGEST}.local import expressions as e; e.evaluate('1')", "local"),
         ("celery", "import synap_realtime.integrations.celery", "celery"),
         ("taskiq", "import synap_realtime.integrations.taskiq", "taskiq"),
-        ("pydantic_settings", "from synap_realtime.server import create_app", "server"),
         ("prometheus_client", "from synap_realtime.server import create_app", "server"),
         (
             "websockets",
@@ -67,8 +66,8 @@ def test_names_the_missing_package_and_the_install_command(
 @pytest.mark.parametrize(
     ("missing", "arguments", "extra"),
     [
-        ("typer", ["serve"], "cli"),
-        ("pydantic_settings", ["serve"], "server"),
+        ("typer", ["token", "42"], "cli"),
+        ("prometheus_client", ["serve"], "server"),
         ("httptools", ["serve"], "server"),
         ("fastapi", ["demo"], "demo"),
         ("inngest", ["demo"], "demo"),

@@ -16,7 +16,7 @@ import typer
 from annotated_types import Ge, Gt, Le
 
 from synap_realtime.cli.app import app
-from synap_realtime.cli.serve import default_text
+from synap_realtime.cli.serve import default_text, descriptions_of
 from synap_realtime.server.config import ENV_PREFIX, SECRETS, ServerSettings
 
 from .pages import ROOT
@@ -80,6 +80,7 @@ def _options(heading: str, names: Iterable[str]) -> str:
     rows = [
         f"\n## {heading}\n", "| option | default | values | meaning |", "| --- | --- | --- | --- |",
     ]  # fmt: skip
+    descriptions = descriptions_of(ServerSettings)
     for name in names:
         field = ServerSettings.model_fields[name]
         option = name.replace("_", "-")
@@ -94,7 +95,7 @@ def _options(heading: str, names: Iterable[str]) -> str:
                 shown,
                 "" if default is None else f"`{default.partition(' (')[0]}`{_unit(default)}",
                 _range(field.metadata),
-                " ".join((field.description or "").split()),
+                descriptions[name],
             )
         )
     return "\n".join(rows) + "\n"

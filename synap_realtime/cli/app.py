@@ -1,16 +1,13 @@
-"""The commands of ``synap-realtime``, and their exit codes."""
+"""The commands of ``synap-realtime``."""
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
 
 from .. import __version__
 from ..errors import SynapRealtimeError
-from ..extras import install
-from ..redaction import redacted
 from . import console
 from .demo import demo
 from .doctor import doctor
@@ -57,27 +54,12 @@ def _options(
     pass
 
 
-def main() -> None:
-    """Run the command line. Report errors as one line on stderr and an exit code, not a traceback.
+def run() -> int:
+    """Run the command line, and return the exit code.
 
-    Exit codes: 0; 1: the command failed; 2: the command line, the settings or the installation are
-    wrong; 74: stdout cannot be written; 130: Ctrl-C.
+    Raises:
+        ImportError, OSError: see :func:`.entry.main`.
     """
-    console.prepare()
-    try:
-        code = _run()
-        console.flush()
-    except console.ReaderGoneError:
-        code = 0
-    except console.UnwritableError as error:
-        console.say(f"could not print: {error}")
-        code = console.UNWRITABLE
-    except KeyboardInterrupt:
-        code = console.INTERRUPTED
-    sys.exit(code)
-
-
-def _run() -> int:
     try:
         return app(standalone_mode=False) or 0
     except _USAGE_ERROR as error:
@@ -86,16 +68,7 @@ def _run() -> int:
         return console.INTERRUPTED
     except SynapRealtimeError as error:
         console.say(name_option(str(error), typer.main.get_command(app)))
-    except ImportError as error:
-        text = str(error)
-        if "pip install" not in text:
-            text = f"cannot be loaded ({text}): {install('server', 'cli')}"
-        console.say(text)
-    except OSError as error:
-        what = redacted(str(error.filename)) if error.filename else "working directory"
-        console.say(f"{what}: {error.strerror or error}")
-        return 1
-    return 2
+        return 2
 
 
 def _report_usage(error: Exception) -> int:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
+import ast
 import inspect
-from collections.abc import Iterator
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from ..extras import needed_by
+from .start import start, without_gc
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -45,22 +45,7 @@ class ServeCommand(TyperCommand):
         Raises:
             ConfigurationError: a setting is invalid, or the port is in use.
         """
-        with needed_by("synap-realtime serve", "server"), _without_gc():
-            from ..server.config import load_settings
-            from ..server.workers import run
-
-        run(load_settings(**ctx.params))
-
-
-@contextlib.contextmanager
-def _without_gc() -> Iterator[None]:
-    """Load modules without looking for garbage; see ``__main__``."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
+        start(ctx.params)
 
 
 def settings_options() -> list[Any]:
@@ -69,14 +54,15 @@ def settings_options() -> list[Any]:
     Raises:
         ImportError: the extra ``server`` is not installed.
     """
-    with needed_by("synap-realtime serve", "server"), _without_gc():
+    with needed_by("synap-realtime serve", "server"), without_gc():
         from ..server.config import ENV_PREFIX, SECRETS, ServerSettings
 
+    descriptions = descriptions_of(ServerSettings)
     types = {}
     for name, field in ServerSettings.model_fields.items():
         if name not in SECRETS:
-            variable = f"[env: {ENV_PREFIX}{name.upper()}]"
-            types[name] = _option_type(name, field, f"{help_text(name, field)} {variable}")
+            text = help_text(name, field, descriptions[name])
+            types[name] = _option_type(name, field, f"{text} [env: {ENV_PREFIX}{name.upper()}]")
 
     def command() -> None: ...
 
@@ -108,9 +94,26 @@ def _option_type(name: str, field: FieldInfo, text: str) -> Any:
             return Annotated[str | None, typer.Option(help=text)]
 
 
-def help_text(name: str, field: FieldInfo) -> str:
+def descriptions_of(settings: type) -> dict[str, str]:
+    """Return the docstring of each field by its name.
+
+    Pydantic can read them, too, but would do so each time that the server starts.
+    """
+    (statement,) = ast.parse(inspect.getsource(settings)).body
+    assert isinstance(statement, ast.ClassDef)  # noqa: S101 - the source of a class
+    return {
+        field.target.id: " ".join(text.value.value.split())
+        for field, text in itertools.pairwise(statement.body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+        and isinstance(text.value.value, str)
+    }
+
+
+def help_text(name: str, field: FieldInfo, description: str) -> str:
     """Return the description of a setting and its default, if it has one."""
-    description = " ".join((field.description or "").split())
     default = default_text(name, field.default)
     return description if default is None else f"{description} Default: {default}."
 

@@ -8,14 +8,13 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from pydantic_core import PydanticCustomError
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from ..errors import ConfigurationError
 from ..loopback import normalize_origin
@@ -116,16 +115,14 @@ _Limit = Annotated[int, Field(ge=0, le=2**53)]
 _Seconds = Annotated[float, Field(gt=0, le=10 * 366 * 86_400)]
 
 
-class ServerSettings(BaseSettings):
-    """The settings of the room server.
+class ServerSettings(BaseModel):
+    """The settings of the room server: arguments, else environment variables, else defaults.
 
     The field ``port`` is also the variable ``SYNAP_REALTIME_PORT`` and, except for secrets, the
     option ``--port`` of ``serve``; its docstring is the option's help.
     """
 
-    model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, frozen=True, extra="forbid", use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     # See listeners.bind.
     host: str = "127.0.0.1"
@@ -149,7 +146,7 @@ class ServerSettings(BaseSettings):
     io_uring: bool = True
     """Write to large rooms with io_uring where the kernel has it."""
 
-    allowed_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    allowed_origins: tuple[str, ...] = ()
     """Browser origins that may connect beside loopback ones, separated by commas:
     https://app.example.com."""
 
@@ -205,13 +202,13 @@ class ServerSettings(BaseSettings):
     keys_file: Path | None = None
     """A TOML file with keys, as generate-keys writes it. It is reloaded when it changes."""
 
-    token_secrets: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    token_secrets: tuple[SecretStr, ...] = ()
     """The secrets that verify tokens (HS256), separated by commas."""
 
-    api_keys: Annotated[Mapping[str, SecretStr], NoDecode] = Field(default_factory=dict)
+    api_keys: Mapping[str, SecretStr] = Field(default_factory=dict)
     """API keys by name, as name=key, separated by commas."""
 
-    jwks_urls: Annotated[tuple[str, ...], NoDecode] = ()
+    jwks_urls: tuple[str, ...] = ()
     """Where identity providers publish their JWK sets: https:// URLs, separated by commas."""
 
     token_issuer: Annotated[str | None, Field(min_length=1)] = None
@@ -234,7 +231,7 @@ class ServerSettings(BaseSettings):
     admin: bool = False
     """Serve the admin page at /admin."""
 
-    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ()
+    trusted_proxies: tuple[str, ...] = ()
     """Addresses or networks of proxies whose X-Forwarded-For is trusted, separated by commas."""
 
     max_connections: _Limit = 20_000
@@ -289,6 +286,9 @@ class ServerSettings(BaseSettings):
 
     client_messages_per_s: _Limit = 100
     """The rate limit of messages that one client sends, per second."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**{**_from_environment(type(self).model_fields), **given})
 
     @pydantic.field_validator(
         "allowed_origins", "token_secrets", "jwks_urls", "trusted_proxies", mode="before"
@@ -367,6 +367,13 @@ class ServerSettings(BaseSettings):
             for name in names
             if name.startswith("max_") or name.endswith("_per_s")
         }
+
+
+def _from_environment(names: Iterable[str]) -> dict[str, str]:
+    """Return the settings of the environment by their names, in upper or lower case."""
+    variables = {variable.upper(): value for variable, value in os.environ.items()}
+    wanted = {name: ENV_PREFIX + name.upper() for name in names}
+    return {name: variables[each] for name, each in wanted.items() if each in variables}
 
 
 def load_settings(**given: Any) -> ServerSettings:

@@ -14,7 +14,7 @@ import pytest
 from tests.support.timeouts import TIMEOUT_S
 
 
-@pytest.mark.parametrize("module", ["typer", "synap_realtime.server.serve"])
+@pytest.mark.parametrize("module", ["pydantic", "synap_realtime.server.serve"])
 def test_ctrl_c_while_the_program_is_loaded_is_quiet(tmp_path: Path, module: str) -> None:
     """A module that takes long to import is interrupted in the middle."""
     (tmp_path / "sitecustomize.py").write_text(
@@ -60,3 +60,24 @@ def test_help_loads_no_server_and_no_client(arguments: str) -> None:
     assert "synap_realtime.cli.app" in loaded
     assert not loaded & {"celery", "httpx", "inngest", "uvicorn", "websockets"}
     assert not loaded & {"synap_realtime.broadcast", "synap_realtime.server"}
+
+
+def test_serve_loads_only_what_a_server_needs() -> None:
+    """A server with clients that wait for it to come back starts fast."""
+    code = (
+        "import sys; from synap_realtime.cli import main; "
+        "sys.argv[1:] = ['serve', '--host', '192.0.2.1', '--port=0', '--no-io-uring']\n"
+        "try: main()\nfinally: print('loaded', *sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "SYNAP_REALTIME_TOKEN_SECRETS": "s" * 43},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=TIMEOUT_S,
+    )
+    assert "could not listen on 192.0.2.1:0" in done.stderr
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "synap_realtime.server.serve" in loaded
+    assert not loaded & {"click", "cryptography", "httpx", "jwt", "starlette", "typer", "uvicorn"}

@@ -131,7 +131,7 @@ def test_runs_without_a_home_and_without_any_variable() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ("serve --port x", "'--port': "),
+        ("serve --port x", "--port (SYNAP_REALTIME_PORT): "),
         ("serve --prot 1", "No such option: --prot"),
         ("serv", "'serve'"),
         ("serve --port", "(see: synap-realtime serve --help)"),

@@ -14,7 +14,8 @@ import pytest
 import typer
 
 from synap_realtime.cli.app import app
-from synap_realtime.cli.serve import default_text
+from synap_realtime.cli.serve import default_text, descriptions_of
+from synap_realtime.cli.start import read_arguments
 from synap_realtime.doctor.context import PREFIX
 from synap_realtime.server.config import ENV_PREFIX, SECRETS, ServerSettings, load_settings
 
@@ -62,18 +63,35 @@ def test_option_and_variable_set_the_same(name: str, monkeypatch: pytest.MonkeyP
         arguments = [option, value]
     by_option = load_settings(**parsed(*arguments))
     assert getattr(by_option, name) != FIELDS[name].default
+    for words in (arguments, ["=".join(arguments)], [*arguments, *arguments]):
+        given = read_arguments(words)
+        assert given is not None
+        assert load_settings(**given) == by_option
     monkeypatch.setenv(f"SYNAP_REALTIME_{name.upper()}", value)
     assert load_settings() == by_option
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"], ["--port", "1", "--help"], ["--port"], ["--no-port", "1"], ["--no-port=1"],
+        ["--admin=1"], ["--no-admin=1"], ["--nonsense", "1"], ["--api-keys", "a=b"], ["--"], ["="],
+        ["--no_admin"], ["--token_leeway_s", "1"], ["-port", "1"], ["port", "1"], [""], ["1"],
+        ["--", "--admin"], ["--no-"], ["--token-secrets=" + 40 * "s"], ["--admin", "1"],
+    ],
+)  # fmt: skip
+def test_typer_reports_what_is_wrong_with_a_command_line(words: list[str]) -> None:
+    assert read_arguments(words) is None
+
+
 @pytest.mark.parametrize("name", ServerSettings.model_fields)
 def test_help_is_whole_sentences_with_the_unit(name: str) -> None:
-    text = ServerSettings.model_fields[name].description or ""
-    assert re.fullmatch(r"[A-Z].*[^.]\.", text, re.DOTALL)
+    text = descriptions_of(ServerSettings)[name]
+    assert re.fullmatch(r"[A-Z].*[^.]\.", text)
     if name.endswith("_per_s"):
         assert text.endswith("per second.")
     elif name.endswith("_s"):
-        assert "in seconds." in " ".join(text.split())
+        assert "in seconds." in text
     elif name.endswith("_bytes"):
         assert "in bytes." in text
 

@@ -171,12 +171,12 @@ def test_an_argument_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_missing_server_extra_names_the_install_command() -> None:
-    code = "import sys; sys.modules['pydantic_settings'] = None; import synap_realtime.{}"
+    code = "import sys; sys.modules['httptools'] = None; import synap_realtime.{}"
     done = subprocess.run(
         [sys.executable, "-c", code.format("server")], capture_output=True, text=True, check=False
     )
     assert done.stderr.splitlines()[-1] == (
-        'ImportError: the room server needs pydantic_settings: pip install "synap-realtime[server]"'
+        'ImportError: the room server needs httptools: pip install "synap-realtime[server]"'
     )
     done = subprocess.run(
         [sys.executable, "-c", code.format("cli as cli; sys.argv[1:] = ['serve']; cli.main()")],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import binascii
 import hashlib
+import hmac
 import json
 import math
 import re
@@ -57,8 +58,8 @@ class VerificationKey(NamedTuple):
     """A key that may have signed a token, prepared for its one algorithm.
 
     Attributes:
-        algorithm: an ``Algorithm`` of PyJWT.
-        key: as its ``prepare_key`` returned it.
+        algorithm: ``_Hs256``, or an ``Algorithm`` of PyJWT.
+        key: of the algorithm.
         anchor: see :attr:`Claims.anchor`.
     """
 
@@ -116,7 +117,7 @@ class Authenticator:
         self._jwks: dict[str, Jwks] = {}
         self._changes = 0
         current = keys.current()
-        if current.token_secrets or current.jwks_urls:
+        if current.jwks_urls or not all(map(_PLAIN_SECRET.fullmatch, current.token_secrets)):
             try:
                 import jwt  # noqa: F401
             except ImportError as error:
@@ -156,7 +157,7 @@ class Authenticator:
         anchor = _find_signer(signed, await self._candidates(self._ring.current(), signed.header))
         if anchor is None:
             raise InvalidTokenError("invalid signature: not signed by a key of this server")
-        members = _parse_payload(signed.payload)
+        members = _parse_object(signed.payload)
         if members is None:
             raise InvalidTokenError("malformed token: not a JWT")
         return self._parse_claims(members, token, anchor)
@@ -180,7 +181,7 @@ class Authenticator:
             signed = _parse_token(token)
         except InvalidTokenError:
             signed = None
-        members = None if signed is None else _parse_payload(signed.payload)
+        members = None if signed is None else _parse_object(signed.payload)
         if signed is None or members is None or not signed.signature:
             raise MalformedTokenError("expected a whole JWT: header, payload and signature")
         try:
@@ -244,16 +245,10 @@ class Authenticator:
     def _shared_keys(self, keys: Keys) -> Sequence[VerificationKey]:
         """Return the token secrets, which are prepared once and not for each token."""
         if keys is not self._prepared_for:
-            import jwt
-
-            hs256 = jwt.get_algorithm_by_name("HS256")
-            try:
-                self._prepared = [
-                    VerificationKey(hs256, hs256.prepare_key(secret), digest)
-                    for secret, digest in keys.token_secrets.items()
-                ]
-            except jwt.InvalidKeyError:  # a secret is a public key: algorithm confusion
-                raise InvalidTokenError("unsupported algorithm for the key") from None
+            self._prepared = [
+                VerificationKey(_Hs256, _prepare_secret(secret), digest)
+                for secret, digest in keys.token_secrets.items()
+            ]
             self._prepared_for = keys
         return self._prepared
 
@@ -362,14 +357,52 @@ class Authenticator:
             )
 
 
-@lru_cache(64)  # the headers of one issuer are mostly the same
-def _decode_header(segment: str) -> Mapping[str, Any]:
+class _Hs256:
+    """HMAC with SHA-256 (RFC 7518, section 3.2), in place of PyJWT's ``Algorithm``.
+
+    Loading PyJWT and its cryptography takes a tenth of the time that the server takes to start, and
+    most servers need neither.
+    """
+
+    @staticmethod
+    def verify(message: bytes, key: bytes, signature: bytes) -> bool:
+        return hmac.compare_digest(hmac.digest(key, message, "sha256"), signature)
+
+
+_PLAIN_SECRET = re.compile(r"[A-Za-z0-9_\-+/=.~]+")
+"""A secret that is no public key: PEM and SSH have spaces, JWK quotes, DER control characters."""
+
+
+def _prepare_secret(secret: str) -> bytes:
+    """Return the key of a secret.
+
+    Raises:
+        InvalidTokenError: the secret is a public key. Everyone could sign with it, see RFC 8725,
+            section 2.1.
+    """
+    if _PLAIN_SECRET.fullmatch(secret):
+        return secret.encode()
     import jwt
 
     try:
-        return jwt.get_unverified_header(f"{segment}.e30.")
-    except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
-        raise InvalidTokenError("malformed token: not a JWT") from None
+        key: bytes = jwt.get_algorithm_by_name("HS256").prepare_key(secret)
+    except jwt.InvalidKeyError:
+        raise InvalidTokenError("unsupported algorithm for the key") from None
+    return key
+
+
+@lru_cache(64)  # the headers of one issuer are mostly the same
+def _decode_header(segment: str) -> Mapping[str, Any]:
+    """Decode the header of a JWT (RFC 7515, section 4).
+
+    Raises:
+        ValueError: it is not a JSON object; its ``kid`` is not a string (section 4.1.4); or it says
+            that the payload is not base64url (RFC 7797).
+    """
+    header = _parse_object(_decode_segment(segment))
+    if header is None or not isinstance(header.get("kid", ""), str) or not header.get("b64", True):
+        raise ValueError("not the header of a JWT")
+    return header
 
 
 def _parse_token(token: str) -> SignedToken:
@@ -418,10 +451,10 @@ def _find_signer(token: SignedToken, candidates: Sequence[VerificationKey]) -> b
     return None
 
 
-def _parse_payload(payload: bytes) -> Mapping[str, Any] | None:
-    """Return the claims; None if the payload is not a JSON object in UTF-8."""
+def _parse_object(content: bytes) -> Mapping[str, Any] | None:
+    """Return the members of a JSON object; None if the bytes are not one in UTF-8."""
     try:
-        members = _decode_json(payload.decode())
+        members = _decode_json(content.decode())
     except (ValueError, RecursionError):
         return None
     return members if isinstance(members, dict) else None
