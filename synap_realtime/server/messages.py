@@ -233,6 +233,8 @@ class RequestError(Exception):
     Attributes:
         body: the members of the response's body.
         response: the response.
+        is_routine: whether clients that do nothing wrong meet it, so that it is only logged for
+            debugging.
     """
 
     def __init__(
@@ -243,15 +245,19 @@ class RequestError(Exception):
         details: str,
         headers: Mapping[str, str] | None = None,
         members: Mapping[str, int] = _NO_MEMBERS,
+        *,
+        is_routine: bool = False,
     ) -> None:
         """
         Args:
             members: further members of the body.
+            is_routine: see :class:`RequestError`.
         """
         super().__init__(error)
         self.body: dict[str, Any] = {"error": error, "details": details, "code": code, **members}
         content = json_response(status, self.body).body
         self.response = Response(status, content, headers or {}, error=self.body)
+        self.is_routine = is_routine
 
 
 def head_error(

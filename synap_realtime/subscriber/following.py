@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -13,8 +14,12 @@ from ..protocol.rooms import UserId, request_room
 from .aio import subscribe
 from .job import JobState, JobTracker
 from .options import Arguments, SubscriptionState, Token, check
+from .reconnect import Failure, ReconnectPolicy
 from .records import Job
 from .snapshots import get_job
+
+MAX_READS = 5
+"""How often the record is read again after a gap, while the server cannot be reached."""
 
 
 def follow_job(
@@ -85,19 +90,25 @@ class _Following:
             if view.state.is_finished:
                 return
             if self._has_gap:
-                record = await self._record()
+                # The server may just restart: what it does not answer now is not lost.
+                record = await self._record(MAX_READS)
                 if record is None or record.cursor == after:  # the log has no such position
                     record = None
                     yield view.gap()
             else:
                 record, has_read_all = None, True
 
-    async def _record(self) -> Job | None:
+    async def _record(self, max_retries: int = 0) -> Job | None:
         """Return the server's record; None if it has none, or cannot be asked."""
-        try:
-            return await get_job(self._request_id, self._url, self._token)
-        except ReadError:
-            return None  # the subscription meets the same problem, if it is one
+        policy = ReconnectPolicy(None, random.random)
+        while True:
+            try:
+                return await get_job(self._request_id, self._url, self._token)
+            except ReadError as error:
+                if not error.retriable or policy.count >= max_retries:
+                    return None  # the subscription meets the same problem, if it is one
+                failure = Failure(str(error))
+            await asyncio.sleep(policy.delay_after(failure, 0.0, self._room))
 
     async def _live(self, after: str, *, may_read_all: bool) -> AsyncGenerator[JobState, None]:
         """Yield the states that notifications lead to, until the job has ended, or after a gap.

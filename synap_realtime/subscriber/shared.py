@@ -265,6 +265,7 @@ class SharedConnection:
         """Leave a room until its consumer has caught up, and then continue at its position."""
         self._leave(room)
         room.status = RoomStatus.PAUSED
+        room.since = None
         room.subscription.paused.append(room)
         if room.progress.pause():
             room.put_gap()
@@ -317,11 +318,11 @@ class SharedConnection:
             self._keepalive.forget(room.name)
         up_s = 0.0 if room.since is None else self._clock() - room.since
         failure = replace(failure, retry_after_s=seconds(after_ms))
-        room.status = RoomStatus.WAITING
+        shown = f"{self.options.address.named}: {room.name}"
         try:
-            shown = f"{self.options.address.named}: {room.name}"
             delay_s = room.policy.delay_after(failure, up_s, shown)
         except SubscriptionError as error:
+            room.status = RoomStatus.WAITING  # there is nothing to leave
             self._end(room.subscription, error)
             return
         room.lose()

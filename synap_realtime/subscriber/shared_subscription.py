@@ -98,9 +98,13 @@ class SharedRoom:
         self.subscription.put(Queued(call, self, cursor))
 
     def lose(self) -> None:
-        """Note that the server has ended the room, or that the connection was lost."""
-        if self.status is RoomStatus.SUBSCRIBED:
-            self.status = RoomStatus.WAITING
+        """Note that the server has ended the room, or that the connection was lost.
+
+        An attempt to connect that failed loses nothing: the room was not subscribed.
+        """
+        if self.status is not RoomStatus.SUBSCRIBED:
+            return
+        self.status = RoomStatus.WAITING
         self.since = None
         if self.progress.lost():
             logger.info("replay repeatedly interrupted; possible gap")

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import synap_realtime
 from synap_realtime import BackgroundBroadcaster, JobState, ReadError, follow_job
 from synap_realtime.jobs import JobType, Recipient, Reporter, RunNotifications
 from synap_realtime.server import create_app
 from synap_realtime.server.config import load_settings
 from synap_realtime.server.serve import running_server
 from synap_realtime.subscriber import following
+from tests.support.polling import until
 from tests.support.program import free_port
 from tests.support.served_stores import KINDS, serving_store
 from tests.support.timeouts import TIMEOUT_S
+from tests.support.waits import SetWaits
 
 REPORT = JobType("report.creation")
 
@@ -160,6 +163,43 @@ async def test_after_a_gap_the_record_is_read_again(tmp_path: Path, *, ends: boo
     assert [state.status for state in seen][-1] == "success"
     assert seen[-1].text in ("Hello", "")
     assert ends or any(state.label == "Writing" for state in seen)
+
+
+async def test_a_server_that_restarts_after_a_gap_makes_no_text_incomplete(
+    url: str, monkeypatch: pytest.MonkeyPatch, set_waits: SetWaits
+) -> None:
+    """It cannot be asked for its record for a moment, which says nothing about the text."""
+    set_waits(initial_delay_s=0.01, max_delay_s=0.01)
+    get_job, failures = synap_realtime.get_job, 0
+    gaps: list[Callable[[str], object]] = []
+
+    async def get_job_later(*arguments: Any) -> Any:
+        nonlocal failures
+        if gaps and (failures := failures + 1) <= 3:
+            raise ReadError("could not be reached", retriable=True)
+        return await get_job(*arguments)
+
+    def subscribe(*arguments: Any, on_gap: Any, **options: Any) -> Any:
+        gaps.append(on_gap)
+        return synap_realtime.subscribe(*arguments, on_gap=on_gap, **options)
+
+    monkeypatch.setattr(following, "get_job", get_job_later)
+    monkeypatch.setattr(following, "subscribe", subscribe)
+    async with BackgroundBroadcaster(url) as broadcaster:
+        reporter = run(broadcaster)
+        reporter.started()
+        reporter.delta("Hello")
+        await reporter.aflush()
+        async with asyncio.timeout(TIMEOUT_S), aclosing(follow_job("r1", url)) as states:
+            seen = [await anext(states)]
+            waiting = asyncio.ensure_future(anext(states))
+            await until(lambda: gaps)
+            gaps[0]("request_r1")
+            await until(lambda: failures >= 3)
+            reporter.completed({})
+            seen += [await waiting, *[state async for state in states]]
+    assert [state.text for state in seen if not state.is_text_complete] == []
+    assert seen[-1].text == "Hello"
 
 
 async def client_broadcast(client: BackgroundBroadcaster, id: str) -> None:

@@ -71,11 +71,13 @@ class Network:
         now: the clock, in seconds.
         slept: the delays before reconnects, and to let consumers catch up.
         on_sleep: called during each of these delays.
+        connects: the results of the next attempts to connect; then they succeed.
     """
 
     def __init__(self) -> None:
         self.now = 0.0
         self.on_sleep: Callable[[], object] = lambda: None
+        self.connects: list[Failure] = []
         self.slept: list[float] = []
         checked = options.check(options.Arguments("user_1", URL))
         common = ConnectionOptions(checked.address, None)
@@ -114,7 +116,7 @@ class Network:
                     self.now += delay_s
                     self.on_sleep()
                 case steps.Connect():
-                    answer = SUBPROTOCOL_V2
+                    answer = self.connects.pop(0) if self.connects else SUBPROTOCOL_V2
                 case steps.Receive():
                     return
 
@@ -400,3 +402,20 @@ def test_interrupted_replay_of_one_of_several_rooms_is_requested_again(network: 
     assert network.sent()[0] == act("subscribe", "user_1", after="a-5")
     assert one.process() == ["n5"]
     assert one.gaps == ["user_1"], "the server reports a gap only at the end of a replay"
+
+
+@pytest.mark.parametrize("rooms", ["user_1", ROOMS], ids=["one", "several"])
+def test_failed_attempt_to_connect_interrupts_no_replay(
+    network: Network, rooms: str | list[str]
+) -> None:
+    """While the server restarts, each of them would count as a replay that may have lost a gap."""
+    one = Consumer(network, rooms, after={"user_1": "a-1"} if rooms is ROOMS else "a-1",
+                   max_reconnects=None)  # fmt: skip
+    network.connect()
+    network.receive(note("n5", "a-5", room="user_1"))
+    network.sent()
+    network.connects = [Failure("refused")] * 10
+    network.receive(Failure("cut"))
+    assert network.sent()[0] == act("subscribe", "user_1", after="a-1")
+    one.process()
+    assert one.gaps == []

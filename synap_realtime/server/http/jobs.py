@@ -49,7 +49,8 @@ class JobReads:
         if record is None:
             raise _not_found(
                 "there is no record of a job of this request: nothing has reported about one yet, "
-                "or the record has expired"
+                "or the record has expired",
+                is_routine=True,  # a client that follows a job asks before it has begun
             )
         return self._answer(request, {"job": record.to_wire(), "cursor": str(cursor)})
 
@@ -89,8 +90,8 @@ class JobReads:
         return response
 
 
-def _not_found(details: str) -> RequestError:
-    return RequestError(404, "not_found", "Not found", details)
+def _not_found(details: str, *, is_routine: bool = False) -> RequestError:
+    return RequestError(404, "not_found", "Not found", details, is_routine=is_routine)
 
 
 def _parse_query(query: Mapping[str, str]) -> JobQuery:

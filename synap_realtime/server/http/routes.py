@@ -180,17 +180,25 @@ class Router:
         except ERRORS as error:
             raise self._reject(request, error) from None
 
-    def record_error(self, request: Request, response: Response, user: str | None = None) -> None:
+    def record_error(
+        self,
+        request: Request,
+        response: Response,
+        user: str | None = None,
+        *,
+        is_routine: bool = False,
+    ) -> None:
         """Count and log an error.
 
         Args:
             user: the user of a token that is no longer valid.
+            is_routine: see :class:`RequestError`.
         """
         if response.error is not None:
             if request.claims is not None and response.status not in (429, 503):
                 self._limits.count_rejection(request.claims, request.address)
             self._metrics.errored(response.error["code"])
-            self._log_rejected(request, response.error, user)
+            self._log_rejected(request, response.error, user, is_routine=is_routine)
 
     def _check_peer(self, request: Request) -> None:
         """Check the origin of a page, and without keys every peer.
@@ -233,7 +241,8 @@ class Router:
         """Count and log an error, and return it as an error of HTTP."""
         user = error.user if isinstance(error, UnauthenticatedError) else None
         request_error = to_request_error(error)
-        self.record_error(request, request_error.response, user)
+        is_routine = request_error.is_routine
+        self.record_error(request, request_error.response, user, is_routine=is_routine)
         return request_error
 
     def _log_rejected(
@@ -242,6 +251,8 @@ class Router:
         problem: Mapping[str, str],
         user: str | None,
         code: CloseCode | None = None,
+        *,
+        is_routine: bool = False,
     ) -> None:
         room = request.room()
         if room is not None and self._access.is_credential(key_of(room)):
@@ -249,6 +260,7 @@ class Router:
         events.log_rejected(
             problem, request.address, room, request.claims,
             origin=request.headers.get("origin"), user=user, close_code=code,
+            is_routine=is_routine,
         )  # fmt: skip
 
 

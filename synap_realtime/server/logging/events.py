@@ -133,6 +133,7 @@ def log_rejected(
     origin: str | None = None,
     user: str | None = None,
     close_code: CloseCode | None = None,
+    is_routine: bool = False,
 ) -> None:
     """Log a request, a handshake or a notification of a batch that was rejected.
 
@@ -143,12 +144,14 @@ def log_rejected(
         origin: the origin of the page that sent the request.
         user: the user of a token that is no longer valid.
         close_code: the code with which an accepted handshake was closed.
+        is_routine: the client did nothing wrong, so the line is for debugging only.
     """
-    if logger.isEnabledFor(logging.INFO):
+    level = logging.DEBUG if is_routine else logging.INFO
+    if logger.isEnabledFor(level):
         # The details of an invalid request may repeat its content.
         details = problem["error" if problem["code"] == "invalid_request" else "details"]
         _write(
-            logging.INFO, "rejected", claims,
+            level, "rejected", claims,
             room=room, address=address, code=problem["code"], details=details,
             user=user if claims is None else claims.user,
             origin=None if origin is None else redacted_origin(origin),

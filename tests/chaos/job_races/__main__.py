@@ -89,6 +89,8 @@ class Races:
                 async for state in states:
                     if not course.has_written(state.text):
                         self.faults.append(f"a wrong text: {state}, but {course}")
+                    if not state.is_text_complete:
+                        self.faults.append(f"an incomplete text: {state}, but {course}")
         except TimeoutError:
             self.faults.append(f"{course.request_id}: stuck at {state}")
             return

@@ -23,6 +23,7 @@ from synap_realtime.server.logging.events import (
     MAX_LINES_PER_S,
     RateLimitFilter,
 )
+from synap_realtime.server.serve import running_server
 from tests.support.servers import Front
 from tests.support.timeouts import TIMEOUT_S
 
@@ -166,3 +167,21 @@ async def test_each_notification_of_a_batch_is_logged_with_its_room(
         ("invalid_request", "request_3", "7"),
         ("invalid_request", None, "7"),
     ]
+
+
+@pytest.mark.parametrize("level", [logging.INFO, logging.DEBUG])
+async def test_read_of_a_job_that_has_not_begun_is_logged_for_debugging(
+    caplog: pytest.LogCaptureFixture, level: int
+) -> None:
+    """A client that follows a job reads it first."""
+    caplog.set_level(level, logger="synap_realtime.server")
+    async with (
+        running_server(create_app()) as url,
+        httpx.AsyncClient(base_url=url) as client,
+    ):
+        assert (await client.get("/jobs/r1")).status_code == 404
+        assert (await client.get("/nothing")).status_code == 404
+    expected = ["there is no record", "see PROTOCOL.md"] if level == logging.DEBUG else ["see PROT"]
+    found = [str(each["details"]) for each in refusals(caplog)]
+    assert len(found) == len(expected)
+    assert all(details.startswith(start) for details, start in zip(found, expected, strict=True))
