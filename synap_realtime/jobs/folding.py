@@ -79,12 +79,12 @@ class GrowingText:
                 self._pieces.append(piece)
             return offset
 
-    def place(self, notification: Notification, offset: int) -> Notification:
-        """Return the notification of a piece with its offset."""
+    def placed(self, notification: Notification, offset: int) -> dict[str, Any]:
+        """Return the members of a piece's notification that say where the piece belongs."""
         with self._lock:
             if self._state is TextState.FOLDED:
-                return notification.model_copy(update={"fold": self._fold(offset)})
-        return notification.model_copy(update={"data": {**notification.data, "offset": offset}})
+                return {"fold": self._fold(offset)}
+        return {"data": {**notification.data, "offset": offset}}
 
     def correct(
         self, encoded: EncodedNotification, rejections: Mapping[Room, Rejection]
@@ -168,24 +168,23 @@ class EventMembers:
         self._folds = True
         self._is_known = True  # servers may reject members that they do not know
 
-    def select(self, notification: Notification, user_id: str | None) -> Notification:
-        """Return the notification with the members that the server takes.
+    def complete(
+        self, notification: Notification, members: dict[str, Any], user_id: str | None
+    ) -> Notification:
+        """Return a copy with further members, and without those that the server rejects.
 
         Args:
             user_id: the recipient, for the member ``job``.
         """
-        job = notification.job
-        if job is None:  # a piece of the text
-            return notification
-        if user_id is not None:
-            notification = notification.model_copy(update={"job": {**job, "userId": user_id}})
-        if not (self._folds and self._is_known):
-            notification = notification.model_copy()
-            members = notification.model_extra or {}
-            members.pop("fold", None)
+        if (job := notification.job) is not None and user_id is not None:
+            members["job"] = {**job, "userId": user_id}
+        completed = notification.model_copy(update=members)
+        if job is not None and not (self._folds and self._is_known):
+            extra = completed.model_extra or {}
+            extra.pop("fold", None)
             if not self._is_known:
-                members.pop("job", None)
-        return notification
+                extra.pop("job", None)
+        return completed
 
     def correct(
         self, encoded: EncodedNotification, rejections: Mapping[Room, Rejection]

@@ -11,13 +11,13 @@ import uuid
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
-from typing import SupportsFloat
+from datetime import timedelta
+from typing import Any, SupportsFloat
 
 from ..broadcast import BackgroundBroadcaster, background_broadcaster
 from ..broadcast.batch_queue import Order, QueuedNotification
 from ..errors import InvalidInputError, deciding_error
-from ..protocol.notification import Notification, format_timestamp
+from ..protocol.notification import Notification, now_as_timestamp
 from ..protocol.rooms import Room
 from ..tracing import TRACEPARENT, start_span
 from .arguments import MAX_DELTA, check_delta, check_progress
@@ -293,14 +293,14 @@ class Reporter:
         joined = stream.text + piece
         if stream.kind == "delta" and len(joined) <= MAX_DELTA:
             notification = self._lifecycle.delta(self._stream, stream.index, joined)
-            placed = stream.written.place(notification, offset - len(stream.text))
-            if self._replace(stream, placed):
+            placed = stream.written.placed(notification, offset - len(stream.text))
+            if self._replace(stream, notification, placed):
                 stream.text = joined
                 return
         stream.index += 1
         stream.text = piece
         notification = self._lifecycle.delta(self._stream, stream.index, piece)
-        self._post(stream, stream.written.place(notification, offset), is_piece=True)
+        self._post(stream, notification, placed=stream.written.placed(notification, offset))
         stream.kind = "delta"
 
     def _post(
@@ -309,9 +309,16 @@ class Reporter:
         notification: Notification,
         *,
         due: float = 0.0,
-        is_piece: bool = False,
+        placed: Mapping[str, Any] | None = None,
     ) -> None:
+        """Queue a notification.
+
+        Args:
+            due: the earliest time to send it, by the monotonic clock.
+            placed: for a piece of the text: :meth:`GrowingText.placed`.
+        """
         stream.kind = ""
+        is_piece = placed is not None
         # The end of the run ends its text, so all pieces must have been taken before. Deltas go to
         # the request's room only: a server that does not fold them retains a limited number of
         # notifications for a room, and deltas are numerous.
@@ -321,7 +328,7 @@ class Reporter:
         try:
             stream.last = self._broadcaster.post(
                 stream.rooms[-1:] if is_piece else stream.rooms,
-                self._for_recipient(stream, notification),
+                self._for_recipient(stream, notification, placed),
                 due=due,
                 after=stream.last,
                 order=order,
@@ -330,11 +337,17 @@ class Reporter:
         except Exception:  # noqa: BLE001 - logged with its traceback
             self._log_unpublished(notification)
 
-    def _replace(self, stream: _RecipientStream, notification: Notification) -> bool:
+    def _replace(
+        self,
+        stream: _RecipientStream,
+        notification: Notification,
+        placed: Mapping[str, Any] | None = None,
+    ) -> bool:
         if stream.last is None:
             return False
         try:
-            return self._broadcaster.replace(stream.last, self._for_recipient(stream, notification))
+            complete = self._for_recipient(stream, notification, placed)
+            return self._broadcaster.replace(stream.last, complete)
         except Exception:  # noqa: BLE001 - logged with its traceback
             self._log_unpublished(notification)
             return True
@@ -347,10 +360,18 @@ class Reporter:
             notification.type,
         )
 
-    def _for_recipient(self, stream: _RecipientStream, notification: Notification) -> Notification:
-        now = format_timestamp(datetime.now(UTC))
-        members = {"request_id": stream.recipient.request_id, "timestamp": now}
+    def _for_recipient(
+        self,
+        stream: _RecipientStream,
+        notification: Notification,
+        placed: Mapping[str, Any] | None,
+    ) -> Notification:
+        members: dict[str, Any] = {
+            "request_id": stream.recipient.request_id,
+            "timestamp": now_as_timestamp(),
+            **(placed or {}),
+        }
         if (traceparent := self.span.traceparent) is not None:
             members[TRACEPARENT] = traceparent
         user_id, _ = stream.recipient.ids
-        return stream.members.select(notification.model_copy(update=members), user_id)
+        return stream.members.complete(notification, members, user_id)

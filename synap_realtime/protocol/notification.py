@@ -196,6 +196,10 @@ def to_json_object(field: str, value: object) -> dict[str, Any]:
     return plain
 
 
+# ``json.dumps`` makes an encoder for each call.
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
 def encode_json(field: str, value: object) -> bytes:
     """Encode strict UTF-8 JSON: no NaN, no lone surrogates.
 
@@ -203,8 +207,7 @@ def encode_json(field: str, value: object) -> bytes:
         InvalidArgumentError: the value cannot be encoded.
     """
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        return text.encode()
+        return _ENCODER.encode(value).encode()
     except UnicodeEncodeError:
         raise InvalidArgumentError(field, "contains a lone surrogate, which is not text") from None
     except (TypeError, ValueError, RecursionError) as error:

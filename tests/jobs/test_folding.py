@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-from synap_realtime import BackgroundBroadcaster, subscribe
-from synap_realtime.broadcast.encoding import encode
+from synap_realtime import BackgroundBroadcaster, Notification, subscribe
+from synap_realtime.broadcast.encoding import EncodedNotification, encode
 from synap_realtime.broadcast.responses import Rejection
 from synap_realtime.jobs import JobType, Recipient, Reporter, RunNotifications
 from synap_realtime.jobs.folding import MAX_TEXT, GrowingText, TextState
@@ -416,8 +416,12 @@ def test_pieces_are_kept_only_while_they_may_be_sent_again() -> None:
         offset += 16_000
     assert offset > MAX_TEXT
     piece = RunNotifications(REPORT, "run1").delta("s", 9, "x")
-    assert written.place(piece, offset).fold is None
-    assert written.place(piece, offset).data["offset"] == offset
+    assert written.placed(piece, offset) == {"data": {**piece.data, "offset": offset}}
+
+
+def encode_piece(written: GrowingText, piece: Notification, text: str) -> EncodedNotification:
+    placed = piece.model_copy(update=written.placed(piece, written.append(text)))
+    return encode((request_room("r1"),), placed)
 
 
 @pytest.mark.parametrize(
@@ -433,7 +437,7 @@ def test_pieces_are_kept_only_while_they_may_be_sent_again() -> None:
 def test_a_text_stops_where_no_number_is_left(rejection: Rejection) -> None:
     written = GrowingText("k", 1000)
     piece = RunNotifications(REPORT, "run1").delta("s", 0, "abc")
-    encoded = encode((request_room("r1"),), written.place(piece, written.append("abc")))
+    encoded = encode_piece(written, piece, "abc")
     assert written.correct(encoded, {request_room("r1"): rejection}) == []
     assert written.state is TextState.STOPPED
 
@@ -442,6 +446,6 @@ def test_a_text_stops_where_no_number_is_left(rejection: Rejection) -> None:
 def test_other_rejections_are_not_corrected(code: str) -> None:
     written = GrowingText("k", 1000)
     piece = RunNotifications(REPORT, "run1").delta("s", 0, "abc")
-    encoded = encode((request_room("r1"),), written.place(piece, written.append("abc")))
+    encoded = encode_piece(written, piece, "abc")
     assert written.correct(encoded, {request_room("r1"): Rejection(code)}) == []
     assert written.state is TextState.FOLDED
