@@ -67,6 +67,8 @@ def test_names_the_missing_package_and_the_install_command(
     ("missing", "arguments", "extra"),
     [
         ("typer", ["token", "42"], "cli"),
+        ("typer", ["serve", "--help"], "server"),
+        ("typer", ["demo"], "demo"),
         ("prometheus_client", ["serve"], "server"),
         ("httptools", ["serve"], "server"),
         ("fastapi", ["demo"], "demo"),
@@ -101,3 +103,12 @@ def test_an_import_error_of_our_own_code_is_not_blamed_on_a_missing_package() ->
     done = run_without("synap_realtime.jobs.extent", "import synap_realtime.integrations.celery")
     assert "synap_realtime.jobs.extent" in done.stderr.splitlines()[-1]
     assert "pip install" not in done.stderr
+
+
+def test_under_uvx_the_whole_command_is_named() -> None:
+    code = "sys.argv[1:] = ['demo', '--once']; from synap_realtime.cli import main; main()"
+    hide = "import os; os.environ.pop('VIRTUAL_ENV', None)"
+    done = run_without("fastapi", f"{hide}; {code}", UV="/usr/bin/uv")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith('synap-realtime: synap-realtime demo needs fastapi: uvx --from "')
+    assert line.endswith('[demo]" synap-realtime demo')

@@ -71,6 +71,7 @@ def test_broadcasting_imports_little_else() -> None:
     inner = {name.split(".")[1] for name in ours if "." in name}
     assert inner == {
         "broadcast",
+        "documentation",
         "endpoint",
         "errors",
         "event_loops",

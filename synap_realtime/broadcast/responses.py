@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import httpx
 
+from ..documentation import Topic, see
 from ..endpoint import retry_after_s
 from ..errors import ConfigurationError
 from ..network import BoundedBody, find_proxy, reason_of, tls_problem
@@ -99,7 +100,11 @@ def response_from_error(endpoint: Endpoint, error: Exception) -> ApiResponse:
     reason = _bounded(reason_of(error))
     if way:
         reason = reason.partition(";")[0]  # the text names the server, not the proxy
-    return ApiResponse(error=f"{endpoint.named} could not be reached{way}: {reason}")
+    link = see(Topic.NO_PUBLISH)
+    return ApiResponse(error=f"{endpoint.named} could not be reached{way}: {reason}{link}")
+
+
+_TOPICS = {401: Topic.CREDENTIALS, 403: Topic.PERMISSIONS}
 
 
 def _way(endpoint: Endpoint) -> str:
@@ -285,7 +290,8 @@ def _describe(endpoint: Endpoint, status: int, headers: Mapping[str, str], body:
         case str(text) if text.strip():
             return f"{said}: {_bounded(text.strip())}"
     hint = _key_hint(endpoint) if status == 401 else ""
-    return f"{said}{_reason(endpoint, body)}{hint}"
+    topic = _TOPICS.get(status)
+    return f"{said}{_reason(endpoint, body)}{hint}{see(topic) if topic else ''}"
 
 
 def _reason(endpoint: Endpoint, body: object) -> str:

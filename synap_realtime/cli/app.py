@@ -14,7 +14,7 @@ from .doctor import doctor
 from .generate_keys import generate_keys
 from .generate_types import generate_types
 from .init import init
-from .messages import name_option, usage_message
+from .messages import link_for, name_option, usage_message
 from .publish import publish
 from .serve import ServeCommand, serve
 from .subscribe import subscribe
@@ -67,7 +67,8 @@ def run() -> int:
     except typer.Abort:  # Ctrl-C in Typer before 0.20
         return console.INTERRUPTED
     except SynapRealtimeError as error:
-        console.say(name_option(str(error), typer.main.get_command(app)))
+        text = name_option(str(error), typer.main.get_command(app))
+        console.say(text + link_for(error))
         return 2
 
 

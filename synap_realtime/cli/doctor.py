@@ -54,10 +54,10 @@ def doctor(
     """Check the configuration and the path to the room server.
 
     The checks are about keys, certificate, store, clock and a notification's round trip. Each
-    finding names the fix. The checks read the settings of serve and of the application
-    (REALTIME_URL, REALTIME_API_KEY, REALTIME_TOKEN_SECRET, REALTIME_PUBLIC_URL) from the
-    environment, and publish one notification to a room that nothing else uses. Exits with 1 if a
-    check fails.
+    finding names the fix, and the page that explains it. The checks read the settings of serve and
+    of the application (REALTIME_URL, REALTIME_API_KEY, REALTIME_TOKEN_SECRET, REALTIME_PUBLIC_URL)
+    from the environment, and publish one notification to a room that nothing else uses. Exits with
+    1 if a check fails.
     """
     given = {
         "keys_file": keys_file,

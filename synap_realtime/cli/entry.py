@@ -5,10 +5,13 @@ from __future__ import annotations
 import sys
 
 from ..errors import SynapRealtimeError
-from ..extras import install, lacks
+from ..extras import MissingExtraError, install, lacks
 from ..redaction import redacted
 from . import console
 from .start import read_arguments, start
+
+_EXTRAS = {"demo": "demo", "serve": "server"}
+"""The extra that brings all that a command needs, for the commands that need more than ``cli``."""
 
 
 def main() -> None:
@@ -38,10 +41,12 @@ def _run() -> int:
             return 0
         return _run_typer()
     except SynapRealtimeError as error:
-        console.say(str(error))
+        from .messages import link_for  # here: for an error alone
+
+        console.say(str(error) + link_for(error))
     except ImportError as error:
         text = str(error)
-        if "pip install" not in text:
+        if not isinstance(error, MissingExtraError):
             text = f"cannot be loaded ({text}): {install('server', 'cli')}"
         console.say(text)
     except OSError as error:
@@ -55,5 +60,6 @@ def _run_typer() -> int:
     try:
         from .app import run
     except ImportError as error:
-        raise ImportError(lacks("this command", error, "cli")) from None
+        extra = next((_EXTRAS[word] for word in sys.argv[1:2] if word in _EXTRAS), "cli")
+        raise MissingExtraError(lacks("this command", error, extra)) from None
     return run()

@@ -22,8 +22,9 @@ def init(
         ),
     ] = None,
 ) -> None:
-    """Write a small working project: a job, a web app with a page, and their tests.
+    """Write a small working project to start from.
 
+    It has a job, a web app with a page, the settings of the room server, and tests of all of it.
     The room server's keys are new ones, in the file .env. Nothing is installed and nothing is
     started; the commands for this are printed, and they are in the project's README.md.
     """

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from ..documentation import Topic, see
+from ..errors import ConfigurationError
 from ..redaction import redacted
 
 _OPTIONS = {"api_key": "key", "user_id": "user", "requestId": "request_id"}
@@ -33,6 +35,12 @@ def name_option(text: str, group: Any) -> str:
     return text
 
 
+def link_for(error: Exception) -> str:
+    """Return the end of an error's message: the page about starting the server, if that failed."""
+    starts = isinstance(error, ConfigurationError) and sys.argv[1:2] == ["serve"]
+    return see(Topic.NO_START) if starts else ""
+
+
 def _command_name(group: Any) -> str | None:
     return next((word for word in sys.argv[1:] if word in group.commands), None)
 
@@ -56,5 +64,5 @@ def usage_message(error: Any, group: Any) -> str | None:
         return None
     words = ["synap-realtime", _command_name(group)]
     command = context.command_path if context else " ".join(filter(None, words))
-    problem = redacted(" ".join(text.split())).rstrip(".")
+    problem = redacted(" ".join(text.split())).rstrip(".").replace(": Value error, ", ": ")
     return f"{problem} (see: {command} --help)"

@@ -34,7 +34,11 @@ def publish(
     room: Annotated[str, typer.Argument(help="The room, such as user_42 or request_7f3a.")],
     type: Annotated[str, typer.Argument(help="The dotted type, such as note.creation.completed.")],
     data: Annotated[
-        str, typer.Argument(help="The payload, a JSON object. - reads it from stdin.")
+        str,
+        typer.Argument(
+            help="The payload, a JSON object. - reads it from stdin. Default: {}.",
+            show_default=False,
+        ),
     ] = "{}",
     status: Annotated[
         str | None, typer.Option(help="The status: pending, success or error.")

@@ -28,7 +28,9 @@ def token(
     scope: Annotated[
         str,
         typer.Option(
-            help="Scopes, separated by spaces: subscribe, broadcast, presence, metrics, admin."
+            help="Scopes, separated by spaces: subscribe, broadcast, presence, metrics, admin. "
+            "Default: subscribe.",
+            show_default=False,
         ),
     ] = "subscribe",
     device: Annotated[str | None, typer.Option(help="The name of the user's device.")] = None,

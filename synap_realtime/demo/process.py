@@ -47,7 +47,8 @@ def run(
         open_backend: opens the adapters for the database, the files and the replies.
 
     Raises:
-        ConfigurationError: the port or the folder is in use, or a setting is invalid.
+        ConfigurationError: the port or the folder is in use or cannot be used, or a setting is
+            invalid.
     """
     logging.basicConfig(
         level=os.environ.get("LOG_LEVEL", "WARNING" if once else "INFO"),
@@ -59,7 +60,7 @@ def run(
             data = Path(
                 stack.enter_context(tempfile.TemporaryDirectory(prefix="synap-realtime-demo-"))
             )
-        data.mkdir(parents=True, exist_ok=True)
+        _make_writable(data)
         config = Config(data.absolute(), app_url=_local(_app_port(port)))
         return asyncio.run(_run(config, room_server, open_backend, show, once=once))
 
@@ -127,6 +128,17 @@ async def started(
                 await local.registered()
         say("notes app", config.app_url)
         yield config
+
+
+def _make_writable(folder: Path) -> None:
+    """Make the folder if there is none, and try to write to it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        problem = f"cannot write to {folder}: {error.strerror}"
+        raise ConfigurationError(f"--data: {problem}; name another folder") from error
 
 
 def inngest_dev() -> str | None:

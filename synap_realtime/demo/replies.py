@@ -28,7 +28,7 @@ async def offline_reply(prompts: Sequence[str]) -> AsyncIterator[str]:
     words = len(prompts[-1].split())
     text = (
         f"I read your {words} words, “{prompts[-1][:80]}”. This is message {len(prompts)} of our "
-        "conversation. (No model wrote this: examples/notes_app shows how to use one.)"
+        "conversation. (No model wrote this. The tutorial “Replies of a language model” has one.)"
     )
     pause_s = 0.05
     if "#long" in prompts[-1]:

@@ -21,16 +21,19 @@ class Finding:
         check: the subject, one or two words.
         found: the result.
         advice: how to fix it; empty if there is nothing to fix.
+        page: the address of the page that explains it; empty if nothing is wrong.
     """
 
     level: Literal["ok", "warn", "fail"]
     check: str
     found: str
     advice: str = ""
+    page: str = ""
 
     def __str__(self) -> str:
         text = f"{self.found}; {self.advice}" if self.advice else self.found
-        return f"{self.level:<4}  {self.check:<13}  {text}"
+        link = f" ({self.page})" if self.page else ""
+        return f"{self.level:<4}  {self.check:<13}  {text}{link}"
 
 
 def of_server(finding: Finding) -> Finding:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
 from ..extras import install
 from .context import CheckContext, load_client_config, load_server_config
 from .finding import Finding, of_server, redact
+from .pages import page_for
 from .timeouts import TIMEOUT_S, run_in_thread
 
 LIMIT_S = 30.0
@@ -47,7 +49,8 @@ async def run_checks(url: str | None, given: Mapping[str, Any]) -> AsyncGenerato
         async with aclosing(_run_module(name, context)) as findings:
             async for finding in findings:
                 labelled = of_server(finding) if is_of_server else finding
-                yield redact(labelled, context.secrets)
+                page = "" if finding.level == "ok" else page_for(finding.check)
+                yield replace(redact(labelled, context.secrets), page=page)
 
 
 async def _run_module(name: str, context: CheckContext) -> AsyncGenerator[Finding]:

@@ -147,8 +147,8 @@ class ServerSettings(BaseModel):
     """Write to large rooms with io_uring where the kernel has it."""
 
     allowed_origins: tuple[str, ...] = ()
-    """Browser origins that may connect beside loopback ones, separated by commas:
-    https://app.example.com."""
+    """The origins of the pages that may connect, separated by commas: https://app.example.com.
+    Without keys, pages of loopback origins may connect, too; with keys, they need to be listed."""
 
     # See stores.open_store.
     store: str = "memory://"

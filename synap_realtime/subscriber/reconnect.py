@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from ..documentation import Topic, see
 from ..endpoint import retry_after_s
 from ..errors import SubscriptionError
 from ..protocol import rejections
@@ -66,6 +67,15 @@ class Failure:
     def code(self) -> int | None:
         return self.status or self.close_code
 
+    @property
+    def topic(self) -> Topic:
+        """The page of the documentation that explains it."""
+        if self.status == 401 or self.close_code == CloseCode.UNAUTHORIZED:
+            return Topic.CREDENTIALS
+        if self.status == 403:
+            return Topic.PERMISSIONS
+        return Topic.NO_CONNECTION if self.close_code is None else Topic.CLOSE_CODES
+
 
 class ReconnectPolicy:
     """Counts consecutive reconnects and computes the delay before the next."""
@@ -90,13 +100,15 @@ class ReconnectPolicy:
             SubscriptionError: no reconnect may follow.
         """
         if failure.is_final:
-            raise SubscriptionError(f"{shown}: {failure.reason}", code=failure.code)
+            link = see(failure.topic)
+            raise SubscriptionError(f"{shown}: {failure.reason}{link}", code=failure.code)
         ended_with_token = failure.close_code == CloseCode.TOKEN_EXPIRED
         if up_s >= (STABLE_WITH_TOKEN_S if ended_with_token else STABLE_AFTER_S):
             self.count = 0
         if self._attempts is not None and self.count >= self._attempts:
             raise SubscriptionError(
-                f"{shown}: {failure.reason} (gave up after {self.count} attempts to reconnect)",
+                f"{shown}: {failure.reason} (gave up after {self.count} attempts to reconnect)"
+                f"{see(failure.topic)}",
                 code=failure.code,
                 retriable=True,
             )

@@ -13,6 +13,7 @@ from urllib.parse import quote, urlencode
 
 import httpx
 
+from ..documentation import see
 from ..endpoint import ServerUrl, authorization_header
 from ..errors import InvalidArgumentError, ReadError
 from ..event_loops import running_loop
@@ -318,7 +319,8 @@ def _decode(read: _Read, answer: _Answer) -> dict[str, Any]:
         raise _NotFoundError(rejections.reason_of(content))
     if answer.status != 200:
         failure = from_http_response(answer.status, answer.headers, answer.body)
-        message = f"{read.address.named}: {failure.reason}"
+        link = see(failure.topic) if failure.is_final else ""
+        message = f"{read.address.named}: {failure.reason}{link}"
         raise ReadError(message, code=answer.status, retriable=not failure.is_final)
     if not isinstance(content, dict):
         raise _invalid(read, "it answered with no JSON object")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from .. import __version__
 from ..errors import ConfigurationError
+from ..extras import installed_from
 
 _HERE = Path(__file__).parent
 _RENAMED = {"env.example": ".env.example", "gitignore": ".gitignore"}
@@ -26,7 +27,6 @@ _EXAMPLES = {
     "api_key": "a-long-random-key",
     "token_secret": "a-secret-of-at-least-32-bytes-that-only-the-servers-know",
     "session_secret": "another-long-random-secret",
-    "version": __version__,
 }
 
 
@@ -42,6 +42,7 @@ def create_project(template: Template, folder: Path) -> list[Path]:
     """Write a project. Return its files, relative to the folder.
 
     ``.env`` has new secrets and mode 0600; ``.env.example`` has the same names without secrets.
+    ``requirements.txt`` names the file that this package was installed from, if it was one.
 
     Args:
         folder: a new or an empty folder.
@@ -80,10 +81,21 @@ def _files(template: Template) -> Iterator[tuple[str, bytes]]:
     for name, path in sources.items():
         content = path.read_bytes()
         if name in _FILLED:
-            yield _RENAMED.get(name, name), _fill(content, _EXAMPLES)
+            yield _RENAMED.get(name, name), _fill(content, {**_EXAMPLES, **_origin()})
         else:
             yield _RENAMED.get(name, name), content
     yield ".env", _fill(sources["env.example"].read_bytes(), _new_secrets())
+
+
+def _origin() -> dict[str, str]:
+    """Return where pip gets this package: from the same file, else from the package index."""
+    released = f">={__version__}"
+    if (url := installed_from()) is None:
+        return {"comment": "", "version": released}
+    comment = (
+        f"# A file of this machine. With a release of the package, write {released} instead.\n"
+    )
+    return {"comment": comment, "version": f" @ {url}"}
 
 
 def _new_secrets() -> dict[str, str]:

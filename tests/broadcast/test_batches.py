@@ -16,6 +16,7 @@ from synap_realtime import AsyncBroadcaster, Broadcaster, BroadcastResult
 from synap_realtime.broadcast import batch_queue, encoding
 from synap_realtime.broadcast.batch_queue import QueuedNotification, QueueLimits
 from synap_realtime.broadcast.sender import Sender
+from synap_realtime.documentation import Topic, see
 from synap_realtime.testing import RealtimeRecorder
 from tests.support.timeouts import TIMEOUT_S
 
@@ -253,7 +254,14 @@ async def test_notification_that_fails_a_whole_batch_fails_alone(
 
 
 @pytest.mark.parametrize(
-    ("status", "hint"), [(401, "; set REALTIME_API_KEY to one of the server's API keys"), (403, "")]
+    ("status", "hint"),
+    [
+        (
+            401,
+            f"; set REALTIME_API_KEY to one of the server's API keys{see(Topic.CREDENTIALS)}",
+        ),
+        (403, see(Topic.PERMISSIONS)),
+    ],
 )
 async def test_authentication_failure_is_every_callers_result(
     gate: Gate, callers: Callers, status: int, hint: str

@@ -15,6 +15,7 @@ import respx
 import uuid_utils
 
 from synap_realtime import BroadcastError, ConfigurationError, InvalidArgumentError, NoteCreated
+from synap_realtime.documentation import Topic, see
 
 from .conftest import Publish
 
@@ -109,13 +110,14 @@ def test_retries_transient_failures_with_the_same_id(publish: Publish, status: i
 @respx.mock
 @pytest.mark.parametrize("status", [401, 403, 413, 415, 422, 302])
 def test_other_statuses_are_final_and_reported(publish: Publish, status: int) -> None:
-    hint = "; set REALTIME_API_KEY to one of the server's API keys" if status == 401 else ""
+    key = "; set REALTIME_API_KEY to one of the server's API keys"
+    hints = {401: f"{key}{see(Topic.CREDENTIALS)}", 403: see(Topic.PERMISSIONS)}
     body = {"error": "No", "details": "because", "code": "no"}
     route = respx.post(f"{URL}/broadcast").respond(status, json=body)
     result = send(publish)
     assert not result.success
     assert result.attempts == route.call_count == 1
-    assert result.error == f"{URL} (url=) answered {status}: No: because{hint}"
+    assert result.error == f"{URL} (url=) answered {status}: No: because{hints.get(status, '')}"
     assert result.rooms == ()
     with pytest.raises(BroadcastError, match="No: because"):
         result.raise_for_status()
@@ -263,7 +265,8 @@ def test_partial_delivery_is_not_a_success(publish: Publish) -> None:
     assert not result.success
     assert result.rooms == ("user_42",)
     assert result.broadcast_count == 1
-    assert result.error == f"request_r1: {URL} (url=) answered 403: Forbidden"
+    reason = f"answered 403: Forbidden{see(Topic.PERMISSIONS)}"
+    assert result.error == f"request_r1: {URL} (url=) {reason}"
 
 
 @respx.mock

@@ -13,6 +13,7 @@ import pytest
 from synap_realtime.broadcast.endpoint import Endpoint
 from synap_realtime.broadcast.responses import ApiResponse
 from synap_realtime.broadcast.retry import RetryPolicy
+from synap_realtime.documentation import Topic, see
 from tests.broadcast.hostile_server import answering, raw
 
 from .conftest import Publish
@@ -128,7 +129,7 @@ def test_an_unreachable_server_is_named_with_the_systems_reason(publish: Publish
     url = f"http://127.0.0.1:{closed_port()}"
     error = publish(*NOTIFICATION, options={"url": url, "deadline_s": 0.3}).error
     refused = "Connection refused; is the server running (synap-realtime serve)?"
-    assert error == f"{url} (url=) could not be reached: {refused}"
+    assert error == f"{url} (url=) could not be reached: {refused}{see(Topic.NO_PUBLISH)}"
 
 
 def test_an_unknown_name_is_not_a_server_that_does_not_run(publish: Publish) -> None:

@@ -44,6 +44,14 @@ def test_names_a_port_that_is_in_use(tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_names_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = run(tmp_path, "--data", str(tmp_path / "file" / "in"))
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"synap-realtime: --data: cannot write to {tmp_path}/file/in: ")
+
+
 def test_refuses_keys_which_its_page_does_not_have(tmp_path: Path) -> None:
     done = run(tmp_path, "--port", "0", SYNAP_REALTIME_TOKEN_SECRETS=SECRET)
     assert done.returncode == 2

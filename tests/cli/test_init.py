@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from synap_realtime import ConfigurationError
+from synap_realtime import ConfigurationError, __version__, templates
 from synap_realtime.templates import Template, create_project
 from tests.support.command_line import COMMAND
 from tests.support.timeouts import TIMEOUT_S
@@ -37,6 +37,23 @@ def test_accepts_an_empty_folder_with_a_space(tmp_path: Path) -> None:
     done = run(tmp_path, "fastapi-celery", "my app")
     assert "cd 'my app'\n" in done.stdout
     assert (tmp_path / "my app" / "app.py").exists()
+
+
+@pytest.mark.parametrize(
+    ("url", "requirement"),
+    [
+        (None, f">={__version__}"),
+        ("file:///my%20dist/synap.whl", " @ file:///my%20dist/synap.whl"),
+    ],
+)
+def test_requires_the_package_from_where_it_was_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str | None, requirement: str
+) -> None:
+    monkeypatch.setattr(templates, "installed_from", lambda: url)
+    create_project(Template.FASTAPI_CELERY, tmp_path / "new")
+    lines = (tmp_path / "new" / "requirements.txt").read_text().splitlines()
+    assert f"synap-realtime[auth,celery,server]{requirement}" in lines
+    assert any(line.startswith("#") for line in lines) == (url is not None)
 
 
 @pytest.mark.parametrize("name", ["README.md", ".git"])

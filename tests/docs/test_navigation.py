@@ -11,8 +11,9 @@ import pytest
 
 from website.pages import ROOT, sources
 
+from .headings import FENCE, anchors
+
 NAV = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]["nav"]
-FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:|mailto:)([^)#\s]*)(?:#([^)\s]+))?\)")
 PAGES = sources()
 
@@ -34,15 +35,6 @@ def test_each_page_is_in_the_navigation_once() -> None:
     # The records of decisions are listed by their index.
     pages = {page for page in PAGES.values() if not re.match(r"adr/\d", page)}
     assert sorted(entries(NAV)) == sorted(pages)
-
-
-def anchors(file: str) -> set[str]:
-    """Return the anchors of the headings of a file, as the site has them."""
-    text = FENCE.sub("", (ROOT / file).read_text())
-    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-    return {
-        re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", each).strip().lower()) for each in headings
-    }
 
 
 @pytest.mark.parametrize("file", PAGES)

@@ -25,7 +25,7 @@ async def test_json_for_programs_and_1_if_something_failed() -> None:
     code, out, errors = await run("doctor", "--url", "http://127.0.0.1:9", "--json")
     assert (code, errors) == (1, "")
     found = [json.loads(line) for line in out.splitlines()]
-    assert all(each.keys() == {"level", "check", "found", "advice"} for each in found)
+    assert all(each.keys() == {"level", "check", "found", "advice", "page"} for each in found)
     assert [each["check"] for each in found if each["level"] == "fail"] == ["network"]
 
 

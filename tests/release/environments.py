@@ -63,9 +63,14 @@ class Environment:
 
     def variables(self) -> dict[str, str]:
         """Return variables of which none leads to the repository."""
+        return self.variables_of(self.bin)
+
+    @staticmethod
+    def variables_of(folder: Path) -> dict[str, str]:
+        """Return variables of which none leads to the repository; the folder leads the path."""
         names = ("HOME", "LANG", "PATH", "SSL_CERT_FILE", "XDG_CACHE_HOME")
         kept = {name: os.environ[name] for name in names if name in os.environ}
-        kept["PATH"] = os.pathsep.join([str(self.bin), kept["PATH"]])
+        kept["PATH"] = os.pathsep.join([str(folder), kept["PATH"]])
         return kept | {
             key: value for key, value in os.environ.items() if key.startswith(("PIP_", "UV_"))
         }

@@ -51,7 +51,7 @@ def project(
     assert done.returncode == 0, done.stderr
     assert "honcho start" in done.stdout
     folder = environment.folder / "my app"
-    environment.install(wheel, "-r", folder / "requirements.txt")
+    environment.install("-r", folder / "requirements.txt")
     return Project(request.param, environment, folder)
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 
 from tests.support.timeouts import TIMEOUT_S
 
-from .environments import Environment
+from .environments import BIN, Environment
 
 
 @contextmanager
@@ -164,6 +165,34 @@ def test_the_demo_serves_its_page_and_stops_at_ctrl_c(
     finally:
         process.kill()
         process.communicate()
+
+
+def uvx(folder: Path, source: str, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command by ``uvx --from source``, in an empty folder and with an empty HOME."""
+    variables = Environment.variables_of(folder) | {"HOME": str(folder / "home")}
+    variables.pop("XDG_CACHE_HOME", None)
+    working = folder / "working"
+    working.mkdir()
+    return subprocess.run(
+        [BIN / "uvx", "--python", sys.executable, "--from", source, *command],
+        cwd=working, env=variables, capture_output=True, text=True, timeout=20 * TIMEOUT_S,
+        check=False,
+    )  # fmt: skip
+
+
+def test_uvx_runs_the_demo_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
+    done = uvx(tmp_path, f"{wheel}[demo]", "synap-realtime", "demo", "--once", "--port", "0")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "5 of 5 jobs ended as expected." in done.stdout
+    assert list((tmp_path / "working").iterdir()) == []
+
+
+def test_uvx_without_the_extra_names_the_command_that_has_it(wheel: Path, tmp_path: Path) -> None:
+    done = uvx(tmp_path, str(wheel), "synap-realtime", "demo")
+    assert done.returncode == 2
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("synap-realtime: ")
+    assert line.endswith(f': uvx --from "{wheel}[demo]" synap-realtime demo')
 
 
 def test_the_demo_without_its_extra_says_so_in_one_line(

@@ -176,7 +176,8 @@ def test_missing_server_extra_names_the_install_command() -> None:
         [sys.executable, "-c", code.format("server")], capture_output=True, text=True, check=False
     )
     assert done.stderr.splitlines()[-1] == (
-        'ImportError: the room server needs httptools: pip install "synap-realtime[server]"'
+        "synap_realtime.extras.MissingExtraError: the room server needs httptools: "
+        'pip install "synap-realtime[server]"'
     )
     done = subprocess.run(
         [sys.executable, "-c", code.format("cli as cli; sys.argv[1:] = ['serve']; cli.main()")],
