@@ -72,6 +72,7 @@ class _Following:
         running_loop("follow_job()", "iterate subscribe_sync() in a thread")
         view = self._view
         has_read_all = False
+        gaps_here = 0  # those after the same cursor
         record = await self._record()
         while True:
             after = "earliest"
@@ -92,7 +93,8 @@ class _Following:
             if self._has_gap:
                 # The server may just restart: what it does not answer now is not lost.
                 record = await self._record(MAX_READS)
-                if record is None or record.cursor == after:  # the log has no such position
+                gaps_here = gaps_here + 1 if record is not None and record.cursor == after else 0
+                if record is None or gaps_here > 1:  # the log has no such position
                     record = None
                     yield view.gap()
             else:
