@@ -32,22 +32,27 @@ SECRETS = {f"{VALKEY}/password": "p" * 40}
 NODE_FOLDER, VALKEY_FOLDER, DATA = "/etc/synap-realtime", "/etc/valkey", "/data"
 
 _CLI = f"""\
-#!{sys.executable}
+#!{sys.executable} -SE
 # What valkey.sh uses of valkey-cli, where a machine has neither that nor redis-cli.
-import os, sys
-from redis import Redis
+import os, socket, sys
 _, _, host, _, port, *command = sys.argv
-client = Redis(host, int(port), password=os.environ["REDISCLI_AUTH"] or None)
-reply = client.execute_command(*command)
-def lines(value):
-    if isinstance(value, dict):
-        value = [each for pair in value.items() for each in pair]
-    if isinstance(value, (list, tuple)):
-        return [line for each in value for line in lines(each)]
-    if isinstance(value, bytes):
-        return [value.decode()]
-    return [{{True: "OK", None: ""}}.get(value, str(value))]
-print("\\n".join(lines(reply)))
+stream = socket.create_connection((host, int(port))).makefile("rwb")
+def ask(*words):
+    stream.write(b"*%d\\r\\n" % len(words))
+    for word in words:
+        stream.write(b"$%d\\r\\n%s\\r\\n" % (len(word), word.encode()))
+    stream.flush()
+    return read()
+def read():
+    kind, size = (line := stream.readline())[:1], line[1:-2]
+    if kind == b"*":
+        return [each for _ in range(int(size)) for each in read()]
+    if kind == b"$":
+        return [stream.read(int(size) + 2)[:-2].decode() if int(size) >= 0 else ""]
+    return [size.decode()]
+if password := os.environ["REDISCLI_AUTH"]:
+    ask("AUTH", password)
+print("\\n".join(ask(*command)))
 """
 
 
@@ -191,15 +196,19 @@ class Cluster:
         return Container(command, hooks, variables, log)
 
     def primary(self) -> int | None:
-        """Return the number of the pod whose server the Sentinels call the primary."""
+        """Return the number of the pod with the primary of the latest configuration."""
+        selves = [each["valkey"].variables["SELF"] for each in self.valkey]
+        latest: tuple[int, int] | None = None
         for pod in self.valkey:
-            sentinel = pod["sentinel"].variables["SELF"].rpartition(":")
-            with contextlib.suppress(RedisError), Redis(sentinel[0], int(sentinel[2])) as client:
+            host, _, port = pod["sentinel"].variables["SELF"].rpartition(":")
+            with contextlib.suppress(RedisError), Redis(host, int(port), protocol=2) as client:
+                client.response_callbacks.clear()
+                state = client.execute_command("SENTINEL", "MASTER", "main")
+                epoch = int(dict(zip(state[::2], state[1::2], strict=True))[b"config-epoch"])
                 found = client.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "main")
-                host, port = (each.decode() for each in found)
-                selves = [each["valkey"].variables["SELF"] for each in self.valkey]
-                return selves.index(f"{host}:{port}")
-        return None
+                name = b":".join(found).decode()
+                latest = max(latest or (-1, 0), (epoch, selves.index(name)))
+        return None if latest is None else latest[1]
 
     def replicas(self) -> list[Any]:
         """Return the replicas that the first Sentinel knows."""

@@ -1,9 +1,10 @@
 #!/bin/sh
 # Run a Valkey server or a Sentinel under a stable name, where addresses change with each start.
 #   valkey.sh server | sentinel    start it
-#   valkey.sh check-server         fail unless it serves as the primary, or as a replica that has caught up
+#   valkey.sh check-server         fail unless the Sentinels call it the primary, or it is a replica of that
+#                                  one that has caught up
 #   valkey.sh check-sentinel       fail unless the Sentinel answers
-#   valkey.sh check-process        fail unless the server answers anything, such as that it loads its data
+#   valkey.sh check-process        fail unless the server waits for the Sentinels, or answers anything
 #   valkey.sh hand-over            before a server stops: if it is the primary, make a replica the primary
 # Environment:
 #   SELF             name:port of this server or Sentinel, as the others reach it
@@ -15,6 +16,7 @@
 #   DOWN_AFTER_MS    how long a primary does not answer until it is replaced; default 5000
 set -eu
 data=${DATA:-/data}
+waiting=$data/waiting  # this file is there before the server is started
 wait_s=60  # for a failover, with two more tries
 umask 077
 
@@ -31,47 +33,70 @@ cli() {
 server() { REDISCLI_AUTH=$VALKEY_PASSWORD cli "$SELF" "$@"; }
 sentinel() { REDISCLI_AUTH='' cli "$@"; }
 
-# The primary as name:port, by the first Sentinel that answers; nothing if none does.
+# One line: the epoch of its configuration, the primary as name:port, the number of replicas, the flags.
+ask_sentinel() {
+    sentinel "$1" SENTINEL MASTER main | {
+        while read -r field && read -r value; do
+            case $field in
+                ip) name=$value ;;
+                port) number=$value ;;
+                flags) flags=$value ;;
+                config-epoch) epoch=$value ;;
+                num-slaves) replicas=$value ;;
+            esac
+        done
+        [ -z "${epoch:-}" ] || echo "$epoch $name:$number $replicas $flags"
+    }
+}
+
+# The lines of all Sentinels that answer, the latest configuration first.
+ask_sentinels() { for each in $SENTINELS; do ask_sentinel "$each" & done | sort -r -n; }
+
+# The primary as name:port; nothing during a failover, or unless most of the Sentinels answer. One alone
+# may know an earlier primary only, such as the one in this pod, which was down together with the server.
 known_primary() {
-    for each in $SENTINELS; do
-        answer=$(sentinel "$each" SENTINEL GET-MASTER-ADDR-BY-NAME main | paste -s -d : -) || continue
-        case $answer in *:[0-9]*) echo "$answer" && return ;; esac
-    done
+    answers=$(ask_sentinels)
+    set -- $SENTINELS
+    [ "$(echo "$answers" | grep -c .)" -gt $(($# / 2)) ] || return 0
+    case $answers in *failover_in_progress*) return 0 ;; esac
+    echo "$answers" | head -n 1 | cut -d ' ' -f 2
 }
 
 # The number of replicas that the Sentinels have seen; 0 in a new installation.
 known_replicas() {
-    for each in $SENTINELS; do
-        answer=$(sentinel "$each" SENTINEL MASTER main | grep -A 1 -x num-slaves | tail -n 1) || continue
-        case $answer in [0-9]*) echo "$answer" && return ;; esac
-    done
-    echo 0
+    answer=$(ask_sentinels | cut -d ' ' -f 3 | sort -r -n | head -n 1)
+    echo "${answer:-0}"
 }
 
 role() { server ROLE | head -n 1; }
 
+# A server that took the role it had could be a second primary.
+wait_for_primary() {
+    waits=0
+    while primary=$(known_primary) && [ -z "$primary" ]; do
+        [ $((waits % 50)) != 0 ] || log "$SELF is not started: most Sentinels do not answer, or a failover runs; waiting"
+        waits=$((waits + 1))
+        sleep 0.2  # a Sentinel that has started gives the primary DOWN_AFTER_MS
+    done
+}
+
 # An empty primary would make its replicas delete everything: let the Sentinels choose a replica first.
 wait_for_successor() {
     end=$(($(date +%s) + wait_s))
-    while [ "$(known_primary)" = "$SELF" ] && [ "$(date +%s)" -lt "$end" ]; do
+    while [ "$primary" = "$SELF" ] && [ "$(date +%s)" -lt "$end" ]; do
         log "this primary has no data, and a replica may have it: waiting for a failover"
         sleep 1
+        wait_for_primary
     done
 }
 
 start_server() {
     file=$data/valkey.conf
-    primary=$(known_primary)
+    : >"$waiting"
+    wait_for_primary
     if [ "$primary" = "$SELF" ] && [ ! -e "$data/appendonlydir" ] && [ "$(known_replicas)" -gt 0 ]; then
         wait_for_successor
-        primary=$(known_primary)
     fi
-    # Without Sentinels, a server takes the role that it had; a new one that of a new installation.
-    if [ -z "$primary" ] && [ -e "$file" ]; then
-        primary=$(sed -n 's/^replicaof \(.*\) \(.*\)$/\1:\2/p' "$file" | tr -d '"')
-        primary=${primary:-$SELF}
-    fi
-    primary=${primary:-${SERVERS%% *}}
     {
         cat "${VALKEY_CONFIG:-/dev/null}"
         echo "port $(port "$SELF")"
@@ -83,6 +108,7 @@ start_server() {
         [ "$primary" = "$SELF" ] || echo "replicaof $(host "$primary") $(port "$primary")"
     } >"$file.new"
     mv "$file.new" "$file"
+    rm "$waiting"
     log "starting $SELF; the primary is $primary"
     exec valkey-server "$file"
 }
@@ -93,7 +119,7 @@ start_sentinel() {
     if [ -s "$file" ]; then
         grep -v '^sentinel auth-pass ' "$file" >"$file.new" || true
     else
-        primary=$(known_primary)
+        primary=$(ask_sentinels | head -n 1 | cut -d ' ' -f 2)
         primary=${primary:-${SERVERS%% *}}
         set -- $SENTINELS
         {
@@ -116,7 +142,14 @@ start_sentinel() {
 }
 
 check_server() {
-    server INFO replication | tr -d '\r' | grep -q -x -e role:master -e master_link_status:up
+    state=$(server INFO replication | tr -d '\r')
+    case $state in
+        *role:master*) follows=$SELF ;;
+        *master_link_status:up*)
+            follows=$(echo "$state" | sed -n -e 's/^master_host://p' -e 's/^master_port://p' | paste -s -d : -) ;;
+        *) return 1 ;;
+    esac
+    [ "$(known_primary)" = "$follows" ]
 }
 
 # A coordinated failover waits until the replica has every write. Valkey before 9 and Redis lack it.
@@ -144,8 +177,8 @@ case ${1:-} in
     server) start_server ;;
     sentinel) start_sentinel ;;
     check-server) check_server ;;
-    check-process) [ -n "$(server PING)" ] ;;
+    check-process) [ -e "$waiting" ] || [ -n "$(server PING)" ] ;;
     check-sentinel) [ "$(sentinel "$SELF" PING)" = PONG ] ;;
     hand-over) hand_over ;;
-    *) sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+    *) sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac
