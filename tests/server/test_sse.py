@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
 import httpx
+import pytest
 
 from synap_realtime import AsyncBroadcaster
 from synap_realtime.server import create_app
@@ -87,6 +88,9 @@ async def test_a_stream_that_does_not_read_is_drained_and_resumes(rooms: str) ->
         httpx.AsyncClient(base_url=rooms) as client,
     ):
         async with asyncio.timeout(TIMEOUT_S):
+            received = b""
+            while b"synap.subscribed" not in received:  # until then, it has no backlog
+                received += await loop.sock_recv(sleeper, 65536)
             sent = 0
             for sent in range(200):
                 result = await broadcaster.broadcast_success(
@@ -96,7 +100,6 @@ async def test_a_stream_that_does_not_read_is_drained_and_resumes(rooms: str) ->
                     break
             while (await client.get("/rooms/user_1/health")).json()["connections"]:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
-            received = b""
             try:
                 while chunk := await loop.sock_recv(sleeper, 65536):
                     received += chunk
@@ -110,6 +113,44 @@ async def test_a_stream_that_does_not_read_is_drained_and_resumes(rooms: str) ->
     data = json.loads(subscribed.removeprefix("data: "))
     assert data["recovered"] is True
     assert data["replayed"] > 0
+
+
+HANDSHAKE = (
+    "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("target", "fields"),
+    [
+        ("/rooms/user_1/events?after=earliest", ""),
+        ("/events?room=user_1&room=user_2&after=earliest", ""),
+        ("/rooms/user_1/subscribe?after=earliest", HANDSHAKE),
+    ],
+    ids=["stream", "composite stream", "WebSocket"],
+)
+async def test_peer_that_reads_nothing_of_its_replay_is_closed(
+    rooms: str, set_waits: SetWaits, target: str, fields: str
+) -> None:
+    """It has no backlog that could grow, only the time in which nothing was read."""
+    set_waits(slow_consumer_timeout_s=0.5)
+    where = urlsplit(rooms)
+    loop = asyncio.get_running_loop()
+    async with AsyncBroadcaster(rooms) as broadcaster, httpx.AsyncClient(base_url=rooms) as client:
+        for _ in range(80):
+            await broadcaster.broadcast_success("1", "a.x", {"x": "y" * 100_000})
+        with socket.socket() as sleeper:
+            sleeper.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sleeper.setblocking(False)
+            await loop.sock_connect(sleeper, (where.hostname, where.port))
+            head = f"GET {target} HTTP/1.1\r\nHost: localhost\r\n{fields}\r\n"
+            await loop.sock_sendall(sleeper, head.encode())
+            closed = 'synap_realtime_server_disconnects_total{reason="slow_consumer"} 1'
+            async with asyncio.timeout(TIMEOUT_S):
+                while closed not in (await client.get("/metrics")).text:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+            assert (await client.get("/rooms/user_1/health")).json()["connections"] == 0
 
 
 async def test_draining_server_sends_closing_and_ends_the_stream(front: Front) -> None:
