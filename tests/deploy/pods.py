@@ -210,11 +210,14 @@ class Cluster:
                 latest = max(latest or (-1, 0), (epoch, selves.index(name)))
         return None if latest is None else latest[1]
 
-    def replicas(self) -> list[Any]:
-        """Return the replicas that the first Sentinel knows."""
-        host, _, port = self.valkey[0]["sentinel"].variables["SELF"].rpartition(":")
-        with Redis(host, int(port)) as client:
-            return list(client.execute_command("SENTINEL", "REPLICAS", "main"))
+    def known_replicas(self) -> int:
+        """Return how many replicas every Sentinel knows."""
+        counts = []
+        for pod in self.valkey:
+            host, _, port = pod["sentinel"].variables["SELF"].rpartition(":")
+            with Redis(host, int(port)) as client:
+                counts.append(len(client.execute_command("SENTINEL", "REPLICAS", "main")))
+        return min(counts)
 
     def ask(self, pod: int, *command: str) -> Any:
         """Ask the server of a pod."""
