@@ -212,12 +212,19 @@ class Cluster:
 
     def known_replicas(self) -> int:
         """Return how many replicas every Sentinel knows."""
-        counts = []
+        return min(len(each) for each in self._ask_sentinels("SENTINEL", "REPLICAS", "main"))
+
+    def ask_often(self) -> None:
+        """Let the Sentinels ask the servers for their replicas each second."""
+        self._ask_sentinels("SENTINEL", "DEBUG", "INFO-PERIOD", "1000")
+
+    def _ask_sentinels(self, *command: str) -> list[Any]:
+        answers = []
         for pod in self.valkey:
             host, _, port = pod["sentinel"].variables["SELF"].rpartition(":")
             with Redis(host, int(port)) as client:
-                counts.append(len(client.execute_command("SENTINEL", "REPLICAS", "main")))
-        return min(counts)
+                answers.append(client.execute_command(*command))
+        return answers
 
     def ask(self, pod: int, *command: str) -> Any:
         """Ask the server of a pod."""

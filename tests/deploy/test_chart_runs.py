@@ -26,9 +26,13 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+FAST = ("--set", "valkey.config=repl-diskless-sync-delay 0")
+"""A primary sends its data to a new replica without waiting for more of them."""
+
+
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    rendered = release("minimal", "--set", "valkey.downAfterMilliseconds=1000")
+    rendered = release("minimal", *FAST, "--set", "valkey.downAfterMilliseconds=1000")
     with running_cluster(rendered, tmp_path, KEYS) as started:
         yield started
 
@@ -36,13 +40,13 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 @pytest.fixture
 def patient_cluster(tmp_path: Path) -> Iterator[Cluster]:
     """Its primary may take the default of 5 s to start before it is replaced."""
-    with running_cluster(release("minimal"), tmp_path, KEYS) as started:
+    with running_cluster(release("minimal", *FAST), tmp_path, KEYS) as started:
         yield started
 
 
 @pytest.fixture(params=["replica", "disk"])
 def durable_cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]:
-    rendered = release("minimal", "--set", f"valkey.durability={request.param}")
+    rendered = release("minimal", *FAST, "--set", f"valkey.durability={request.param}")
     with running_cluster(rendered, tmp_path, KEYS) as started:
         yield started
 
@@ -208,7 +212,8 @@ async def test_primary_that_lost_its_disk_empties_no_replica(
 
 
 async def until_replicas_are_known(cluster: Cluster) -> None:
-    """Each Sentinel asks the primary every ten seconds, and replaces it only by one it knows."""
+    """A Sentinel learns of replicas when it asks the primary: every ten seconds by default."""
+    await asyncio.to_thread(cluster.ask_often)
     async with asyncio.timeout(TIMEOUT_S):
         while await asyncio.to_thread(cluster.known_replicas) < 2:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
