@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
-import base64
-import inspect
 import json
-import time
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any
 from urllib.parse import quote, urlencode
 
-import httpx
-
 from ..documentation import see
-from ..endpoint import ServerUrl, authorization_header
 from ..errors import InvalidArgumentError, ReadError
-from ..event_loops import running_loop
-from ..network import BoundedBody, deadline, reason_of, tls_problem
 from ..protocol import rejections
 from ..protocol.job_state import STATUSES, JobStatus
 from ..protocol.rooms import UserId, request_room, user_room
-from .options import Arguments, Token, brought, check
+from .fetching import ReadAnswer, ReadRequest, fetch, fetch_sync, invalid
+from .options import Arguments, Token, check
 from .reconnect import from_http_response
 from .records import Job, JobList, parse_job_record
 
 TIMEOUT_S = 10.0
 MAX_LIMIT = 1000
-MAX_RESPONSE_BYTES = 4 * 1024 * 1024
-"""Maximum size of a response. A text has at most 1 MiB, and a list ends at about as much."""
 
 
 async def get_job(
@@ -58,7 +48,7 @@ async def get_job(
     See PROTOCOL.md, "Job state".
     """
     read = _job_read(request_id, url, token, timeout_s)
-    return _read_job(read, await _fetch(read, "get_job()"))
+    return _read_job(read, await fetch(read, "get_job()"))
 
 
 def get_job_sync(
@@ -70,7 +60,7 @@ def get_job_sync(
 ) -> Job | None:
     """Return how the job of a request stands: the synchronous twin of :func:`get_job`."""
     read = _job_read(request_id, url, token, timeout_s)
-    return _read_job(read, _fetch_sync(read))
+    return _read_job(read, fetch_sync(read))
 
 
 async def list_jobs(
@@ -104,7 +94,7 @@ async def list_jobs(
     See PROTOCOL.md, "Job state".
     """
     read = _list_read(user_id, url, token, status, type, limit, after, timeout_s)
-    return _read_list(read, await _fetch(read, "list_jobs()"))
+    return _read_list(read, await fetch(read, "list_jobs()"))
 
 
 def list_jobs_sync(
@@ -120,27 +110,10 @@ def list_jobs_sync(
 ) -> JobList:
     """Return the jobs of a user: the synchronous twin of :func:`list_jobs`."""
     read = _list_read(user_id, url, token, status, type, limit, after, timeout_s)
-    return _read_list(read, _fetch_sync(read))
+    return _read_list(read, fetch_sync(read))
 
 
-class _Read(NamedTuple):
-    """The validated arguments of a request."""
-
-    address: ServerUrl
-    target: str
-    token: Token
-    timeout_s: float
-
-
-class _Answer(NamedTuple):
-    """A response, whose body is complete."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-
-def _job_read(request_id: UserId, url: str | None, token: Token, timeout_s: float) -> _Read:
+def _job_read(request_id: UserId, url: str | None, token: Token, timeout_s: float) -> ReadRequest:
     room = request_room(request_id)
     target = f"/jobs/{quote(room.partition('_')[2], safe='')}"
     return _read(room, target, url, token, timeout_s)
@@ -155,7 +128,7 @@ def _list_read(
     limit: int,
     after: str | None,
     timeout_s: float,
-) -> _Read:
+) -> ReadRequest:
     room = user_room(user_id)
     statuses = _statuses(status)
     for field, value, expected in (
@@ -182,129 +155,19 @@ def _statuses(given: object) -> list[str]:
     raise InvalidArgumentError("status", f"expected some of {', '.join(sorted(STATUSES))}")
 
 
-def _read(room: str, target: str, url: str | None, token: Token, timeout_s: float) -> _Read:
+def _read(room: str, target: str, url: str | None, token: Token, timeout_s: float) -> ReadRequest:
     options = check(Arguments(room, url, token))
     given: object = timeout_s
     if not isinstance(given, int | float) or isinstance(given, bool) or not 0 < given < 86_400:
         raise InvalidArgumentError("timeout_s", f"expected seconds, more than 0; got {given!r}")
-    return _Read(options.address, target, token, float(timeout_s))
-
-
-def _request(read: _Read, token: str | None) -> httpx.Request:
-    """Build the request. A token replaces the URL's user and password."""
-    url = read.address.url
-    headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
-    if token:
-        headers["Authorization"] = authorization_header("token", token)
-    elif url.userinfo:
-        basic = base64.b64encode(f"{url.username}:{url.password}".encode()).decode()
-        headers["Authorization"] = f"Basic {basic}"
-    base = _base(url)
-    timeout = httpx.Timeout(read.timeout_s).as_dict()
-    return httpx.Request(
-        "GET", f"{base}{read.target}", headers=headers, extensions={"timeout": timeout}
-    )
-
-
-def _base(url: httpx.URL) -> str:
-    scheme = {"ws": "http", "wss": "https"}.get(url.scheme, url.scheme)
-    return str(url.copy_with(scheme=scheme, username=None, password=None)).rstrip("/")
-
-
-async def _fetch(read: _Read, caller: str) -> _Answer:
-    running_loop(caller, f"call {caller.replace('()', '_sync()')}")
-    from ..transport import AsyncTransport
-
-    token = await _token(read)
-    try:
-        async with asyncio.timeout(read.timeout_s):
-            transport = AsyncTransport(httpx.URL(_base(read.address.url)))
-            try:
-                response = await transport.handle_async_request(_request(read, token))
-                assert isinstance(response.stream, httpx.AsyncByteStream)  # noqa: S101 - as in httpx
-                body = _body(response)
-                try:
-                    async for chunk in response.stream:
-                        _add(read, body, chunk)
-                finally:
-                    await response.stream.aclose()
-            finally:
-                await transport.aclose()
-    except _FAILURES as error:
-        raise _failed(read, error) from None
-    return _Answer(response.status_code, response.headers, body.content)
-
-
-async def _token(read: _Read) -> str | None:
-    if not callable(read.token):
-        return read.token
-    given = read.token()
-    if inspect.isawaitable(given):
-        try:
-            async with asyncio.timeout(read.timeout_s) as limit:
-                given = await given
-        except TimeoutError:
-            if not limit.expired():
-                raise  # raised by the function itself
-            raise ReadError("the token function timed out", retriable=True) from None
-    return brought(given)
-
-
-def _fetch_sync(read: _Read) -> _Answer:
-    from ..transport import DeadlineTransport
-
-    token = brought(read.token()) if callable(read.token) else read.token
-    try:
-        transport = DeadlineTransport(httpx.URL(_base(read.address.url)))
-        try:
-            with deadline(time.monotonic() + read.timeout_s):
-                response = transport.handle_request(_request(read, token))
-                assert isinstance(response.stream, httpx.SyncByteStream)  # noqa: S101 - as in httpx
-                body = _body(response)
-                try:
-                    for chunk in response.stream:
-                        _add(read, body, chunk)
-                finally:
-                    response.stream.close()
-        finally:
-            transport.close()
-    except _FAILURES as error:
-        raise _failed(read, error) from None
-    return _Answer(response.status_code, response.headers, body.content)
-
-
-_FAILURES = (TimeoutError, httpx.RequestError, httpx.InvalidURL, OSError, UnicodeError)
-
-
-def _body(response: httpx.Response) -> BoundedBody:
-    return BoundedBody(response, MAX_RESPONSE_BYTES)
-
-
-def _add(read: _Read, body: BoundedBody, chunk: bytes) -> None:
-    if body.encoding:
-        raise _invalid(read, f"it answered with Content-Encoding {body.encoding!r}")
-    if not body.add(chunk):
-        raise _invalid(read, f"it answered with more than {MAX_RESPONSE_BYTES} bytes")
-
-
-def _failed(read: _Read, error: Exception) -> ReadError:
-    named = read.address.named
-    if (problem := tls_problem(error)) is not None:
-        return ReadError(f"{named} {problem}")
-    if isinstance(error, TimeoutError | httpx.TimeoutException):
-        return ReadError(f"{named} did not answer in time", retriable=True)
-    return ReadError(f"{named} could not be reached: {reason_of(error)}", retriable=True)
-
-
-def _invalid(read: _Read, problem: str) -> ReadError:
-    return ReadError(f"{read.address.named} is not a room server ({problem}); check the URL")
+    return ReadRequest(options.address, target, token, float(timeout_s))
 
 
 class _NotFoundError(Exception):
     """The server has no such record; the reason, if it gave one."""
 
 
-def _decode(read: _Read, answer: _Answer) -> dict[str, Any]:
+def _decode(read: ReadRequest, answer: ReadAnswer) -> dict[str, Any]:
     """Return the content of a response.
 
     Raises:
@@ -323,22 +186,22 @@ def _decode(read: _Read, answer: _Answer) -> dict[str, Any]:
         message = f"{read.address.named}: {failure.reason}{link}"
         raise ReadError(message, code=answer.status, retriable=not failure.is_final)
     if not isinstance(content, dict):
-        raise _invalid(read, "it answered with no JSON object")
+        raise invalid(read, "it answered with no JSON object")
     return content
 
 
-def _read_job(read: _Read, answer: _Answer) -> Job | None:
+def _read_job(read: ReadRequest, answer: ReadAnswer) -> Job | None:
     try:
         content = _decode(read, answer)
     except _NotFoundError:
         return None
     cursor = content.get("cursor")
     if not isinstance(cursor, str):
-        raise _invalid(read, "its answer has no cursor")
+        raise invalid(read, "its answer has no cursor")
     return _job(read, content.get("job"), cursor)
 
 
-def _read_list(read: _Read, answer: _Answer) -> JobList:
+def _read_list(read: ReadRequest, answer: ReadAnswer) -> JobList:
     try:
         content = _decode(read, answer)
     except _NotFoundError as reason:
@@ -346,13 +209,13 @@ def _read_list(read: _Read, answer: _Answer) -> JobList:
         raise ReadError(message, code=404) from None
     jobs, cursor, following = content.get("jobs"), content.get("cursor"), content.get("next")
     if not isinstance(jobs, list) or not isinstance(cursor, str):
-        raise _invalid(read, "its answer has no jobs")
+        raise invalid(read, "its answer has no jobs")
     found = tuple([_job(read, each) for each in jobs])
     return JobList(found, cursor, following if isinstance(following, str) else None)
 
 
-def _job(read: _Read, wire: object, cursor: str = "") -> Job:
+def _job(read: ReadRequest, wire: object, cursor: str = "") -> Job:
     try:
         return parse_job_record(wire, cursor)
     except ValueError as error:
-        raise _invalid(read, f"its answer has {error}") from None
+        raise invalid(read, f"its answer has {error}") from None

@@ -35,9 +35,10 @@ from ..base import (
 from ..clock import RunningClock
 from ..folds import with_offset
 from .database import DATABASE_ERRORS, Database
+from .pending import AckKey, PendingValues
 from .reader import DatabaseReader
 from .write_queue import Health, WriteQueue, WriteRequest
-from .writer import AckKey, DatabaseWriter, InsertResult, PendingValues
+from .writer import DatabaseWriter, InsertResult
 
 logger = logging.getLogger(__name__)
 

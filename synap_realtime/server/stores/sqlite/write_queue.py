@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from ...errors import StoreUnavailableError
 from ..base import Publication, PublishResult
 from .database import Database
-from .writer import AckKey, DatabaseWriter, InsertResult, Pending, PendingValues
+from .pending import AckKey, Pending, PendingValues
+from .writer import DatabaseWriter, InsertResult
 
 logger = logging.getLogger(__name__)
 

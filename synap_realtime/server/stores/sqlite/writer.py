@@ -8,58 +8,24 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Generic, TypeVar
 
 from ....errors import ConfigurationError
 from ....protocol.folding import Fold
 from ....protocol.job_state import JobEvent, run_of_key
 from ....protocol.rooms import Room, is_control_room
-from ..base import DEVICE_AGE_S, MAX_DEVICES, Publication, Retention
+from ..base import MAX_DEVICES, Publication, Retention
 from ..clock import OffsetClock
 from ..folds import Conflict, Effect
-from .database import Database, last_offset, trimmed_key
+from .database import Database, last_offset
+from .deletion import Deletion
 from .jobs import JobTable
 from .keys import KeyTable
-
-K = TypeVar("K")
-
-Pending = tuple[int]
-"""A value. Two of the same value are different objects, so that a later one is recognized."""
-
-
-class PendingValues(Generic[K]):
-    """The latest values that are not in the file yet, in the order in which they were set.
-
-    The event loop changes them. The writing thread takes a snapshot, which it hands back once it is
-    in the file.
-    """
-
-    def __init__(self) -> None:
-        self._values: dict[K, Pending] = {}
-
-    def get(self, key: K) -> int | None:
-        value = self._values.get(key)
-        return None if value is None else value[0]
-
-    def set(self, key: K, value: int) -> None:
-        """Set a value, which is then the last in the order."""
-        self._values.pop(key, None)
-        self._values[key] = (value,)
-
-    def snapshot(self) -> Mapping[K, Pending]:
-        """Return a copy of all values. Safe in any thread."""
-        return self._values.copy()
-
-    def discard(self, written: Mapping[K, Pending]) -> None:
-        """Remove the values of a snapshot, except those that were set again since."""
-        for key, value in written.items():
-            if self._values.get(key) is value:
-                del self._values[key]
-
+from .pending import AckKey, Pending
+from .room_cache import CachedRoom, RoomCache
+from .statements import MAX_ROWS, execute_values
 
 _CLOCK_INTERVAL_S = 60.0  # a crash loses at most this much of the store's running time
 
-_ROWS = (64, 8, 1)  # rows per statement: few sizes, so that SQLite's statement cache has each
 _EXTRA_DELETES = 15  # surplus entries deleted beside as many as were inserted
 _MAX_ROOMS = 16_384  # rooms in the writer's cache
 _AMPLE_FACTOR = 8  # without this many times the size free on the disk, a trial write is made
@@ -68,10 +34,6 @@ _IDLE_HEAD_INTERVAL_US = 10_000_000
 _CHECKPOINT_BYTES = 32 * 1024 * 1024
 """A larger write-ahead log is moved into the database file even while notifications are
 published."""
-
-
-AckKey = tuple[Room, str | None]
-"""A room and a device; None stands for the whole room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,61 +57,6 @@ class InsertResult:
         return not self.duplicate and self.conflict is None
 
 
-class _Room:
-    """A room in the writer's cache.
-
-    Attributes:
-        entry_count: the number of entries in its log.
-        pending_growth: entries that were inserted since the number was last written.
-    """
-
-    __slots__ = ("entry_count", "id", "name", "pending_growth")
-
-    def __init__(self, id: int, name: Room, entry_count: int) -> None:
-        self.id = id
-        self.name = name
-        self.entry_count = entry_count
-        self.pending_growth = 0
-
-
-class _Rooms:
-    """A cache of the rooms that were published to recently."""
-
-    def __init__(self) -> None:
-        self._by_name: dict[Room, _Room] = {}
-        self._by_id: dict[int, _Room] = {}
-
-    def __len__(self) -> int:
-        return len(self._by_id)
-
-    def find(self, db: sqlite3.Connection, name: Room) -> _Room:
-        """Return a room of the file. Create it if it is new."""
-        room = self._by_name.get(name)
-        if room is None:
-            row = db.execute("SELECT id, entry_count FROM room WHERE name = ?", (name,)).fetchone()
-            if row is None:
-                row = db.execute(
-                    "INSERT INTO room (name, trimmed_offset)"
-                    " SELECT ?, value FROM meta WHERE name = ? RETURNING id, entry_count",
-                    (name, trimmed_key(name)),
-                ).fetchone()
-            room = _Room(row[0], name, row[1])
-            self._by_name[name] = self._by_id[room.id] = room
-        return room
-
-    def decrement(self, id: int) -> None:
-        if (room := self._by_id.get(id)) is not None:
-            room.entry_count -= 1
-
-    def remove(self, id: int) -> None:
-        if (room := self._by_id.pop(id, None)) is not None:
-            del self._by_name[room.name]
-
-    def clear(self) -> None:
-        self._by_name.clear()
-        self._by_id.clear()
-
-
 class DatabaseWriter:
     """Performs all writes to the file. Use it from one thread."""
 
@@ -160,7 +67,7 @@ class DatabaseWriter:
         self._connected = False
         self._generation = 0
         self._connect()
-        self._rooms = _Rooms()
+        self._rooms = RoomCache()
         (self.epoch,) = self._db.execute("SELECT value FROM meta WHERE name = 'epoch'").fetchone()
         self._offsets = OffsetClock(last_offset(self._db))
         self.idle_head = last_offset(self._db)
@@ -192,8 +99,8 @@ class DatabaseWriter:
             inserted = iter(
                 [
                     result
-                    for start in range(0, len(publications), _ROWS[0])
-                    for result in self._insert(publications[start : start + _ROWS[0]])
+                    for start in range(0, len(publications), MAX_ROWS)
+                    for result in self._insert(publications[start : start + MAX_ROWS])
                 ]
             )
             results = [list(islice(inserted, len(call))) for call in calls]
@@ -208,7 +115,7 @@ class DatabaseWriter:
                 "UPDATE dedupe SET broadcast_count = ? WHERE offset = ?",
                 [(count, offset) for offset, (count,) in counts.items()],
             )
-            self._sweep(sweep)
+            Deletion(self._db, self._rooms).sweep(self._retention, self._file.now(), sweep)
             clock = self._file.now()
             self._db.execute("UPDATE meta SET value = ? WHERE name = 'clock'", (clock,))
         self._saved_clock = clock
@@ -350,18 +257,20 @@ class DatabaseWriter:
             if publication.fold is None or (publication.fold.keeps_id and result.is_new):
                 ids.append((offset, *key, now + self._retention.dedupe_window_s))
                 known[key] = InsertResult(offset, duplicate=True, count=0)
-        self._execute_values(
-            "INSERT INTO entry (offset, room_id, expires_at, text) VALUES {}", entries
+        execute_values(
+            self._db, "INSERT INTO entry (offset, room_id, expires_at, text) VALUES {}", entries
         )
-        self._execute_values(
-            "INSERT OR REPLACE INTO dedupe (offset, room_id, id, expires_at) VALUES {}", ids
+        execute_values(
+            self._db,
+            "INSERT OR REPLACE INTO dedupe (offset, room_id, id, expires_at) VALUES {}",
+            ids,
         )
         self._update_counts(rooms)
         return results
 
     def _fold(
         self,
-        room: _Room,
+        room: CachedRoom,
         publication: Publication,
         fold: Fold,
         at: tuple[int, float, float],
@@ -386,7 +295,7 @@ class DatabaseWriter:
             room.pending_growth += 1
         return InsertResult(at[0], duplicate=False, count=0, fold=fold.placed_at(placed.offset))
 
-    def _apply_job(self, room: _Room, job: JobEvent, jobs: JobTable) -> None:
+    def _apply_job(self, room: CachedRoom, job: JobEvent, jobs: JobTable) -> None:
         """Change the record of a job, and end the keys of a run that has ended."""
         jobs.apply(room.name, job)
         if job.is_ending:
@@ -397,7 +306,8 @@ class DatabaseWriter:
         self, keys: Sequence[tuple[int, str]], now: float
     ) -> dict[tuple[int, str], InsertResult]:
         """Return the keys that are in the file already, with the result of their first publish."""
-        rows = self._execute_values(
+        rows = execute_values(
+            self._db,
             "SELECT room_id, id, offset, broadcast_count, expires_at FROM (VALUES {}) AS requested"
             # CROSS JOIN fixes the order: the reverse order would scan the whole table.
             " CROSS JOIN dedupe ON room_id = requested.column1 AND id = requested.column2",
@@ -409,9 +319,10 @@ class DatabaseWriter:
             if expires_at > now
         }
 
-    def _update_counts(self, rooms: Iterable[_Room]) -> None:
+    def _update_counts(self, rooms: Iterable[CachedRoom]) -> None:
         grown = [room for room in dict.fromkeys(rooms) if room.pending_growth]
-        self._execute_values(
+        execute_values(
+            self._db,
             "UPDATE room SET entry_count = entry_count + growth.column2"
             " FROM (VALUES {}) AS growth WHERE id = growth.column1",
             [(room.id, room.pending_growth) for room in grown],
@@ -425,24 +336,7 @@ class DatabaseWriter:
             )
             room.pending_growth = 0
             if surplus > 0:
-                self._delete_oldest(room, surplus)
-
-    def _execute_values(self, sql: str, rows: Sequence[tuple[object, ...]]) -> list[Any]:
-        """Execute a statement for many rows.
-
-        Args:
-            sql: a statement with ``{}`` in place of the row values.
-            rows: the values.
-        """
-        found, start = [], 0
-        for size in _ROWS:
-            while len(rows) - start >= size:
-                part = rows[start : start + size]
-                row = f"({', '.join('?' * len(part[0]))})"
-                values = [value for each in part for value in each]
-                found += self._db.execute(sql.format(", ".join([row] * size)), values).fetchall()
-                start += size
-        return found
+                Deletion(self._db, self._rooms).delete_oldest(room, surplus)
 
     def _store_devices(self, acks: Sequence[tuple[Room, str, int]]) -> None:
         """Store the acks of devices. Times differ by a microsecond, to preserve their order."""
@@ -458,57 +352,3 @@ class DatabaseWriter:
             " (SELECT name FROM device WHERE room = ? ORDER BY connected_at DESC LIMIT ?)",
             [(room, room, MAX_DEVICES) for room in {room for room, _, _ in acks}],
         )
-
-    def _delete_oldest(self, room: _Room, count: int) -> None:
-        oldest = self._db.execute(
-            "SELECT offset, room_id, fold_id FROM entry WHERE room_id = ? ORDER BY offset LIMIT ?",
-            (room.id, count),
-        ).fetchall()
-        self._delete(oldest)
-
-    def _delete(self, entries: Sequence[tuple[int, int, int | None]]) -> None:
-        self._db.executemany("DELETE FROM entry WHERE offset = ?", [(e[0],) for e in entries])
-        if keys := [key for _, _, key in entries if key is not None]:
-            KeyTable(self._db).delete(keys)
-        self._db.executemany(
-            "UPDATE room SET entry_count = entry_count - 1,"
-            " trimmed_offset = max(trimmed_offset, ?) WHERE id = ?",
-            [(offset, id) for offset, id, _ in entries],
-        )
-        for _, id, _ in entries:
-            self._rooms.decrement(id)
-
-    def _sweep(self, limit: int) -> None:
-        now, execute = self._file.now(), self._db.execute
-        entries = execute(
-            "SELECT offset, room_id, fold_id FROM entry WHERE expires_at <= ?"
-            " ORDER BY expires_at LIMIT ?",
-            (now, limit),
-        ).fetchall()
-        self._delete(entries)
-        ids = execute(
-            "SELECT offset, room_id FROM dedupe WHERE expires_at <= ? ORDER BY expires_at LIMIT ?",
-            (now, limit),
-        ).fetchall()
-        self._db.executemany("DELETE FROM dedupe WHERE offset = ?", [(i[0],) for i in ids])
-        execute(
-            "DELETE FROM device WHERE (room, name) IN"
-            " (SELECT room, name FROM device WHERE connected_at <= ?"
-            " ORDER BY connected_at LIMIT ?)",
-            (now - DEVICE_AGE_S, limit),
-        )
-        JobTable(self._db, self._retention, now).delete_expired(limit)
-        for room in {row[1] for row in (*entries, *ids)}:
-            deleted = execute(
-                "DELETE FROM room WHERE id = ? AND entry_count = 0"
-                " AND NOT EXISTS (SELECT 1 FROM dedupe WHERE room_id = room.id)"
-                " RETURNING trimmed_offset, name",
-                (room,),
-            ).fetchone()
-            if deleted is not None:
-                trimmed, name = deleted
-                self._rooms.remove(room)
-                execute(
-                    "UPDATE meta SET value = max(value, ?) WHERE name = ?",
-                    (trimmed, trimmed_key(name)),
-                )
