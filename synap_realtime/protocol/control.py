@@ -9,7 +9,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cached_property
 from typing import Any
 
 import pydantic_core
@@ -101,7 +100,11 @@ class ControlFrame:
     data: Mapping[str, Any]
 
     def encoded(self) -> str:
-        return self._text
+        """Return the JSON, encoded once for all connections that receive the frame."""
+        if (text := self.__dict__.get("_text")) is None:
+            content = pydantic_core.to_json({"type": self.type, "data": self.data})
+            text = self.__dict__["_text"] = content.decode()
+        return text
 
     def in_room(self, room: Room) -> ControlFrame:
         """Return the frame with ``data.room``, for a connection with many rooms.
@@ -114,11 +117,6 @@ class ControlFrame:
         if (frame := self.__dict__.get("_in_room")) is None:
             frame = self.__dict__["_in_room"] = ControlFrame(self.type, {"room": room, **self.data})
         return frame
-
-    @cached_property
-    def _text(self) -> str:
-        """The JSON, encoded once for all connections that receive the frame."""
-        return pydantic_core.to_json({"type": self.type, "data": self.data}).decode()
 
 
 @dataclass(frozen=True, slots=True)

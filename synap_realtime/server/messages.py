@@ -336,10 +336,13 @@ def _split_query(query: str) -> list[tuple[str, str]]:
         details = f"a query has at most {MAX_QUERY_FIELDS} parameters"
         raise bad_request("Invalid query", details)
     parameters = []
+    is_encoded = "%" in query or "+" in query
     for field in fields:
         name, _, value = field.partition("=")
         if value:
-            parameters.append((unquote_plus(name), unquote_plus(value)))
+            parameters.append(
+                (unquote_plus(name), unquote_plus(value)) if is_encoded else (name, value)
+            )
     return parameters
 
 

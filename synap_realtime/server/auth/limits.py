@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Sequence
 from typing import NamedTuple, NoReturn
 
 from ...loopback import is_loopback
@@ -264,7 +264,8 @@ class Limits:
             raise UserConnectionLimitError(settings.max_connections_per_user)
         self._connections += 1
         for counter, name in self._counters(slot):
-            counter[name] = counter.get(name, 0) + 1
+            if name is not None:
+                counter[name] = counter.get(name, 0) + 1
         return slot
 
     def _check_room(self, room: Room) -> None:
@@ -283,15 +284,15 @@ class Limits:
     def _release(self, slot: ConnectionSlot) -> None:
         self._connections -= 1
         for counter, name in self._counters(slot):
-            _decrement(counter, name)
+            if name is not None:
+                _decrement(counter, name)
 
-    def _counters(self, slot: ConnectionSlot) -> Iterator[tuple[dict[str, int], str]]:
-        if slot.user is not None:
-            yield self._by_user, slot.user
-        if slot.room is not None:
-            yield self._by_room, slot.room
-        if slot.address is not None:
-            yield self._by_address, slot.address
+    def _counters(self, slot: ConnectionSlot) -> tuple[tuple[dict[str, int], str | None], ...]:
+        return (
+            (self._by_user, slot.user),
+            (self._by_room, slot.room),
+            (self._by_address, slot.address),
+        )
 
 
 def _decrement(counter: dict[str, int], name: str) -> None:

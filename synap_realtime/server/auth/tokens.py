@@ -504,10 +504,15 @@ def _numeric_date(members: Mapping[str, Any], name: str) -> float | None:
     if name not in members:
         return None
     value = members[name]
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_number = type(value) is int or type(value) is float  # not bool; exact types are faster
     if not is_number or not -math.inf < value < math.inf:
         raise InvalidArgumentError(name, "expected seconds since 1970")
-    return float(max(-1e11, min(value, 1e11)))  # an integer may be larger than any float
+    if abs(value) < _MAX_SECONDS:
+        return float(value)
+    return _MAX_SECONDS if value > 0 else -_MAX_SECONDS  # an integer may be larger than any float
+
+
+_MAX_SECONDS = 1e11  # 3,000 years
 
 
 def _patterns(value: object) -> tuple[str, ...]:
@@ -526,8 +531,11 @@ def _scopes(value: object) -> frozenset[str]:
     """Parse a ``scope`` claim (RFC 8693, section 4.2). Unknown scopes are ignored."""
     if value is None:
         value = "subscribe"
-    words = value.split() if isinstance(value, str) else value
-    if not _is_texts(words):
+    if isinstance(value, str):
+        words = value.split()
+    elif _is_texts(value):
+        words = value
+    else:
         raise InvalidArgumentError("scope", "expected words separated by spaces")
     scopes = frozenset(words) & _ALL_SCOPES
     return _KNOWN.setdefault(scopes, scopes)

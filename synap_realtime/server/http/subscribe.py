@@ -5,11 +5,9 @@ See PROTOCOL.md, "Subscribing".
 
 from __future__ import annotations
 
-import dataclasses
 import secrets
 from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from ...protocol.control import MAX_STREAM_ROOMS, CloseCode
 from ...protocol.cursor import is_cursor, parse_positions
@@ -51,8 +49,7 @@ _EVENT_STREAM_HEADERS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class AcceptedSubscription:
+class AcceptedSubscription(NamedTuple):
     """A subscriber that was admitted.
 
     Attributes:
@@ -69,7 +66,7 @@ class AcceptedSubscription:
         """Return a copy whose event stream has these headers, too."""
         if self.head is None:
             return self
-        return dataclasses.replace(self, head=self.head.with_headers(headers))
+        return self._replace(head=self.head.with_headers(headers))
 
 
 class CloseHandshakeError(Exception):
@@ -289,8 +286,7 @@ def _ended_event_stream() -> Response:
     return _event_stream(f"retry: {SSE_RETRY_MS + secrets.randbelow(SSE_RETRY_MS)}\n\n".encode())
 
 
-@dataclass(frozen=True, slots=True)
-class SubscribeParams:
+class SubscribeParams(NamedTuple):
     """The parameters of a subscription: room, position, device, and whether it wants presence."""
 
     room: Room

@@ -43,10 +43,12 @@ response. Also the most bytes that a body may take on the wire, with chunk heade
 _NAMES = {
     spelled.encode(): name
     for name in (
-        "accept", "accept-encoding", "authorization", "connection", "content-length",
-        "content-type", "host", "origin", "traceparent", "user-agent",
+        "accept", "accept-encoding", "accept-language", "authorization", "cache-control",
+        "connection", "content-length", "content-type", "host", "origin", "pragma",
+        "sec-websocket-extensions", "sec-websocket-key", "sec-websocket-protocol",
+        "sec-websocket-version", "traceparent", "upgrade", "user-agent",
     )
-    for spelled in (name, name.title())
+    for spelled in (name, name.title(), name.title().replace("Websocket", "WebSocket"))
 }  # fmt: skip
 
 _MAX_BLANK_BYTES = 8 * 1024  # of empty lines before a request (RFC 9112, section 2.2)

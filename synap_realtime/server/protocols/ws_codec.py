@@ -6,7 +6,7 @@ bits must be 0.
 
 from __future__ import annotations
 
-import base64
+import binascii
 import hashlib
 from codecs import utf_8_decode
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ _BLOCK_BYTES = 4096
 def accept_key(key: str) -> str:
     """Return ``Sec-WebSocket-Accept`` for a ``Sec-WebSocket-Key`` (RFC 6455, section 4.2.2)."""
     digest = hashlib.sha1((key + _GUID).encode(), usedforsecurity=False).digest()
-    return base64.b64encode(digest).decode()
+    return binascii.b2a_base64(digest, newline=False).decode()
 
 
 def text_frame(payload: bytes) -> bytes:

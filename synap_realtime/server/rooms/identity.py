@@ -139,19 +139,21 @@ class Identity:
 
     def _schedule(self) -> None:
         self._expiry_announced = False
-        if self.claims.expires_at is not None:
-            left_s = self.claims.expires_at - self._clock()
-            self._warns_at = self.claims.expires_at - min(
-                EXPIRY_WARNING_S, left_s * EXPIRY_WARNING_SHARE
-            )
-        self._check_expiry()
+        ends_at = self.claims.expires_at
+        if ends_at is not None:
+            now = self._clock()
+            warning_s = (ends_at - now) * EXPIRY_WARNING_SHARE
+            self._warns_at = ends_at - min(EXPIRY_WARNING_S, warning_s)
+            self._check_expiry_at(now)
 
     def _check_expiry(self) -> None:
+        self._check_expiry_at(self._clock())
+
+    def _check_expiry_at(self, now: float) -> None:
         """Warn before the token expires, close when it has expired, and schedule the next check."""
         ends_at = self.claims.expires_at
         if ends_at is None:
             return
-        now = self._clock()
         if ends_at <= now:
             self.close(CloseCode.TOKEN_EXPIRED)
             return
