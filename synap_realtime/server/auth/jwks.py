@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
@@ -62,6 +62,7 @@ class Jwks:
         self._url = url
         self._clock = clock
         self._keys: list[PublicKey] = []
+        self._by_id: Mapping[tuple[str, str | None], list[PublicKey]] = {}  # of self._keys
         self._fetched_at = float("-inf")
         self._tried_at = float("-inf")
         self._fetching: asyncio.Task[None] | None = None
@@ -73,14 +74,18 @@ class Jwks:
         Raises:
             KeysUnavailableError: there are no current keys, and they cannot be fetched.
         """
-        if self._age_s() > MAX_AGE_S:
+        found = self._by_id.get((algorithm, kid), [])
+        age_s = self._age_s()
+        if found and age_s <= REFRESH_AFTER_S:
+            return found
+        if age_s > MAX_AGE_S:
             await self._fetch()
-        elif self._age_s() > REFRESH_AFTER_S and self._can_fetch():
+        elif age_s > REFRESH_AFTER_S and self._can_fetch():
             self._start_fetch()
-        found = self._matching(algorithm, kid)
+        found = self._by_id.get((algorithm, kid), [])
         if not found and self._can_fetch():
             await self._fetch()
-            found = self._matching(algorithm, kid)
+            found = self._by_id.get((algorithm, kid), [])
         if self._age_s() > MAX_AGE_S:
             raise KeysUnavailableError(redacted(self._url))
         return found
@@ -107,16 +112,6 @@ class Jwks:
 
     def _can_fetch(self) -> bool:
         return self._clock() - self._tried_at >= MIN_REFETCH_S
-
-    def _matching(self, algorithm: str, kid: str | None) -> list[PublicKey]:
-        kind = ALGORITHMS[algorithm]
-        return [
-            key
-            for key in self._keys
-            if key.jwk.key_type == kind
-            and key.jwk.algorithm_name == algorithm
-            and (kid is None or key.jwk.key_id == kid)
-        ]
 
     def _start_fetch(self) -> asyncio.Task[None]:
         if self._fetching is None or self._fetching.done():
@@ -158,9 +153,14 @@ class Jwks:
                 redacted(self._url), reason, MAX_AGE_S,
             )  # fmt: skip
         else:
-            if {key.digest for key in keys} != {key.digest for key in self._keys}:
-                self.changes += 1
-            self._keys, self._fetched_at = keys, self._clock()
+            self.replace(keys)
+
+    def replace(self, keys: list[PublicKey]) -> None:
+        """Use these keys, which were fetched now."""
+        if {key.digest for key in keys} != {key.digest for key in self._keys}:
+            self.changes += 1
+        self._keys, self._fetched_at = keys, self._clock()
+        self._by_id = _by_id(keys)
 
 
 def parse_keys(content: bytes) -> list[PublicKey]:
@@ -187,6 +187,18 @@ def parse_keys(content: bytes) -> list[PublicKey]:
             kid = redacted(repr(member.get("kid")))
             logger.warning("skipping unusable JWK: kid=%s", kid)
     return keys
+
+
+def _by_id(keys: Iterable[PublicKey]) -> Mapping[tuple[str, str | None], list[PublicKey]]:
+    """Return the keys by their algorithm and ``kid``, and all of an algorithm by None."""
+    found: dict[tuple[str, str | None], list[PublicKey]] = {}
+    for key in keys:
+        algorithm, kid = key.jwk.algorithm_name, key.jwk.key_id
+        if key.jwk.key_type == ALGORITHMS.get(algorithm):
+            found.setdefault((algorithm, None), []).append(key)
+            if isinstance(kid, str):
+                found.setdefault((algorithm, kid), []).append(key)
+    return found
 
 
 def _digest_of(member: Mapping[str, Any]) -> bytes:

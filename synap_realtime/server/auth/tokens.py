@@ -58,7 +58,7 @@ class VerificationKey(NamedTuple):
     """A key that may have signed a token, prepared for its one algorithm.
 
     Attributes:
-        algorithm: ``_Hs256``, or an ``Algorithm`` of PyJWT.
+        algorithm: ``Hs256``, or an ``Algorithm`` of PyJWT.
         key: of the algorithm.
         anchor: see :attr:`Claims.anchor`.
     """
@@ -246,7 +246,7 @@ class Authenticator:
         """Return the token secrets, which are prepared once and not for each token."""
         if keys is not self._prepared_for:
             self._prepared = [
-                VerificationKey(_Hs256, _prepare_secret(secret), digest)
+                VerificationKey(Hs256, Hs256.prepare(_secret_bytes(secret)), digest)
                 for secret, digest in keys.token_secrets.items()
             ]
             self._prepared_for = keys
@@ -357,7 +357,7 @@ class Authenticator:
             )
 
 
-class _Hs256:
+class Hs256:
     """HMAC with SHA-256 (RFC 7518, section 3.2), in place of PyJWT's ``Algorithm``.
 
     Loading PyJWT and its cryptography takes a tenth of the time that the server takes to start, and
@@ -365,16 +365,23 @@ class _Hs256:
     """
 
     @staticmethod
-    def verify(message: bytes, key: bytes, signature: bytes) -> bool:
-        return hmac.compare_digest(hmac.digest(key, message, "sha256"), signature)
+    def prepare(key: bytes) -> hmac.HMAC:
+        """Return the state that has read the key: setting it up takes longer than a signature."""
+        return hmac.new(key, digestmod="sha256")
+
+    @staticmethod
+    def verify(message: bytes, key: hmac.HMAC, signature: bytes) -> bool:
+        computed = key.copy()
+        computed.update(message)
+        return hmac.compare_digest(computed.digest(), signature)
 
 
 _PLAIN_SECRET = re.compile(r"[A-Za-z0-9_\-+/=.~]+")
 """A secret that is no public key: PEM and SSH have spaces, JWK quotes, DER control characters."""
 
 
-def _prepare_secret(secret: str) -> bytes:
-    """Return the key of a secret.
+def _secret_bytes(secret: str) -> bytes:
+    """Return the bytes of a secret.
 
     Raises:
         InvalidTokenError: the secret is a public key. Everyone could sign with it, see RFC 8725,
@@ -454,13 +461,17 @@ def _find_signer(token: SignedToken, candidates: Sequence[VerificationKey]) -> b
 def _parse_object(content: bytes) -> Mapping[str, Any] | None:
     """Return the members of a JSON object; None if the bytes are not one in UTF-8."""
     try:
-        members = _decode_json(content.decode())
+        text = content.decode()
+        # Most have no white space around them, which raw_decode() does not look for.
+        members, end = _JSON.raw_decode(text)
+        if end != len(text):
+            members = _JSON.decode(text)
     except (ValueError, RecursionError):
         return None
     return members if isinstance(members, dict) else None
 
 
-_decode_json = json.JSONDecoder().decode
+_JSON = json.JSONDecoder()
 
 
 def _problem(error: InvalidArgumentError) -> str:
@@ -532,11 +543,18 @@ def _scopes(value: object) -> frozenset[str]:
     if value is None:
         value = "subscribe"
     if isinstance(value, str):
-        words = value.split()
-    elif _is_texts(value):
-        words = value
-    else:
+        return _scopes_in(value)
+    if not _is_texts(value):
         raise InvalidArgumentError("scope", "expected words separated by spaces")
+    return _known(value)
+
+
+@lru_cache(64)  # most tokens have the same
+def _scopes_in(text: str) -> frozenset[str]:
+    return _known(text.split())
+
+
+def _known(words: Sequence[str]) -> frozenset[str]:
     scopes = frozenset(words) & _ALL_SCOPES
     return _KNOWN.setdefault(scopes, scopes)
 

@@ -103,7 +103,7 @@ class SubscribeService:
         self._in_flight = in_flight
         self._limits = limits
 
-    async def accept_websocket(self, request: Request) -> AcceptedSubscription:
+    def accept_websocket(self, request: Request) -> Awaitable[AcceptedSubscription]:
         """Handle the WebSocket handshake of ``/rooms/{room}/subscribe``.
 
         Raises:
@@ -116,7 +116,7 @@ class SubscribeService:
                 "Presence requires subprotocol synap.v1",
                 "presence: offer the subprotocol synap.v1",
             )
-        return await self._or_close(request, self._accept_room(request, params))
+        return self._or_close(request, self._accept_room(request, params))
 
     async def accept_connection(self, request: Request) -> AcceptedSubscription:
         """Handle the WebSocket handshake of ``/subscribe``: a connection with many rooms.
@@ -262,11 +262,11 @@ class SubscribeService:
                 details = f"{name}: this is a credential; send it as Authorization: Bearer …"
                 raise bad_request("Credential in the wrong place", details)
 
-    async def _open(
+    def _open(
         self, request: Request, params: SubscribeParams, claims: Claims, transport: str
-    ) -> Session:
+    ) -> Awaitable[Session]:
         is_websocket = transport == "websocket"
-        return await self._sessions.open(
+        return self._sessions.open(
             params.room,
             claims,
             request.address,

@@ -312,8 +312,11 @@ def validate_upgrade(request: HttpRequest) -> bool:
     if request.method == "CONNECT":
         request.error = bad_request("Invalid method", "this server is not a proxy")
         return True
-    offered = [name.strip(OWS).lower() for name in headers.get("upgrade", "").split(",")]
-    if request.method != "GET" or "websocket" not in offered:
+    offered = headers.get("upgrade", "").lower()
+    if request.method != "GET" or (
+        offered != "websocket"
+        and "websocket" not in [name.strip(OWS) for name in offered.split(",")]
+    ):
         return False
     if headers.get("content-length", "").strip(" 0") or "transfer-encoding" in headers:
         request.error = bad_request("Invalid WebSocket handshake", "the request has a body")

@@ -70,12 +70,12 @@ class Replay:
         Raises:
             StoreUnavailableError: the log cannot be read now.
         """
-        page = await self._read()
+        page = self._checked(await self._store.read(self._room, self.position, self._page_size))
         if not page.entries and not self.position.offset:
             # The position of an empty room is its head. An entry that was published before the head
             # was read would be skipped, so the log is read once more.
             head = await self._store.head(self._room)
-            page = await self._read()
+            page = self._checked(await self._store.read(self._room, self.position, self._page_size))
             if not page.entries:
                 self.position = head
         entries = page.entries
@@ -89,8 +89,8 @@ class Replay:
                 self._page_size = max(1, min(_PAGE, self._page_size * _PAGE_BYTES // size))
         return entries
 
-    async def _read(self) -> Page:
-        page = await self._store.read(self._room, self.position, self._page_size)
+    def _checked(self, page: Page) -> Page:
+        """Return a page. If a part of the log before it is missing, note that."""
         if not page.recovered:
             self.recovered = False
             self.position = self._store.earliest()

@@ -36,6 +36,7 @@ class InstrumentedStore:
         self._store = store
         self._metrics = metrics
         self._publishing = metrics.store_operation("publish")
+        self._reading = metrics.store_operation("read")
         if isinstance(store, JobStore):
             self._jobs = store
         self.head, self.read = store.head, self._read
@@ -64,7 +65,14 @@ class InstrumentedStore:
             self._publishing.observe(perf_counter() - began_at)
 
     async def _read(self, room: Room, after: Cursor, limit: int) -> Page:
-        return await self._timed("read", self._store.read(room, after, limit))
+        began_at = perf_counter()
+        try:
+            return await self._store.read(room, after, limit)
+        except Exception:
+            self._metrics.store_failed("read")
+            raise
+        finally:
+            self._reading.observe(perf_counter() - began_at)
 
     async def get_job(self, room: Room, job_id: str) -> JobSnapshot:
         return await self._timed("get_job", self._jobs.get_job(room, job_id))

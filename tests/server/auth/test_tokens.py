@@ -237,8 +237,7 @@ def provider(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     async def load(self: jwks.Jwks) -> None:
         state["fetched"] += 1
-        self._keys = jwks.parse_keys(json.dumps(state["document"]).encode())
-        self._fetched_at = self._clock()
+        self.replace(jwks.parse_keys(json.dumps(state["document"]).encode()))
 
     monkeypatch.setattr(jwks.Jwks, "_load", load)
     return state

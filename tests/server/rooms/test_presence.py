@@ -321,3 +321,31 @@ async def test_disconnected_watcher_receives_nothing_and_leaks_nothing() -> None
 def test_grace_period_matches_the_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     assert presence.GRACE_S == 5.0
+
+
+@pytest.mark.parametrize("device", [None, "phone"])
+@pytest.mark.parametrize("another", ["1", "2"])
+@pytest.mark.parametrize("is_read", [False, True])
+async def test_a_lone_user_is_counted_like_others(
+    device: str | None, another: str, is_read: bool
+) -> None:
+    """Alone and unwatched, a user is kept as a text. Another connection must not change the sum."""
+    there, watcher = Presence(grace_s=0), Recorder()
+
+    def shown() -> list[tuple[str, int]]:
+        known = [(user["user"], user["connections"]) for user in there.users(ROOM)]
+        return [(user, connections) for user, connections in known if connections]
+
+    for _ in range(2):  # the second time within the grace period
+        there.join(ROOM, "1", None)
+        if is_read:
+            assert shown() == [("1", 1)]
+        there.join(ROOM, another, device)
+        assert shown() == ([("1", 2)] if another == "1" else [("1", 1), ("2", 1)])
+        there.watch(ROOM, watcher)
+        there.leave(ROOM, another, device)
+        there.leave(ROOM, "1", None)
+        there.unwatch(ROOM, watcher)
+    await until(lambda: not there.users(ROOM))
+    assert watcher.frames[0]["users"]
+    there.close()
