@@ -26,6 +26,7 @@ TIERS = {
     "browser": "browser",
     "chaos": "chaos",
     "conformance": "conformance",
+    "roots": "roots",
     **dict.fromkeys(INTEGRATION, "integration"),
 }
 """The tier of the tests of a folder, unless a module names its own. Other tests are of the tier

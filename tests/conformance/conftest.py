@@ -57,7 +57,7 @@ THE_SILENCE_S = 75.0
 OF_ITS_OWN = [str(Path(sys.executable).with_name("synap-realtime")), "serve", "--port", "0"]
 BY_UVICORN = [
     *(sys.executable, "-m", "uvicorn", "--factory", "synap_realtime.server:create_app"),
-    *("--port", "0", "--loop", "uvloop", "--http", "httptools", "--ws", "websockets-sansio"),
+    *("--port", "0", "--loop", "auto", "--http", "httptools", "--ws", "websockets-sansio"),
     *("--ws-per-message-deflate", "false", "--no-server-header", "--no-access-log"),
     *("--timeout-graceful-shutdown", "5", "--no-proxy-headers"),
 ]

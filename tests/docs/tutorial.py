@@ -35,6 +35,8 @@ _SERVERS = re.compile(
 )
 """Commands that run until they are stopped."""
 
+_SYSTEM = ("/usr/local/bin", "/usr/bin", "/bin")
+
 _MARK = "--- next command ---"
 
 _VARIABLE = [
@@ -95,11 +97,17 @@ def _read_commands(text: str) -> list[Command]:
 class Running:
     """A program in a terminal of its own, with what it has printed so far."""
 
-    def __init__(self, shell: str, folder: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, shell: str, folder: Path, environment: Mapping[str, str], root: Path | None = None
+    ) -> None:
         self.printed = ""
         self._shell = shell
+        command = ["bash", "-c", shell]
+        if root is not None:
+            inside = f"cd '/{folder.relative_to(root)}'\n{shell}"
+            command = ["chroot", str(root), "bash", "-c", inside]
         self._process = subprocess.Popen(
-            ["bash", "-c", shell], cwd=folder, env=environment, text=True, errors="replace",
+            command, cwd=folder, env=environment, text=True, errors="replace",
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             start_new_session=True,
         )  # fmt: skip
@@ -166,13 +174,17 @@ class Reader:
         folder: where the project is made.
         page: the text of the tutorial.
         ports: the ports that the tutorial uses. Each becomes a free one.
+        root: the root folder of another system, which contains the folder. Default: this system.
     """
 
-    def __init__(self, folder: Path, page: str, ports: tuple[int, ...]) -> None:
+    def __init__(
+        self, folder: Path, page: str, ports: tuple[int, ...], root: Path | None = None
+    ) -> None:
         self.ports = {port: free_port() for port in ports}
         self.servers: dict[str, Running] = {}
         self.project = folder
-        self._environment = _environment(folder)
+        self._root = root
+        self._environment = _environment(folder, root)
         for port, free in self.ports.items():
             page = re.sub(rf"(?<=[:= ]){port}\b", str(free), page)
         self._steps = read_steps(page)
@@ -194,7 +206,7 @@ class Reader:
         shell = "set -e\n" + "\n".join(
             f"printf '\\n{_MARK}\\n'\n{command.line}" for command in terminal.commands
         )
-        running = Running(shell, self.project, self._environment)
+        running = Running(shell, self.project, self._environment, self._root)
         if last.is_server:
             assert last.output, f"{last.line}: show what it prints when it serves"
             self.servers[last.line.split(" -")[0]] = running
@@ -211,7 +223,7 @@ class Reader:
 
     def run(self, line: str) -> str:
         """Type one more command; return what it prints."""
-        running = Running(line, self.project, self._environment)
+        running = Running(line, self.project, self._environment, self._root)
         running.finish()
         return running.printed
 
@@ -221,7 +233,7 @@ class Reader:
             running.stop()
 
 
-def _environment(folder: Path) -> dict[str, str]:
+def _environment(folder: Path, root: Path | None) -> dict[str, str]:
     """Return an environment in which nothing leads to the repository but its interpreter."""
     kept = ("HOME", "LANG", "SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS", "NODE_USE_SYSTEM_CA")
     prefixes = ("PIP_", "UV_", "NPM_CONFIG_", "npm_config_")
@@ -231,8 +243,8 @@ def _environment(folder: Path) -> dict[str, str]:
     return {
         **{name: os.environ[name] for name in kept if name in os.environ},
         **{name: os.environ[name] for name in os.environ if name.startswith(prefixes)},
-        "PATH": os.pathsep.join(_programs(folder)),
-        "PIP_CONSTRAINT": str(constraints),
+        "PATH": os.pathsep.join(_SYSTEM if root else (*_programs(folder), *_SYSTEM)),
+        "PIP_CONSTRAINT": f"/{constraints.relative_to(root)}" if root else str(constraints),
         "PYTHONUNBUFFERED": "1",
         "PIP_NO_COMPILE": "1",
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
@@ -252,4 +264,3 @@ def _programs(folder: Path) -> Iterator[str]:
         (programs / name).symlink_to(BIN / name)
     (programs / "python3").symlink_to(Path(sys.executable).resolve())
     yield str(programs)
-    yield from ("/usr/local/bin", "/usr/bin", "/bin")

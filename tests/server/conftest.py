@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -10,7 +11,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import uvloop
 
 from synap_realtime.server import create_app
 from synap_realtime.server.auth import limits
@@ -20,8 +20,14 @@ from tests.support.timeouts import TIMEOUT_S
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 
+LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
+with contextlib.suppress(ImportError):  # not on Windows, and the server works without it
+    import uvloop
 
-@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+    LOOPS["uvloop"] = uvloop.new_event_loop
+
+
+@pytest.fixture(params=list(LOOPS.values()), ids=list(LOOPS))
 def run(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Run:
     """Run a test on one of the loops, for at most 20 s; nothing may be in the log."""
 
