@@ -105,7 +105,7 @@ class Running:
         command = ["bash", "-c", shell]
         if root is not None:
             inside = f"cd '/{folder.relative_to(root)}'\n{shell}"
-            command = ["chroot", str(root), "bash", "-c", inside]
+            command = ["/usr/sbin/chroot", str(root), "bash", "-c", inside]
         self._process = subprocess.Popen(
             command, cwd=folder, env=environment, text=True, errors="replace",
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

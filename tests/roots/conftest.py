@@ -1,4 +1,7 @@
-"""Debian in a folder, made by debootstrap. Programs run in it by chroot, and share the network."""
+"""Debian in a folder, made by debootstrap. Programs run in it by chroot, and share the network.
+
+``TESTS_ROOTS=FOLDER`` keeps the roots for the next run. Otherwise they are removed.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,9 @@ from tests.support.timeouts import TIMEOUT_S
 
 PACKAGES = ("python3-venv", "curl")
 """What the Start page asks a user of Debian to install."""
+
+CHROOT = "/usr/sbin/chroot"
+"""Its folder is not on the ``PATH`` that the programs get."""
 
 _MIRROR = "http://deb.debian.org/debian"
 _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
@@ -35,11 +41,14 @@ def debian(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str],
         pytest.skip("chroot and debootstrap need root")
     if (debootstrap := shutil.which("debootstrap")) is None:
         pytest.skip("debootstrap is not installed: apt install debootstrap")
+    kept = os.environ.get("TESTS_ROOTS")
     made: dict[str, Path] = {}
 
     def _make(release: str) -> Path:
+        if kept and (Path(kept) / release).exists():
+            return Path(kept) / release
         if release not in made:
-            root = tmp_path_factory.mktemp(release)
+            root = Path(kept) / release if kept else tmp_path_factory.mktemp(release)
             include = ",".join((*PACKAGES, "ca-certificates"))
             command = [debootstrap, "--variant=minbase", f"--include={include}", release]
             done = subprocess.run(
@@ -58,5 +67,5 @@ def debian(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str],
         return made[release]
 
     yield _make
-    for root in made.values():
+    for root in () if kept else made.values():
         shutil.rmtree(root, ignore_errors=True)

@@ -22,6 +22,8 @@ from tests.docs.tutorial import ROOT
 from tests.support.program import free_port
 from tests.support.timeouts import TIMEOUT_S
 
+from .conftest import CHROOT
+
 pytestmark = pytest.mark.timeout(60 * TIMEOUT_S)
 
 TEXT = re.sub(r"\\\n\s*", "", (ROOT / "deploy" / "Containerfile").read_text())
@@ -53,7 +55,7 @@ class Image:
                         self.environment[key] = value.replace("$PATH", old)
                 case "WORKDIR":
                     self.folder = rest
-                    self.path(rest).mkdir(parents=True)
+                    self.path(rest).mkdir(parents=True, exist_ok=True)
                 case "COPY":
                     self._copy(shlex.split(rest))
                 case "RUN":
@@ -85,7 +87,7 @@ class Image:
 
     def arguments(self, *command: str) -> list[str]:
         inside = f'cd "{self.folder}" && exec "$@"'
-        chroot = ["chroot", f"--userspec={self.user}", "--groups=", str(self.root)]
+        chroot = [CHROOT, f"--userspec={self.user}", "--groups=", str(self.root)]
         return [*chroot, "sh", "-c", inside, "sh", *command]
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
@@ -102,6 +104,9 @@ class Image:
 @pytest.fixture
 def image(debian: Callable[[str], Path]) -> Image:
     root = debian("bookworm")
+    made = ("build", "opt", "run/secrets", "src", "var/lib/synap-realtime", "wheels")
+    for folder in made:
+        shutil.rmtree(root / folder, ignore_errors=True)
     python = root / "usr/local/bin/python"
     python.unlink(missing_ok=True)
     python.symlink_to("/usr/bin/python3")

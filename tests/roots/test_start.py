@@ -13,7 +13,7 @@ import pytest
 from tests.docs.tutorial import ROOT, Reader
 from tests.support.timeouts import TIMEOUT_S
 
-from .conftest import PACKAGES
+from .conftest import CHROOT, PACKAGES
 
 pytestmark = pytest.mark.timeout(60 * TIMEOUT_S)
 
@@ -58,7 +58,7 @@ def test_the_demo_runs(root: Path, home: Path) -> None:
         .venv/bin/synap-realtime demo --once --port 0
     """
     done = subprocess.run(
-        ["chroot", root, "sh", "-ec", script],
+        [CHROOT, root, "sh", "-ec", script],
         env={"PATH": "/usr/bin:/bin", "HOME": "/root", "LC_ALL": "C.UTF-8", **pip_settings()},
         capture_output=True, text=True, timeout=20 * TIMEOUT_S, check=False,
     )  # fmt: skip
