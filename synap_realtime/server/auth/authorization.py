@@ -155,8 +155,10 @@ class AccessControl:
             details = f"{error} (no keys are configured: --keys-file)"
             raise PeerRejectedError("Authentication not configured", details) from None
         except ForeignPageError as error:
-            details = f"{error}: add it with --allowed-origins (SYNAP_REALTIME_ALLOWED_ORIGINS)"
-            raise PeerRejectedError("Origin not allowed", details) from None
+            fix = "request it as fetch() does by default: only then the browser names the origin"
+            if caller.origin is not None:
+                fix = "add it with --allowed-origins (SYNAP_REALTIME_ALLOWED_ORIGINS)"
+            raise PeerRejectedError("Origin not allowed", f"{error}: {fix}") from None
 
     async def authenticate(self, request: CredentialHolder) -> Claims:
         """Authenticate a publisher, and keep the claims in the request.

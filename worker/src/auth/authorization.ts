@@ -50,7 +50,8 @@ function rejectCrossSiteRequest(request: Request): void {
   if (site !== null && site !== "none" && site !== "same-origin") {
     const which = `(Sec-Fetch-Site: ${site.slice(0, 50)})`;
     const what = `a page of another origin sent it without Origin ${which}`;
-    throw forbidden(`${what}: add it to ALLOWED_ORIGINS`, NOT_ALLOWED);
+    const fix = "request it as fetch() does by default: only then the browser names the origin";
+    throw forbidden(`${what}: ${fix}`, NOT_ALLOWED);
   }
 }
 
