@@ -29,7 +29,7 @@ from synap_realtime.server.rooms.registry import SessionRegistry
 from synap_realtime.server.stores.redis.live_rooms import LiveRooms
 from synap_realtime.server.stores.redis.presence import SharedPresence
 from synap_realtime.server.stores.redis.survey import RedisSurveys
-from synap_realtime.subscriber import receiving
+from synap_realtime.subscriber import receiving, shared
 
 from . import worker
 from .merge import merge
@@ -38,6 +38,7 @@ from .target import CORPUS, COVERED, RuleBrokenError, Target, chunks_of, kept_in
 from .targets import NAMES, load
 from .targets.asgi import AsgiTarget
 from .targets.http import HttpTarget
+from .targets.subscriber import SubscriberTarget
 from .targets.token import TokenTarget
 from .worker import Watch, fixed_inputs, has_atheris
 
@@ -260,6 +261,13 @@ def test_subscriber_target_notices_an_exception(monkeypatch: pytest.MonkeyPatch)
     catches("subscriber")
 
 
+def test_subscriber_target_notices_an_exception_about_one_of_many_rooms(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shared, "seconds", lambda milliseconds: milliseconds / 1000)
+    catches("subscriber")
+
+
 def test_rooms_target_notices_a_piece_that_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "join", lambda entries: entries[-1])
     catches("rooms")
@@ -375,7 +383,7 @@ def test_fixed_inputs_are_the_same_in_each_process() -> None:
 
 
 def test_fixed_run_reports_the_same_digest_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Target, "fixed_mutations", 500)
+    monkeypatch.setattr(SubscriberTarget, "fixed_mutations", 500)
     digests = set()
     for _ in range(2):
         target = load("subscriber")
