@@ -15,7 +15,7 @@ from typing import Any
 
 from .api import expand
 from .diagrams import render_diagrams
-from .pages import ROOT, rewrite_links, sources
+from .pages import ROOT, is_asset, rewrite_links, sources
 
 _WORK = ROOT / ".site"
 _SHIM = "https://unpkg.com/iframe-worker/shim"
@@ -52,7 +52,7 @@ def gather(folder: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(rewrite_links((ROOT / file).read_text(), file, pages))
     for asset in sorted((ROOT / "docs").rglob("*")):
-        if asset.suffix in {".png", ".svg", ".css", ".js", ".webp"}:
+        if is_asset(asset):
             target = folder / asset.relative_to(ROOT / "docs")
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(asset, target)

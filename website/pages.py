@@ -28,6 +28,7 @@ PAGES: Mapping[str, str] = {
 }
 """From a file outside ``docs/`` to its page."""
 
+_ASSETS = {".css", ".js", ".png", ".svg", ".webp"}
 _LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^)\s#]+)(#[^)\s]*)?(?=\))")
 _FENCE = re.compile(r"^(```|~~~)", re.MULTILINE)
 
@@ -44,7 +45,8 @@ def sources() -> dict[str, str]:
 def rewrite_links(text: str, file: str, pages: Mapping[str, str]) -> str:
     """Return the text of a file with links that are right on the site.
 
-    A link to another page leads there; one to any other file leads to the repository.
+    A link to another page, or to an asset of ``docs/``, leads there; one to any other file leads to
+    the repository.
 
     Args:
         text: Markdown.
@@ -58,6 +60,8 @@ def rewrite_links(text: str, file: str, pages: Mapping[str, str]) -> str:
         anchor = found[2] or ""
         if target in pages:
             return relpath(pages[target], here) + anchor
+        if is_asset(ROOT / target):
+            return relpath(target, f"docs/{here}") + anchor
         kind = "tree" if (ROOT / target).is_dir() else "blob"
         return f"{REPOSITORY}/{kind}/main/{target}{anchor}"
 
@@ -65,6 +69,11 @@ def rewrite_links(text: str, file: str, pages: Mapping[str, str]) -> str:
     return "".join(
         part if index % 4 else _LINK.sub(replace, part) for index, part in enumerate(parts)
     )
+
+
+def is_asset(path: Path) -> bool:
+    """Return whether a file is published as it is, with the pages that show it."""
+    return path.is_relative_to(ROOT / "docs") and path.suffix in _ASSETS
 
 
 def _page(path: str) -> str:
