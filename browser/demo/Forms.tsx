@@ -8,6 +8,12 @@ interface Props {
   onRequest: (request: Request) => void;
 }
 
+/** The app's own reason; a proxy's error page has none. */
+async function reasonOf(response: Response): Promise<string> {
+  const body = (await response.json().catch(() => undefined)) as { detail?: unknown } | undefined;
+  return typeof body?.detail === "string" ? body.detail : `${response.status} ${response.statusText}`;
+}
+
 export function Forms({ user, tasks, onRequest }: Props) {
   const ask = async (title: string, about: string, path: string, body: object) => {
     const key = crypto.randomUUID();
@@ -17,8 +23,8 @@ export function Forms({ user, tasks, onRequest }: Props) {
         headers: { "Content-Type": "application/json", "X-User-Id": user },
         body: JSON.stringify(body),
       });
-      const answer = (await response.json()) as { requestId: string; detail?: unknown };
-      if (!response.ok) throw new Error(typeof answer.detail === "string" ? answer.detail : response.statusText);
+      if (!response.ok) throw new Error(await reasonOf(response));
+      const answer = (await response.json()) as { requestId: string };
       onRequest({ key, title, about, requestId: answer.requestId });
     } catch (error) {
       const problem = error instanceof Error ? error.message : String(error);
