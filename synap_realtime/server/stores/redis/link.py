@@ -35,7 +35,7 @@ from .errors import (
     is_elsewhere,
     is_temporary,
 )
-from .log_scripts import PUBLISH
+from .publish_script import PUBLISH
 from .requirements import Requirements
 from .script import Script
 from .scripts import ALL, CONFIRMED

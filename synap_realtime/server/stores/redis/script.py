@@ -42,20 +42,7 @@ INLINE_BYTES = 16 * 1024
 """A larger notification is announced without its text and read from the log, so that it cannot fill
 the output buffer of a pub/sub connection."""
 
-_COMMON = """
-local called_at
-local function clock()
-  if not called_at then
-    local time = redis.call('TIME')
-    called_at = time[1] * 1000000 + time[2] + ARGV[3]
-  end
-  return called_at
-end
-local function text(offset) return string.format('%d', offset) end
-local epochs = {}
-local function epoch(key)
-  local current = epochs[key]
-  if current then return current end
+FIND_EPOCH = """
   local state = redis.call('GET', key)
   if state then
     local at = string.find(state, ' ', 1, true)
@@ -65,12 +52,31 @@ local function epoch(key)
   end
   if not current then
     current = ARGV[2]
-    redis.call('SET', key, current .. ' ' .. ARGV[1] .. ' ' .. text(clock()))
+    redis.call('SET', key, current .. ' ' .. ARGV[1] .. ' ' .. string.format('%d', $NOW))
   end
+"""
+"""Set ``current`` to the epoch of the partition whose state is at ``key``. ``$NOW`` is the time."""
+
+COMMON = f"""
+local called_at
+local function clock()
+  if not called_at then
+    local time = redis.call('TIME')
+    called_at = time[1] * 1000000 + time[2] + ARGV[3]
+  end
+  return called_at
+end
+local function text(offset) return string.format('%d', offset) end
+local epochs = {{}}
+local function epoch(key)
+  local current = epochs[key]
+  if current then return current end
+{FIND_EPOCH.replace("$NOW", "clock()")}
   epochs[key] = current
   return current
 end
 """
+"""What most scripts begin with."""
 
 _CONSTANT = re.compile(r"\$([A-Z_]+)")
 
@@ -95,6 +101,7 @@ def make_script(
     unit_arguments: int = 0,
     *,
     calls_units: bool = False,
+    common: str = COMMON,
     constants: Mapping[str, int] = MappingProxyType({}),
 ) -> Script:
     """Make a script.
@@ -105,12 +112,14 @@ def make_script(
         unit_keys: see :class:`Script`.
         unit_arguments: how many arguments a unit has.
         calls_units: whether the source itself calls its units, and returns their replies.
+        common: what it begins with. Each run of a script makes its functions anew, so a script that
+            runs often has fewer.
         constants: what stands for each ``$NAME``.
     """
     if unit_keys and not calls_units:
         source += _UNITS
         constants = {**constants, "KEYS": unit_keys, "ARGUMENTS": unit_arguments}
     values = {"INLINE_BYTES": INLINE_BYTES, **constants}
-    whole = _CONSTANT.sub(lambda found: str(values[found[1]]), _COMMON + source).encode()
+    whole = _CONSTANT.sub(lambda found: str(values[found[1]]), common + source).encode()
     sha = sha1(whole, usedforsecurity=False).hexdigest().encode()
     return Script(whole, sha, unit_keys)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .job_scripts import LIST_JOBS
-from .log_scripts import GET_JOB, HEAD, PUBLISH, READ
+from .log_scripts import GET_JOB, HEAD, READ
+from .publish_script import PUBLISH
 from .script import make_script
 
 CLAIM = make_script(

@@ -40,9 +40,10 @@ from .folded import fold_arguments, parse_conflict, read_entry
 from .jobs import MAX_ATTEMPTS, JobChanges, JobReader
 from .keys import ALL_PARTITIONS, SCHEMA_VERSION, KeySpace, describe_other_version
 from .live_rooms import LiveRooms
-from .log_scripts import HEAD, PUBLISH, READ
+from .log_scripts import HEAD, READ
 from .membership import Membership
 from .presence import SharedPresence
+from .publish_script import PUBLISH
 from .rates import take_rates
 from .script import Script, us
 from .scripts import ACK, CHECK, CLAIM, GET_ACK, RENEW, SEND, USAGE

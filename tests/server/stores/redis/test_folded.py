@@ -12,9 +12,9 @@ from synap_realtime.protocol.folding import make_fold
 from synap_realtime.protocol.rooms import Room
 from synap_realtime.server.stores.base import Entry, Retention
 from synap_realtime.server.stores.redis.address import parse_address
+from synap_realtime.server.stores.redis.fold_scripts import PART_BYTES, UPKEEP_S
 from synap_realtime.server.stores.redis.folded import parse_conflict
 from synap_realtime.server.stores.redis.keys import KeySpace
-from synap_realtime.server.stores.redis.log_scripts import PART_BYTES, UPKEEP_S
 from synap_realtime.server.stores.redis.script import INLINE_BYTES
 from synap_realtime.server.stores.redis.store import RedisStore
 from tests.server.stores.conftest import Clock

@@ -18,7 +18,7 @@ from synap_realtime.server.errors import StoreUnavailableError
 from synap_realtime.server.stores.base import RateDemand, RateGrant
 from synap_realtime.server.stores.redis.address import parse_address
 from synap_realtime.server.stores.redis.connection import Command, RedisConnection
-from synap_realtime.server.stores.redis.log_scripts import PUBLISH
+from synap_realtime.server.stores.redis.publish_script import PUBLISH
 from synap_realtime.server.stores.redis.scripts import TAKE_RATES
 from synap_realtime.server.stores.redis.store import RedisStore
 from tests.server.stores.conftest import Clock
