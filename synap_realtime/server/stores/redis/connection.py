@@ -61,7 +61,9 @@ def new_reader() -> hiredis.Reader:
 
 def pack(commands: Sequence[Command]) -> bytes:
     """Encode commands, for one write."""
-    return b"".join([hiredis.pack_command(each) for each in commands])  # type: ignore[arg-type]  # wrong stub
+    if len(commands) == 1:
+        return hiredis.pack_command(commands[0])  # type: ignore[arg-type]  # wrong stub
+    return b"".join([hiredis.pack_command(each) for each in commands])  # type: ignore[arg-type]
 
 
 class _Request:
@@ -86,12 +88,13 @@ class RedisConnection(asyncio.Protocol):
         Args:
             on_message: called with each reply that no command waits for.
         """
+        self._loop = asyncio.get_running_loop()
         self._reader = new_reader()
         self._on_message = on_message
         self._transport: asyncio.Transport | None = None
         self._waiting: deque[_Request] = deque()
         self._watching: asyncio.TimerHandle | None = None
-        self.closed = asyncio.get_running_loop().create_future()
+        self.closed = self._loop.create_future()
         """Done when the connection has ended."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -132,10 +135,10 @@ class RedisConnection(asyncio.Protocol):
         if self.closed.done():
             done(self.closed.result())
             return
-        loop = asyncio.get_running_loop()
-        self._waiting.append(_Request(done, len(commands), loop.time() + REPLY_TIMEOUT_S))
+        deadline = self._loop.time() + REPLY_TIMEOUT_S
+        self._waiting.append(_Request(done, len(commands), deadline))
         if self._watching is None:
-            self._watching = loop.call_later(REPLY_TIMEOUT_S, self._watch)
+            self._watching = self._loop.call_later(REPLY_TIMEOUT_S, self._watch)
         self.send(commands)
 
     async def execute(self, commands: Sequence[Command]) -> list[Any]:
@@ -144,7 +147,7 @@ class RedisConnection(asyncio.Protocol):
         Raises:
             RedisConnectionLostError, OSError, RedisReplyError: why the connection has ended.
         """
-        result: asyncio.Future[list[Any] | Exception] = asyncio.get_running_loop().create_future()
+        result: asyncio.Future[list[Any] | Exception] = self._loop.create_future()
 
         def done(replies: list[Any] | Exception) -> None:
             if not result.done():
@@ -171,12 +174,11 @@ class RedisConnection(asyncio.Protocol):
         """End the connection if the oldest request has waited for too long."""
         self._watching = None
         if self._waiting:
-            loop = asyncio.get_running_loop()
             deadline = self._waiting[0].deadline
-            if loop.time() >= deadline:
+            if self._loop.time() >= deadline:
                 self.abort(TimeoutError())
             else:
-                self._watching = loop.call_at(deadline, self._watch)
+                self._watching = self._loop.call_at(deadline, self._watch)
 
     def _end(self, error: Exception) -> None:
         if self.closed.done():

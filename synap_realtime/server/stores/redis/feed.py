@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterable
+from time import monotonic
 from typing import Any, Protocol
 
 from ....lexical import parse_digits
@@ -100,6 +101,7 @@ class Feed:
         self._is_catching_up = False
         self._fell_behind = asyncio.Event()
         self._received_at = 0.0
+        self._time: Callable[[], float] = monotonic  # that of the event loop, once it runs
         self._probe_channel = b""
         self._connection: RedisConnection | None = None
         self._task: asyncio.Task[None] | None = None
@@ -252,6 +254,7 @@ class Feed:
     async def _follow(self) -> None:
         """Connect, subscribe, catch up, and probe until the connection fails."""
         loop = asyncio.get_running_loop()
+        self._time = loop.time
         connection = await self._connect(self._receive)
         self._connection = connection
         self._changes.clear()
@@ -293,7 +296,7 @@ class Feed:
         if isinstance(message, RedisReplyError):
             self._on_error(message)
             return
-        self._received_at = asyncio.get_running_loop().time()
+        self._received_at = self._time()
         kind, channel, payload = message
         if kind == b"smessage":
             if channel != self._probe_channel:

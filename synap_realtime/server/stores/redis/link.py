@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from ...errors import StoreUnavailableError
@@ -47,6 +48,7 @@ MAX_PENDING_BYTES = 64 * 1024 * 1024
 
 _BATCH_BYTES = 1024 * 1024  # about what is sent in one round trip
 _MAX_UNITS = 100  # in one command: no other client is served while it runs
+_MAX_GATHERING = 3  # iterations of the event loop
 
 Connect = Callable[[], Awaitable[RedisConnection]]
 """Opens an authenticated connection to the primary."""
@@ -62,6 +64,7 @@ class Call:
         deadline: when it fails, by the clock of the event loop.
         size: about its length, in bytes.
         unit_starts: with units of several sizes: the number of the first key of each.
+        units: how many units it has; 0: its script has no units.
         group: calls of one group may share a command: in a cluster, those of one partition.
         is_asking: whether the server gets it although another one owns the slot that is being
             migrated.
@@ -73,17 +76,10 @@ class Call:
     deadline: float
     result: asyncio.Future[Any]
     size: int
-    unit_starts: Sequence[int] = ()
+    unit_starts: Sequence[int]
+    units: int
     group: int = 0
     is_asking: bool = False
-
-    @property
-    def units(self) -> int:
-        """How many units it has; 0: its script has no units."""
-        if self.unit_starts:
-            return len(self.unit_starts)
-        unit_keys = self.script.unit_keys
-        return len(self.keys) // unit_keys if unit_keys else 0
 
     def keys_from(self, unit: int) -> Sequence[bytes]:
         """Return the keys of a unit and of those after it."""
@@ -161,7 +157,7 @@ class Link:
             self._pending_bytes += call.size
             if not self._is_busy:
                 self._is_busy = True
-                asyncio.get_running_loop().call_soon(self._flush)
+                self._gather()
 
     def take(self, wanted: Callable[[Call], bool]) -> list[Call]:
         """Remove the calls that wait to be sent and for which a condition holds, in order."""
@@ -224,6 +220,19 @@ class Link:
         self._incarnation = incarnation
         self._report(None)
         self._on_connected()
+
+    def _gather(self, known: int = 0, left: int = _MAX_GATHERING) -> None:
+        """Send what is pending as soon as an iteration of the event loop adds nothing to it.
+
+        A busy node sends more together that way: a round trip costs both sides more than a
+        publication does. One that is alone waits for one iteration.
+        """
+        count = len(self._pending)
+        if left and known < count < _MAX_UNITS:
+            loop = self._pending[0].result.get_loop()
+            loop.call_soon(self._gather, count, left - 1)
+        else:
+            self._flush()
 
     def _flush(self, pause_s: float = 0.0) -> None:
         """Send what is pending, up to a size. Nothing else is under way.
@@ -290,9 +299,10 @@ class Link:
             reply = next(in_order)
             if calls[0].is_asking:
                 reply = next(in_order)
+            script = calls[0].script
+            confirms = script.sha in CONFIRMED
+            has_written = has_written or confirms
             for call, keys, result in _results(calls, reply):
-                confirms = call.script.sha in CONFIRMED
-                has_written = has_written or confirms
                 if isinstance(result, RedisReplyError):
                     if is_elsewhere(result):
                         refused.append((call, result))
@@ -308,7 +318,7 @@ class Link:
                     refusals = unconfirmed
                     call.fail(unconfirmed)
                 else:
-                    has_published = has_published or call.script is PUBLISH
+                    has_published = has_published or script is PUBLISH
                     if not call.result.done():
                         call.result.set_result(result)
         if has_published:
@@ -324,17 +334,20 @@ class Link:
             self._fail(refusal)
         else:
             self._failures = 0
-            self._flush()
+            self._gather()
 
     def _command(self, calls: Sequence[Call]) -> Command:
         """Return the command of calls of one script."""
         script = calls[0].script
-        keys = [key for call in calls for key in call.keys]
-        arguments = [each for call in calls for each in call.arguments]
         # Each time another epoch: a call that is repeated at another server must not continue the
         # epoch that it has begun at the previous one.
         epoch = b"%b%x" % (self._epoch_prefix, next(self._epoch_numbers))
         common = (self._incarnation, epoch, self._clock_shift_us())
+        if len(calls) == 1:
+            keys, arguments = calls[0].keys, calls[0].arguments
+        else:
+            keys = list(chain.from_iterable([call.keys for call in calls]))
+            arguments = list(chain.from_iterable([call.arguments for call in calls]))
         return (b"EVALSHA", script.sha, len(keys), *keys, *common, *arguments)
 
     def _put_back(self, calls: Sequence[Call]) -> None:

@@ -184,13 +184,18 @@ class Shards:
         loop = asyncio.get_running_loop()
         size = sum([len(each) for each in arguments if not isinstance(each, int)]) + 200
         deadline = loop.time() + CALL_TIMEOUT_S
-        call = Call(script, keys, arguments, deadline, loop.create_future(), size, unit_starts)
+        if unit_starts:
+            units = len(unit_starts)
+        else:
+            units = len(keys) // script.unit_keys if script.unit_keys else 0
+        result = loop.create_future()
+        call = Call(script, keys, arguments, deadline, result, size, unit_starts, units)
         if self._only is not None:
             self._only.link.add(call)
         else:
             call.group = partition_of_key(keys[0])
             self._route(call)
-        return call.result
+        return result
 
     async def subscribe(self, channel: bytes) -> None:
         """Receive the messages of a channel. Returns when its primary has confirmed it."""
