@@ -11,61 +11,26 @@ from typing import Any
 
 import pytest
 
-from synap_realtime.protocol.folding import make_fold
 from synap_realtime.protocol.rooms import Room
 from synap_realtime.server.errors import StoreUnavailableError
 from synap_realtime.server.stores.base import Entry, Publication, PublishResult
 from synap_realtime.server.stores.redis.address import parse_address
 from synap_realtime.server.stores.redis.store import RedisStore
 from tests.support.failover import Redundant, in_cluster, lose_primary, with_sentinels
-from tests.support.folding import Texts, folded
+from tests.support.folding import Texts
 from tests.support.jobs import lifecycle
 from tests.support.polling import until, until_ready
+from tests.support.text_reporter import TextReporter
 from tests.support.timeouts import TIMEOUT_S
 
 ROOM = Room("request_q1")
-PIECES = [f"é{number} " for number in range(60)]
-TEXT = "".join(PIECES)
+TEXT = "".join([f"é{number} " for number in range(60)])
 
 
 @pytest.fixture(params=[with_sentinels, in_cluster])
 def servers(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Redundant]:
     with request.param(tmp_path) as servers:
         yield servers
-
-
-class Reporter:
-    """Publishes a text in pieces, as the SDK does: it repeats what was not answered.
-
-    Attributes:
-        mismatches: the offsets from which it had to publish again.
-    """
-
-    def __init__(self, store: RedisStore) -> None:
-        self._store = store
-        self._length = 0
-        self.mismatches: list[int] = []
-
-    async def publish_to(self, end: int) -> None:
-        """Publish the text up to an offset."""
-        async with asyncio.timeout(TIMEOUT_S):
-            while self._length < end:
-                await self._publish_piece(min(self._length + 4, end))
-
-    async def _publish_piece(self, end: int) -> None:
-        fold = make_fold("k", "append", TEXT[self._length : end], offset=self._length)
-        try:
-            (result,) = await self._store.publish([folded(f"p{self._length}", fold, ROOM)])
-        except StoreUnavailableError:
-            await asyncio.sleep(0.05)
-            return
-        if result.conflict is None:
-            self._length = end
-        else:
-            assert result.conflict.code == "offset_mismatch"
-            assert result.conflict.offset is not None
-            self._length = result.conflict.offset
-            self.mismatches.append(self._length)
 
 
 async def test_text_is_whole_after_a_failover_that_lost_pieces(servers: Redundant) -> None:
@@ -81,7 +46,7 @@ async def test_text_is_whole_after_a_failover_that_lost_pieces(servers: Redundan
     await stores[1].join(ROOM)
     for store in stores:
         await until_ready(store)
-    reporter = Reporter(stores[0])
+    reporter = TextReporter(stores[0], ROOM, TEXT)
     await reporter.publish_to(20)
     primary = servers.primary_of(ROOM)
     primary.command("WAIT", 1, 1000)

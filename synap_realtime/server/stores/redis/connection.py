@@ -61,9 +61,7 @@ def new_reader() -> hiredis.Reader:
 
 def pack(commands: Sequence[Command]) -> bytes:
     """Encode commands, for one write."""
-    if len(commands) == 1:
-        return hiredis.pack_command(commands[0])  # type: ignore[arg-type]  # wrong stub
-    return b"".join([hiredis.pack_command(each) for each in commands])  # type: ignore[arg-type]
+    return b"".join([hiredis.pack_command(each) for each in commands])  # type: ignore[arg-type]  # wrong stub
 
 
 class _Request:

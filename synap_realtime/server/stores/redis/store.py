@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import secrets
-from collections import defaultdict
-from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from ....protocol.cursor import Cursor
-from ....protocol.rooms import Room, is_control_room
+from ....protocol.rooms import Room
 from ...errors import StoreUnavailableError
 from ..base import (
-    DEVICE_AGE_S,
-    MAX_DEVICES,
     DeliveryHandler,
     GapHandler,
     LinkStats,
     Page,
-    Publication,
-    PublishResult,
     RateDemand,
     RateGrant,
     Retention,
@@ -33,20 +26,20 @@ from ..base import (
     ignore_gap,
     make_entry,
 )
-from ..folds import with_offset
+from .acks import AcknowledgedCursors
 from .address import RedisAddress
 from .durability import PROMISES
-from .folded import fold_arguments, parse_conflict, read_entry
-from .jobs import MAX_ATTEMPTS, JobChanges, JobReader
+from .folded import read_entry
+from .jobs import JobReader
 from .keys import ALL_PARTITIONS, SCHEMA_VERSION, KeySpace, describe_other_version
 from .live_rooms import LiveRooms
 from .log_scripts import HEAD, READ
 from .membership import Membership
 from .presence import SharedPresence
-from .publish_script import PUBLISH
+from .publisher import Publisher
 from .rates import take_rates
 from .script import Script, us
-from .scripts import ACK, CHECK, CLAIM, GET_ACK, RENEW, SEND, USAGE
+from .scripts import CHECK, CLAIM, RENEW, SEND, USAGE
 from .shards import Shards
 from .survey import RedisSurveys
 from .tasks import Tasks
@@ -57,8 +50,6 @@ logger = logging.getLogger(__name__)
 META_LIFETIME_S = 7 * 86_400.0
 """How long the positions of a room are kept after its last notification has expired. A cursor that
 is older is answered with ``recovered: false``."""
-
-_ACK_DELAY_S = 0.05
 
 
 class RedisStore:
@@ -88,9 +79,6 @@ class RedisStore:
         self._opened_at = 0.0 if clock is None else clock()
         self._keys = KeySpace(address.prefix)
         self._node = secrets.token_hex(8)
-        self._call_prefix = secrets.token_hex(6).encode()
-        self._call_numbers = itertools.count()
-        self._publish_options = lru_cache(16_384)(self._get_publish_options)
         self._tasks = Tasks()
         self._membership = Membership(self._keys, self._node, self._call, self._tasks)
         self._rooms = LiveRooms(
@@ -113,7 +101,16 @@ class RedisStore:
             catch_up=self._catch_up,
             clock_shift_us=self._clock_shift_us,
         )
-        self._jobs = JobChanges(self._retention)
+        self.publisher = Publisher(
+            *(self._keys, self._shards.call, self._tasks, self._rooms),
+            *(self._retention, self._lifetime_us),
+            is_cluster=address.is_cluster,
+        )
+        self.publish = self.publisher.publish
+        self._acks = AcknowledgedCursors(self._keys, self._call, self._tasks)
+        self.get_ack = self._acks.get
+        self.register_device = self._acks.register
+        self.ack = self._acks.ack
         reader = JobReader(self._keys, self._call, self._retention, self._lifetime_us)
         self.get_job = reader.get
         self.list_jobs = reader.list
@@ -125,8 +122,6 @@ class RedisStore:
         self.acquire_connection = self._connections.acquire
         self.release_connection = self._connections.release
         self._must_announce = False  # that epochs were renewed
-        self._acks: dict[Room, dict[tuple[str, str], int]] = {}  # device and epoch to offset
-        self._ack_timer: asyncio.TimerHandle | None = None
 
     @property
     def description(self) -> str:
@@ -145,157 +140,6 @@ class RedisStore:
         keys = self._keys.of_room(room)
         [(epoch, offset)] = await self._call(HEAD, (keys.state, keys.meta), self._lifetime_us(room))
         return Cursor(epoch.decode(), int(offset))
-
-    def publish(
-        self, publications: Sequence[Publication]
-    ) -> Coroutine[Any, Any, Sequence[PublishResult]]:
-        results: list[Any] = [None] * len(publications)
-        for each in publications:
-            if each.job is not None:
-                return self._publish_jobs(publications, results)
-        return self._publish_once(publications, range(len(publications)), results, [])
-
-    async def _publish_jobs(
-        self, publications: Sequence[Publication], results: list[Any]
-    ) -> Sequence[PublishResult]:
-        # What was refused is stored also if this is cancelled.
-        await asyncio.shield(self._tasks.spawn(self._publish_again(publications, results)))
-        return results
-
-    async def _publish_again(self, publications: Sequence[Publication], results: list[Any]) -> None:
-        """Publish, and publish again what was refused because a record has changed."""
-        jobs = [(each.room, each.job) for each in publications if each.job is not None]
-        waiting: Sequence[int] = range(len(publications))
-        try:
-            attempts = MAX_ATTEMPTS
-            while attempts:
-                refused: list[int] = []
-                await self._publish_once(publications, waiting, results, refused)
-                if not refused:
-                    return
-                # A conflict ends an attempt, too: the next events were folded into its record.
-                attempts = MAX_ATTEMPTS if len(refused) < len(waiting) else attempts - 1
-                waiting = refused
-            raise StoreUnavailableError("other nodes change the record of a job at the same time")
-        except StoreUnavailableError:
-            for room, job in jobs:
-                self._jobs.forget(room, job)
-            raise
-        finally:
-            for room, job in jobs:
-                self._jobs.settle(room, job)
-
-    async def _publish_once(
-        self,
-        publications: Sequence[Publication],
-        numbers: Sequence[int],
-        results: list[Any],
-        refused: list[int],
-    ) -> Sequence[PublishResult]:
-        """Publish some publications.
-
-        Args:
-            numbers: which.
-            results: gets their results, and is returned.
-            refused: gets the numbers of those that were refused, and have no result.
-        """
-        name = b"%b%x" % (self._call_prefix, next(self._call_numbers))
-        self._rooms.publishing[name] = publications
-        # All are called before one is awaited. If this is cancelled, they are stored nevertheless.
-        calls = [
-            (together, self._send(name, publications, together))
-            for together in self._groups(publications, numbers)
-        ]
-        problem: StoreUnavailableError | None = None
-        try:
-            for together, reply in calls:
-                try:
-                    rows = await reply
-                except StoreUnavailableError as error:
-                    problem = error
-                    continue
-                for number, row in zip(together, rows, strict=True):
-                    results[number] = self._has_published(publications[number], row)
-                    if results[number] is None:
-                        refused.append(number)
-        finally:
-            del self._rooms.publishing[name]
-            for _, reply in calls:
-                reply.cancel()  # nobody waits for it, if this was cancelled
-        if problem is not None:
-            raise problem
-        return results
-
-    def _groups(
-        self, publications: Sequence[Publication], numbers: Sequence[int]
-    ) -> Collection[Sequence[int]]:
-        """Return the numbers of those that share a call: in a cluster, of one partition."""
-        if not self._address.is_cluster:
-            return [numbers]
-        by_partition: defaultdict[int, list[int]] = defaultdict(list)
-        for number in numbers:
-            by_partition[self._keys.of_room(publications[number].room).partition].append(number)
-        return by_partition.values()
-
-    def _send(
-        self, name: bytes, publications: Sequence[Publication], numbers: Iterable[int]
-    ) -> asyncio.Future[Any]:
-        """Call PUBLISH for some publications."""
-        keys: list[bytes] = []
-        arguments: list[bytes] = []
-        unit_starts: list[int] = []  # empty while all are as long
-        for number in numbers:
-            room, id, text, _, fold, job = publications[number]
-            room_keys = self._keys.of_room(room)
-            if job is not None and is_control_room(room):
-                job = None
-            is_plain = fold is None and job is None
-            if unit_starts or not is_plain:
-                if not unit_starts:
-                    unit_starts.extend(range(0, len(keys), PUBLISH.unit_keys))
-                unit_starts.append(len(keys))
-            call = b"%b:%d" % (name, number)
-            keys += (room_keys.state, room_keys.log, room_keys.meta, room_keys.dedupe + id.encode())
-            if is_plain:
-                arguments += (*self._publish_options(room), call, text.encode())
-                continue
-            arguments += (b"fold" if job is None else b"job", *self._publish_options(room))
-            arguments += (call, text.encode(), *fold_arguments(text, fold))
-            keys += (room_keys.folds, room_keys.jobs)
-            if job is not None:
-                keys += (room_keys.job_index, room_keys.job_times)
-                arguments += self._jobs.arguments(room, job, call)
-        return self._shards.call(PUBLISH, keys, arguments, unit_starts)
-
-    def _has_published(self, publication: Publication, row: bytes) -> PublishResult | None:
-        """Return the result of a publication; None if it was refused."""
-        if publication.fold is not None or row[:1] == b"~":
-            return self._has_folded(publication, row)
-        offset, previous, count, is_duplicate, epoch = row.split()
-        cursor = Cursor(epoch.decode(), int(offset))
-        duplicate = is_duplicate == b"1"
-        if not duplicate:
-            self._rooms.has_published(cursor, int(previous), publication)
-        return PublishResult(publication.id, cursor, int(count), duplicate)
-
-    def _has_folded(self, publication: Publication, row: bytes) -> PublishResult | None:
-        fold = publication.fold
-        if row.startswith(b"~"):
-            if publication.job is not None:
-                self._jobs.correct(publication.room, publication.job, row)
-            return None
-        assert fold is not None  # noqa: S101 - nothing else is different
-        if row.startswith(b"!"):
-            conflict = parse_conflict(fold, row)
-            return PublishResult(publication.id, self.earliest(), 0, False, conflict)
-        offset, previous, count, is_duplicate, epoch, *piece_offset = row.split()
-        cursor = Cursor(epoch.decode(), int(offset))
-        if piece_offset:
-            placed = fold.placed_at(int(piece_offset[0]))
-            text = with_offset(publication.text, placed)
-            live = publication._replace(text=text, fold=placed)
-            self._rooms.has_published(cursor, int(previous), live)
-        return PublishResult(publication.id, cursor, int(count), is_duplicate == b"1")
 
     async def read(self, room: Room, after: Cursor, limit: int) -> Page:
         keys = self._keys.of_room(room)
@@ -322,27 +166,11 @@ class RedisStore:
             ]
         return Page(entries, recovered=bool(status & 1), ends_early=bool(status & 4))
 
-    async def get_ack(self, room: Room, device: str | None = None) -> Cursor | None:
-        self._send_acks(room)
-        keys = self._keys.of_room(room)
-        [found] = await self._call(GET_ACK, (keys.acks,), device or "", us(DEVICE_AGE_S))
-        if not found:
-            return None
-        return Cursor(found[0].decode(), int(found[1])) if int(found[1]) else self.earliest()
-
-    def register_device(self, room: Room, device: str, position: Cursor) -> None:
-        self._note_ack(room, device, position)
-
-    def ack(self, room: Room, position: Cursor, device: str | None = None) -> None:
-        self._note_ack(room, "", position)
-        if device is not None:
-            self._note_ack(room, device, position)
-
     async def join(self, room: Room) -> None:
         await self._rooms.join(room)
 
     def leave(self, room: Room) -> None:
-        self._send_acks(room)  # the client may reconnect to another node
+        self._acks.send(room)  # the client may reconnect to another node
         self._rooms.leave(room)
 
     def answer_surveys(self, handler: SurveyHandler) -> None:
@@ -370,10 +198,7 @@ class RedisStore:
         return StoreStats(sum(map(int, await self._call_each(USAGE))), None)
 
     async def close(self) -> None:
-        if self._ack_timer is not None:
-            self._ack_timer.cancel()
-        for room in list(self._acks):
-            self._send_acks(room)
+        self._acks.close()
         self._presence.end(0.0)
         await self._shards.close_feeds()
         self._rooms.close()
@@ -441,49 +266,6 @@ class RedisStore:
                 self._call(script, (self._keys.schema(partition),), *arguments)
                 for partition in self._shards.representatives
             )
-        )
-
-    # Acknowledged cursors
-
-    def _note_ack(self, room: Room, name: str, position: Cursor) -> None:
-        noted = self._acks.setdefault(room, {})
-        known = noted.pop((name, position.epoch), 0)
-        noted[name, position.epoch] = max(known, position.offset)
-        if self._ack_timer is None:
-            loop = asyncio.get_running_loop()
-            self._ack_timer = loop.call_later(_ACK_DELAY_S, self._send_all_acks)
-
-    def _send_all_acks(self) -> None:
-        self._ack_timer = None
-        for room in list(self._acks):
-            self._send_acks(room)
-
-    def _send_acks(self, room: Room) -> None:
-        noted = self._acks.pop(room, None)
-        if noted is None:
-            return
-        keys = self._keys.of_room(room)
-        rows: list[Any] = []
-        for (name, epoch), offset in noted.items():
-            rows += (name, epoch, offset)
-        reply = self._call(ACK, (keys.state, keys.acks), MAX_DEVICES, us(DEVICE_AGE_S), *rows)
-        self._tasks.spawn(self._repeat_failed_acks(reply, room, noted))
-
-    async def _repeat_failed_acks(
-        self, reply: asyncio.Future[Any], room: Room, noted: dict[tuple[str, str], int]
-    ) -> None:
-        try:
-            await reply
-        except StoreUnavailableError:
-            for (name, epoch), offset in noted.items():
-                self._note_ack(room, name, Cursor(epoch, offset))
-
-    def _get_publish_options(self, room: Room) -> tuple[bytes, bytes, bytes]:
-        retention = self._retention
-        return (
-            b"%d" % retention.count_of(room),
-            b"%d" % (us(retention.dedupe_window_s) // 1000),
-            b"%d %d" % (us(retention.age_s(room)) // 1000, self._lifetime_us(room) // 1000),
         )
 
     def _lifetime_us(self, room: Room) -> int:

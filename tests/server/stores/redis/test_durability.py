@@ -12,46 +12,17 @@ import pytest
 from synap_realtime import ConfigurationError
 from synap_realtime.server.errors import StoreUnavailableError
 from synap_realtime.server.stores import open_store
-from synap_realtime.server.stores.base import Retention, Store
+from synap_realtime.server.stores.base import Retention
 from synap_realtime.server.stores.redis.durability import CONFIRM_MS
+from tests.support.durability import Pair, running_pair
 from tests.support.stores import publication
-from tests.support.timeouts import TIMEOUT_S
-from tests.support.valkey import PROGRAMS, Valkey, running_valkey
-
-
-class Pair:
-    """A primary and its replica."""
-
-    def __init__(self, primary: Valkey, replica: Valkey) -> None:
-        self.primary, self.replica = primary, replica
-
-    def open(self, durability: str) -> Store:
-        return open_store(f"{self.primary.url}?durability={durability}", Retention())
-
-    def until_confirmed(self) -> None:
-        """Wait until the replica follows the primary."""
-        end = time.monotonic() + TIMEOUT_S
-        with self.primary.client(single_connection_client=True) as client:
-            while not (client.set("x", "y") and client.wait(1, 100)):
-                assert time.monotonic() < end
-
-    def texts(self) -> list[bytes]:
-        """What the logs of the replica contain."""
-        with self.replica.client() as client:
-            return [
-                fields[b"t"] for key in client.keys("*:log:*") for _, fields in client.xrange(key)
-            ]
+from tests.support.valkey import PROGRAMS, running_valkey
 
 
 @pytest.fixture(params=PROGRAMS)
 def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
-    program: Path = request.param
-    with running_valkey(tmp_path / "primary", program=program) as primary:
-        of = ("--replicaof", "127.0.0.1", str(primary.port))
-        with running_valkey(tmp_path / "replica", *of, program=program) as replica:
-            pair = Pair(primary, replica)
-            pair.until_confirmed()
-            yield pair
+    with running_pair(tmp_path, request.param) as pair:
+        yield pair
 
 
 async def test_an_answered_publish_is_at_a_replica(pair: Pair) -> None:

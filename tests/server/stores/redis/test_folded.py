@@ -82,13 +82,13 @@ async def test_call_that_is_repeated_is_no_duplicate_of_itself(
     store = nodes[0]
     await write(store, "p0", piece="a", offset=0)
     pieces = [folded(f"p{n}", make_fold("k", "append", "b", offset=n)) for n in range(1, 4)]
-    call = store._send(b"call", pieces, range(3))
+    call = store.publisher.send(b"call", pieces, range(3))
     rows = await call
-    repeated = await store._send(b"call", pieces, range(3))
+    repeated = await store.publisher.send(b"call", pieces, range(3))
     assert [row.split()[3] for row in (*rows, *repeated)] == [b"0"] * 3 + [b"2"] * 3
-    other = await store._send(b"other", pieces, range(3))
+    other = await store.publisher.send(b"other", pieces, range(3))
     assert [row.split()[3] for row in other] == [b"1"] * 3
-    results = [store._has_published(*each) for each in zip(pieces, repeated, strict=True)]
+    results = [store.publisher.result_of(*each) for each in zip(pieces, repeated, strict=True)]
     assert [result and result.duplicate for result in results] == [False] * 3
     (entry,) = (await store.read(ROOM, store.earliest(), 10)).entries
     assert json.loads(entry.text)["data"]["delta"] == "abbb"
