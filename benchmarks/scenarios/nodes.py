@@ -38,6 +38,7 @@ SUBSCRIBERS = 1000
 DELIVERIES = 30_000
 
 RATE = 500
+STEADY_RATE = 2000
 RATE_S = 1.2
 RATE_PUBLISHERS = 16
 
@@ -182,10 +183,15 @@ def _publishing(options: Options) -> list[_Part]:
     quiet = [f"request_{n}" for n in range(options.scaled(ROOMS))]
 
     def publish(
-        mine: Cluster, publishes: Sequence[Publish], count: int, each: int
+        mine: Cluster, publishes: Sequence[Publish], count: int, each: int, *, rate: int = 0
     ) -> Mapping[str, float]:
         with mine.used() as used_us:
-            mine.load.publish(mine.ports, publishes, count, mode="closed", publishers=PUBLISHERS)
+            mine.load.publish(
+                *(mine.ports, publishes, count),
+                mode="rate" if rate else "closed",
+                rate=rate,
+                publishers=RATE_PUBLISHERS if rate else PUBLISHERS,
+            )
         nodes_us, store_us = used_us()
         return {"nodes_us": nodes_us / (count * each), "store_us": store_us / (count * each)}
 
@@ -201,6 +207,11 @@ def _publishing(options: Options) -> list[_Part]:
             for start in range(0, len(names), BATCH)
         ]
         return publish(mine, publishes, batches, BATCH)
+
+    def steady(mine: Cluster) -> Mapping[str, float]:
+        count = options.scaled(round(STEADY_RATE * RATE_S))
+        publishes = [mine.kind.publish(room, 1) for room in subscribed]
+        return publish(mine, publishes, count, 1, rate=STEADY_RATE)
 
     what = f"{len(subscribed):,} rooms on nodes that share a Valkey, {PUBLISHERS} publishers"
     one_each = f"{what}, one subscriber each"
@@ -218,6 +229,15 @@ def _publishing(options: Options) -> list[_Part]:
             alone(subscribed, 1),
         ),
         _Part("nodes-batches", f"{one_each}, {BATCH} per request", _cpu("a publish"), together),
+        _Part(
+            "nodes-steady",
+            f"{len(subscribed):,} rooms on nodes that share a Valkey, one subscriber each, "
+            f"{STEADY_RATE:,} publishes a second to each cluster",
+            _cpu("a publish"),
+            steady,
+            remark="Above, faster nodes publish more, which keeps Valkey awake. Here, both publish "
+            "as much.",
+        ),
     ]
 
 

@@ -81,7 +81,7 @@ async def test_text_is_whole_after_its_slot_has_moved_key_by_key(cluster: Valkey
     async with growing_text(cluster) as (reporter, grow):
         target = next(each for each in cluster.primaries if each is not cluster.primary_of(SLOT))
         source = cluster.start_moving(SLOT, target)
-        await grow()  # its keys are at the source
+        await asyncio.sleep(0.1)  # pieces wait: the keys of their ids are not at the source
         folds = next(
             key
             for key in source.command("CLUSTER", "GETKEYSINSLOT", SLOT, 1000)
@@ -89,7 +89,7 @@ async def test_text_is_whole_after_its_slot_has_moved_key_by_key(cluster: Valkey
         )
         migrate = ("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", folds.decode())
         source.command(*migrate)  # the text is at the target, and its log at the source
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.1)
         cluster.finish_moving(SLOT, source, target)
         await grow()
         assert cluster.primary_of(SLOT) is target

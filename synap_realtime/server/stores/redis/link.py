@@ -48,7 +48,7 @@ MAX_PENDING_BYTES = 64 * 1024 * 1024
 
 _BATCH_BYTES = 1024 * 1024  # about what is sent in one round trip
 _MAX_UNITS = 100  # in one command: no other client is served while it runs
-_MAX_GATHERING = 3  # iterations of the event loop
+_MAX_COALESCING = 3  # iterations of the event loop
 
 Connect = Callable[[], Awaitable[RedisConnection]]
 """Opens an authenticated connection to the primary."""
@@ -157,7 +157,7 @@ class Link:
             self._pending_bytes += call.size
             if not self._is_busy:
                 self._is_busy = True
-                self._gather()
+                self._coalesce()
 
     def take(self, wanted: Callable[[Call], bool]) -> list[Call]:
         """Remove the calls that wait to be sent and for which a condition holds, in order."""
@@ -221,7 +221,7 @@ class Link:
         self._report(None)
         self._on_connected()
 
-    def _gather(self, known: int = 0, left: int = _MAX_GATHERING) -> None:
+    def _coalesce(self, known: int = 0, left: int = _MAX_COALESCING) -> None:
         """Send what is pending as soon as an iteration of the event loop adds nothing to it.
 
         A busy node sends more together that way: a round trip costs both sides more than a
@@ -230,7 +230,7 @@ class Link:
         count = len(self._pending)
         if left and known < count < _MAX_UNITS:
             loop = self._pending[0].result.get_loop()
-            loop.call_soon(self._gather, count, left - 1)
+            loop.call_soon(self._coalesce, count, left - 1)
         else:
             self._flush()
 
@@ -334,7 +334,7 @@ class Link:
             self._fail(refusal)
         else:
             self._failures = 0
-            self._gather()
+            self._coalesce()
 
     def _command(self, calls: Sequence[Call]) -> Command:
         """Return the command of calls of one script."""
