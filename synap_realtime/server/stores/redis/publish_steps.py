@@ -44,12 +44,14 @@ ENTER = f"""
     at = string.format('%d', offset)
   end
   local row = at .. ' ' .. previous .. ' ' .. subscribers
-  local value = row .. ' ' .. call .. ' ' .. time
+  local value = row .. ' ' .. call
+  if at ~= time then value = value .. ' ' .. time end
 """
 """Read the room, unless it is that of the publication before, and number the publication."""
 
 IF_REMEMBERED = """
-    local first, by, t = string.match(known, '^(%S+ %S+ %S+) (%S+) (%S+)$')
+    local first, t, by, other = string.match(known, '^((%d+) %S+ %S+) (%S+) ?(%d*)$')
+    if other ~= '' then t = other end -- it was stored earlier than its offset says
     if now - t < dedupe_ms * 1000 then
       -- WAIT waits for what this connection has written, and the first call may have used another.
       redis.call('SET', id, known, 'KEEPTTL')
