@@ -14,15 +14,15 @@ from pathlib import Path
 import pytest
 
 from tests.support.npm import BROWSER, tool
+from website.pages import sources
 
 ROOT = Path(__file__).parents[2]
 TOP_LEVEL_AWAIT = r"^(\w+ = )?await |^async (with|for) "
 COMMAND = Path(sys.executable).with_name("synap-realtime")
 PAGES = [
-    *(ROOT / name for name in ("README.md", "deploy/README.md", "browser/README.md")),
-    *sorted(
-        page for page in (ROOT / "docs").rglob("*.md") if "tutorials" not in page.parts
-    ),  # test_tutorials.py runs the tutorials
+    ROOT / page
+    for page in ("README.md", *sources())
+    if not page.startswith("docs/tutorials/")  # test_tutorials.py runs the tutorials
 ]
 READERS_OWN_PYTHON = """\
 from typing import Any
