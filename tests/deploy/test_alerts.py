@@ -59,6 +59,20 @@ def test_alert_has_a_duration_and_a_remedy(name: str) -> None:
     assert len(rule["annotations"]["description"]) > 100
 
 
+CRITICAL_WITH_MITIGATION = sorted(
+    name
+    for name, rule in alerts().items()
+    if rule["labels"]["severity"] == "critical" and name != "SynapRealtimeAbsent"  # no harm
+)
+
+
+@pytest.mark.parametrize("name", CRITICAL_WITH_MITIGATION)
+def test_runbook_of_a_critical_alert_limits_the_damage_before_the_cure(name: str) -> None:
+    runbook = RUNBOOKS.read_text().partition(f"\n## {name}\n")[2].partition("\n## ")[0]
+    assert runbook.index("**First look.**") < runbook.index("**Mitigation.**")
+    assert runbook.index("**Mitigation.**") < runbook.index("**Cure.**")
+
+
 @pytest.mark.parametrize("name", alerts())
 def test_alert_leads_to_its_runbook(name: str) -> None:
     page = f"{SITE}operations/runbooks.html"
