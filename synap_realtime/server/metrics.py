@@ -222,8 +222,9 @@ class Metrics:
                 duplicates += 1
         self._accepted += len(results) - duplicates - conflicts
         self._accepted_bytes += size
-        self.published("duplicate", duplicates)
-        self.published("rejected", conflicts)
+        if duplicates or conflicts:
+            self.published("duplicate", duplicates)
+            self.published("rejected", conflicts)
 
     def budget_cuts(self, kind: str) -> Callable[[], None]:
         """Return a function that counts a connection aborted because of held bytes of a kind."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections import deque
+from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
 import httptools
@@ -59,9 +60,8 @@ _FIELD_WEIGHT = 200  # memory of a header field beside its bytes
 def _read_fields(fields: list[tuple[bytes, bytes]]) -> tuple[dict[str, str], int]:
     """Return the fields of a head as those of :class:`Request`, and their weight."""
     headers: dict[str, str] = {}
-    weight = _FIELD_WEIGHT * len(fields)
+    weight = _FIELD_WEIGHT * len(fields) + sum(map(len, chain.from_iterable(fields)))
     for name, value in fields:
-        weight += len(name) + len(value)
         key = _NAMES.get(name) or name.decode("latin-1").lower()
         text = value.decode("latin-1")
         headers[key] = f"{headers[key]}, {text}" if key in headers else text
@@ -292,8 +292,9 @@ class RequestParser:
             self._url += url[: MAX_TARGET_BYTES + 1]
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self.state is HEAD and len(self._fields) <= MAX_HEADERS:  # else it is a trailer
-            self._fields.append((name, value))
+        fields = self._fields
+        if self.state is HEAD and len(fields) <= MAX_HEADERS:  # else it is a trailer
+            fields.append((name, value))
 
     def on_headers_complete(self) -> None:
         if self.state is IGNORED_UPGRADE:
