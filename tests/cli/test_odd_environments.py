@@ -138,7 +138,7 @@ def test_runs_without_a_home_and_without_any_variable() -> None:
         ("serve --log-level loud", "--log-level (SYNAP_REALTIME_LOG_LEVEL): "),
         ("serve --authorizer access", "(SYNAP_REALTIME_AUTHORIZER): expected module:function"),
         ("generate-keys --out /", "--out /: it is a directory"),
-        ("publish", "Missing argument 'room'"),
+        ("publish", "Missing argument '"),
         ("subscribe user_1 --count 0", "'--count': "),
         ("token", "expected a user, --room"),
         ("token 42 --expires-in-s nan", "--expires-in-s: "),
