@@ -31,64 +31,66 @@ export interface JobRecord<Result = Record<string, unknown>> {
 /** Highest fencing numbers, by run. Infinity: another run has superseded it. */
 export type Fences = Map<unknown, number>;
 
-export const text = (value: unknown) => (typeof value === "string" ? value : undefined);
+/** A text that is not empty. */
+export const text = (value: unknown) => (typeof value === "string" && value) || undefined;
 /** A count or a duration. JSON can also hold 1e999, which is parsed as Infinity. */
-export const number = (value: unknown, max = Number.MAX_SAFE_INTEGER) =>
+export const number = (value: unknown, max = 1e9) =>
   typeof value === "number" && value >= 0 && value <= max ? value : undefined;
-/** A number from 1, as attempts are. */
-const count = (value: unknown) => (Number.isInteger(value) && number(value, 2 ** 31 - 1)) || undefined;
+/** A whole number from 1. */
+const count = (value: any) => (value % 1 ? undefined : number(value) || undefined);
 
-/** After these, no event of a run has an effect. */
-export const isEnding = (status: unknown) => /^(completed|failed|cancelled)$/.test(status as string);
+/** How to read the members of `data` that a record keeps: undefined if one is not valid. */
+const MEMBERS: Record<string, (value: unknown) => unknown> = {
+  attempt: count, maxAttempts: count, stallAfterS: number as typeof text, label: text, error: text,
+  progress: (value) => number(value, 1),
+};
 
-/** The id of a job's record in a room. */
-export const idOf = ({ requestId, runId }: { requestId?: string | undefined; runId: string }) =>
-  requestId && [...requestId].length <= 200 ? requestId : runId;
+/** The last statuses of a record, after which no event of the run has an effect, and what a page shows for them. */
+export const ENDINGS: Readonly<Record<string, "success" | "error">> = {
+  __proto__: null as never, // "constructor" is none
+  completed: "success", failed: "error", cancelled: "error",
+};
 
 /** The last part of a notification's type. */
-export const eventOf = (type: string) => type.slice(type.lastIndexOf(".") + 1);
+export const eventOf = (type: string) => type.split(".").pop()!;
 
-const ENDINGS: Record<string, string> = { success: "completed", error: "failed" };
+const EVENTS: Record<string, string> = { success: "completed", error: "failed" };
 
 /**
  * Return the record after a notification. See PROTOCOL.md, "Job state".
  *
  * A notification without `job`, of a server that does not know it, is read by its type and status, and is never late.
+ * A record that begins with a notification has only what follows from it.
  */
 export function foldJob(record: JobRecord | undefined, notification: Delivered, fences: Fences): JobRecord {
-  const { job, data, timestamp: at, requestId, type, status } = notification;
-  const event = job?.event ?? ENDINGS[status!] ?? eventOf(type);
+  const { job, data, timestamp, type, status } = notification;
+  const event = job?.event ?? EVENTS[status!] ?? eventOf(type);
   const runId = (job ?? record ?? data).runId as string;
-  if (record && fences.get(runId) === Infinity) return record;
-  const isFirst = record?.runId !== runId;
-  if (!isFirst && isEnding(record?.status)) return record!;
-  if (isFirst && record) fences.set(record.runId, Infinity);
-  const before: JobRecord =
-    isFirst || !record ? { type: job?.name ?? type, status: "running", runId, attempt: 1, truncated: false, startedAt: at } : record;
-  const known = { ...before, userId: job?.userId ?? before.userId, requestId: requestId ?? before.requestId, updatedAt: at, stallAfterS: undefined };
-  if (isEnding(event)) {
-    const ended = { ...known, status: event as JobRecord["status"], endedAt: at };
-    if (event !== "completed") return { ...ended, error: text(data.error) };
-    return { ...ended, progress: 1, result: data, error: undefined, truncated: data.truncated === true };
-  }
   const isRetrying = event === "retrying";
-  const attempt = count(data.attempt);
-  const last = fences.get(runId) ?? (isFirst || job?.attempt !== undefined ? 0 : before.attempt);
-  const fence = job?.attempt ?? attempt ?? last;
-  if (job) {
-    // An event of an earlier attempt, or the announcement of one that has begun.
-    if (fence < last || (isRetrying && !isFirst && fence === last && before.status === "running")) return record!;
-    fences.set(runId, fence);
+  let next = { ...record, stallAfterS: undefined } as JobRecord & Record<string, unknown>;
+  if (record && record.runId === runId) {
+    if (ENDINGS[record.status]) return record;
+  } else {
+    if (record && fences.get(runId) === Infinity) return record;
+    if (record) fences.set(record.runId, Infinity);
+    fences.set(runId, 0);
+    next = { runId, attempt: 1 } as typeof next;
   }
-  const kept = isRetrying || (event === "started" && fence > last) ? undefined : before;
-  return {
-    ...known,
-    status: isRetrying ? "retrying" : "running",
-    attempt: attempt ?? before.attempt,
-    maxAttempts: count(data.maxAttempts) ?? before.maxAttempts,
-    progress: number(data.progress, 1) ?? kept?.progress,
-    label: text(data.label) || kept?.label,
-    error: text(data.error) || before.error,
-    stallAfterS: number(data.stallAfterS, 2 ** 31 - 1) || undefined,
-  };
+  next.updatedAt = timestamp;
+  if (ENDINGS[event]) {
+    next.status = event as JobRecord["status"];
+    next.endedAt = timestamp;
+    if (event !== "completed") return { ...next, error: text(data.error) };
+    return { ...next, progress: 1, result: data, error: undefined, truncated: data.truncated === true };
+  }
+  const given = job?.attempt;
+  const last = fences.get(runId) ?? (given === undefined ? next.attempt : 0);
+  const fence = given ?? count(data.attempt) ?? last;
+  // An event of an earlier attempt, or the announcement of one that has begun.
+  if (job && (fence < last || (isRetrying && fence === last && next.status === "running"))) return record!;
+  if (job) fences.set(runId, fence);
+  next.status = isRetrying ? event : "running";
+  if (isRetrying || (event === "started" && fence > last)) next.progress = next.label = undefined;
+  for (const name in MEMBERS) next[name] = MEMBERS[name]!(data[name]) ?? next[name];
+  return next;
 }

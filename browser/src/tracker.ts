@@ -1,6 +1,6 @@
 /** The state of a job for a page: its record, its text, and whether it is stalled. See PROTOCOL.md, "Jobs". */
 import type { Delivered } from "./protocol.js";
-import { eventOf, foldJob, isEnding, number, text, type Fences, type JobRecord } from "./records.js";
+import { ENDINGS, eventOf, foldJob, number, text, type Fences, type JobRecord } from "./records.js";
 
 export interface JobState<Result = Record<string, unknown>> {
   /**
@@ -32,14 +32,8 @@ export interface JobState<Result = Record<string, unknown>> {
 export const IDLE: JobState<never> = { status: "idle", attempt: 1, text: "", isTextComplete: true };
 
 /** The text of a job, if its result has it. */
-const textOf = (result: unknown) => {
-  const { response, text: written, result: whole } = (result ?? {}) as Record<string, unknown>;
-  return text(response) ?? text(written) ?? text(whole);
-};
-
-const STATUSES: Record<string, JobState["status"]> = {
-  retrying: "retrying", completed: "success", failed: "error", cancelled: "error",
-};
+const textOf = (result?: Record<string, unknown>) =>
+  text(result?.response) ?? text(result?.text) ?? text(result?.result);
 
 /** Reduces the notifications of one job to its state. It has no clock: the caller detects stalls. */
 export class JobTracker<Result = Record<string, unknown>> {
@@ -49,11 +43,11 @@ export class JobTracker<Result = Record<string, unknown>> {
   /** The run, and its attempt, that wrote the text. */
   #run: unknown;
   #attempt = 0;
-  /** Where the next piece begins: in code points (`fold.offset`), or in pieces (`index`). NaN: one is missing. */
-  #next = 0;
+  /** Code points of the text. */
+  #length = 0;
 
   get isFinished(): boolean {
-    return isEnding(this.#record?.status);
+    return !!ENDINGS[this.#record?.status!];
   }
   /** Milliseconds after the last notification until the job counts as stalled; undefined: never. */
   get stallAfterMs(): number | undefined {
@@ -64,21 +58,20 @@ export class JobTracker<Result = Record<string, unknown>> {
   apply(notification: Delivered): void {
     if (this.isFinished) return;
     if (eventOf(notification.type) === "delta") return this.#write(notification);
-    this.#show(foldJob(this.#record, notification, this.#fences));
+    const record = foldJob(this.#record, notification, this.#fences);
     // An incomplete text is replaced by the whole one, which is a member of the result.
-    const whole = this.state.isTextComplete ? undefined : textOf(this.#record?.result);
-    if (whole !== undefined) this.#set({ text: whole, isTextComplete: true });
+    const { text, isTextComplete } = this.state;
+    this.#show(record, isTextComplete ? text : textOf(record.result));
   }
 
   /** Continue from what the server has kept: `GET /jobs/{requestId}`. */
-  restore(job: JobRecord<Result>): void {
+  restore({ text: written, ...job }: JobRecord<Result>): void {
     if (this.isFinished) return;
-    const written = job.text ?? textOf(job.result) ?? "";
+    written ??= textOf(job.result as never) ?? "";
     this.#run = job.runId;
     this.#attempt = job.attempt;
-    this.#next = [...written].length;
-    this.#set({ text: written, isTextComplete: true });
-    this.#show(job as JobRecord);
+    this.#length = [...written].length;
+    this.#show(job as JobRecord, written);
   }
 
   /** Handle a gap: pieces of the text may be missing. */
@@ -88,48 +81,41 @@ export class JobTracker<Result = Record<string, unknown>> {
 
   /** Mark a running job as stalled. The next notification clears the mark. */
   markStalled(): void {
-    const { status } = this.state;
-    if (status === "pending" || status === "retrying") this.#set({ status: "stalled" });
+    if (/pending|retrying/.test(this.state.status)) this.#set({ status: "stalled" });
   }
 
   #set(change: Partial<JobState<Result>>): void {
     this.state = { ...this.state, ...change };
   }
 
-  #show(record: JobRecord): void {
-    const { status, progress, label, attempt, maxAttempts, result, error } = (this.#record = record);
-    this.#set({ status: STATUSES[status] ?? "pending", progress, label, attempt, maxAttempts, result: result as Result, error });
+  /** @param whole the text, if all of it is known. */
+  #show(record: JobRecord, whole?: string): void {
+    this.#record = record;
+    const status = ENDINGS[record.status] ?? (record.status.replace("running", "pending") as "pending" | "retrying");
+    this.state = { ...(record as JobRecord<never>), status, text: whole ?? this.state.text, isTextComplete: whole !== undefined };
   }
 
-  /** Append a piece. The text ends before the first missing piece, and is empty if its beginning is missing. */
+  /** Place a piece. The text ends before the first missing piece, and is empty if its beginning is missing. */
   #write({ data, fold }: Delivered): void {
-    this.#set({ status: "pending" });
-    let { text: written, isTextComplete } = this.state;
-    const folded = number(fold?.offset);
-    const offset = folded ?? number(data.offset);
-    const place = offset ?? number(data.index) ?? NaN;
+    const { runId } = data;
     const attempt = number(data.attempt) ?? 1;
-    const isSameRun = this.#run === data.runId;
+    const offset = number(fold ? fold.offset : data.offset)!;
+    let written = this.state.text;
     // The server drops folded pieces of earlier attempts. (Inngest counts the attempts of each step.)
-    if (!isSameRun || (folded === undefined && attempt !== this.#attempt)) {
-      if (isSameRun && attempt < this.#attempt) return;
-      this.#next = NaN;
+    if (this.#run !== runId || (!fold && this.#attempt !== attempt)) {
+      if (this.#run === runId && attempt < this.#attempt) return;
+      this.#length = 0;
       written = "";
     }
-    this.#run = data.runId;
+    this.#run = runId;
     this.#attempt = attempt;
-    const isKnown = place < this.#next; // at least a part of it
-    const continues = place === this.#next;
-    // Place 0 restarts the text: each attempt writes it from the beginning.
-    if (continues || place === 0 || (isKnown && place === offset)) {
+    const isTextComplete = offset <= this.#length;
+    if (isTextComplete) {
       const piece = text(data.delta) ?? "";
-      written = (continues ? written : [...written].slice(0, place).join("")) + piece;
-      this.#next = place + (offset === undefined ? 1 : [...piece].length);
-      isTextComplete = true;
-    } else if (!isKnown) {
-      this.#next = NaN;
-      isTextComplete = false;
-    } // else: a duplicate
-    this.#set({ text: written, isTextComplete });
+      if (offset < this.#length) written = [...written].slice(0, offset).join("");
+      written += piece;
+      this.#length = offset + [...piece].length;
+    }
+    this.#set({ status: "pending", text: written, isTextComplete });
   }
 }

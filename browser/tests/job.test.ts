@@ -46,17 +46,17 @@ test("a terminal notification is recognized by its status, whatever its type", (
 test("the text and the progress are kept when the job fails", () => {
   const tracker = new JobTracker();
   apply(tracker, "progress", { ...RUN, progress: 0.5, label: "Writing" });
-  apply(tracker, "delta", { ...RUN, index: 0, delta: "Hi" });
+  apply(tracker, "delta", { ...RUN, offset: 0, delta: "Hi" });
   expect(apply(tracker, "failed", { error: "x" }, "error")).toMatchObject({ text: "Hi", progress: 0.5, label: "Writing" });
 });
 
 describe("a text", () => {
-  test("grows, and restarts with index 0", () => {
+  test("grows, and restarts with offset 0", () => {
     const tracker = new JobTracker();
-    apply(tracker, "delta", { ...RUN, index: 0, delta: "Hel" });
-    expect(apply(tracker, "delta", { ...RUN, index: 1, delta: "lo" }).text).toBe("Hello");
+    apply(tracker, "delta", { ...RUN, offset: 0, delta: "Hel" });
+    expect(apply(tracker, "delta", { ...RUN, offset: 3, delta: "lo" }).text).toBe("Hello");
     expect(apply(tracker, "retrying", { ...RUN, attempt: 2, error: "Again." }).text).toBe("Hello");
-    expect(apply(tracker, "delta", { ...RUN, attempt: 2, index: 0, delta: "Good" })).toMatchObject({
+    expect(apply(tracker, "delta", { ...RUN, attempt: 2, offset: 0, delta: "Good" })).toMatchObject({
       text: "Good",
       status: "pending",
     });
@@ -66,7 +66,7 @@ describe("a text", () => {
     const tracker = new JobTracker();
     apply(tracker, "started");
     tracker.markStalled();
-    expect(apply(tracker, "delta", { ...RUN, index: 0, delta: "a" }).status).toBe("pending");
+    expect(apply(tracker, "delta", { ...RUN, offset: 0, delta: "a" }).status).toBe("pending");
     expect(tracker.stallAfterMs).toBe(60_000);
   });
 });
@@ -104,8 +104,8 @@ describe("a text that the server folds", () => {
 });
 
 describe("a text with a missing piece", () => {
-  const delta = (tracker: JobTracker, index: unknown, piece: string, rest: object = {}) => {
-    const { text, isTextComplete } = apply(tracker, "delta", { ...RUN, index, delta: piece, ...rest });
+  const delta = (tracker: JobTracker, offset: unknown, piece: string, rest: object = {}) => {
+    const { text, isTextComplete } = apply(tracker, "delta", { ...RUN, index: 1, offset, delta: piece, ...rest });
     return [text, isTextComplete];
   };
 
@@ -116,12 +116,12 @@ describe("a text with a missing piece", () => {
     expect(delta(tracker, 0, "Anew", { attempt: 2 })).toEqual(["Anew", true]);
   });
 
-  test("in its middle ends before the missing piece, whatever follows", () => {
+  test("in its middle ends before the missing piece, until a piece fits", () => {
     const tracker = new JobTracker();
     delta(tracker, 0, "a");
     expect(delta(tracker, 2, "c")).toEqual(["a", false]);
-    expect(delta(tracker, 1, "b")).toEqual(["a", false]);
     expect(delta(tracker, 3, "d")).toEqual(["a", false]);
+    expect(delta(tracker, 1, "bc")).toEqual(["abc", true]);
     expect(delta(tracker, 0, "x")).toEqual(["x", true]);
   });
 
@@ -152,10 +152,10 @@ describe("a text with a missing piece", () => {
     expect(delta(tracker, 1, "b")).toEqual(["ab", true]);
   });
 
-  test.each([undefined, "0", -1, 1.5, NaN, null, true])("ignores a piece with an invalid index: %j", (index) => {
+  test.each([undefined, "0", -1, 1.5, NaN, null, true])("does not take a piece with an invalid offset: %j", (offset) => {
     const tracker = new JobTracker();
     delta(tracker, 0, "a");
-    expect(delta(tracker, index, "b")).toEqual(["a", false]);
+    expect(delta(tracker, offset, "b")).toEqual(["a", false]);
   });
 
   test.each([{ response: "whole" }, { result: "whole" }, { text: "whole" }])("is replaced by the whole text of the result: %j", (data) => {
@@ -211,6 +211,29 @@ test.each(["x", -1, true, null, [], {}, Infinity, 1e300])("invalid values are ig
     expect([attempt, progress, maxAttempts, tracker.stallAfterMs]).toEqual([1, undefined, undefined, undefined]);
     for (const shown of [text, label, error]) expect([undefined, "", "x"]).toContain(shown);
   }
+});
+
+test("what the server has kept replaces all that was known", () => {
+  const tracker = new JobTracker();
+  apply(tracker, "progress", { ...RUN, progress: 0.5, label: "Writing" });
+  apply(tracker, "retrying", { ...RUN, attempt: 2, error: "No paper." });
+  apply(tracker, "progress", { ...RUN, attempt: 2, progress: 0.9, label: "Printing" });
+  tracker.restore({ type: "a", status: "running", runId: "s", attempt: 1 });
+  const { progress, label, error, maxAttempts } = tracker.state;
+  expect([tracker.state.attempt, progress, label, error, maxAttempts]).toEqual([1, undefined, undefined, undefined, undefined]);
+});
+
+test("another run has nothing of the one before, whose events come too late", () => {
+  const tracker = new JobTracker();
+  apply(tracker, "progress", { ...RUN, progress: 0.5, label: "Writing" });
+  const of = (runId: string, event: string) => {
+    const job = { event, name: "a", runId };
+    tracker.apply({ type: `a.${event}`, data: { error: "Stopped." }, status: event === "cancelled" ? "error" : "pending", job });
+    return tracker.state;
+  };
+  of("s", "started");
+  expect(of("r", "cancelled")).toMatchObject({ status: "pending" });
+  expect(of("s", "cancelled")).toMatchObject({ status: "error", error: "Stopped.", progress: undefined, label: undefined });
 });
 
 test("each state is a new object", () => {

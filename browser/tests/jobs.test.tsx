@@ -67,7 +67,7 @@ describe("useJob", () => {
 
   test.each([
     ["is not known", undefined], ["has no text, which the log may have", () => ({ job: record("1"), cursor: "a-7" })],
-  ])("reads the room from its beginning if the job %s", async (_, answer) => {
+  ])("reads the room from its beginning, as the server does by default, if the job %s", async (_, answer) => {
     if (answer) ScriptedStream.answers["/jobs/1"] = answer;
     renderHook(() => useJob("1", { url }));
     expect(subscribed(await accept())).toEqual([["request_1", "earliest"]]);
@@ -95,11 +95,22 @@ describe("useJob", () => {
     expect(hook.result.current).toMatchObject({ text: "He", isTextComplete: false });
     await acting(() => bring({ job: record("1", { text: "Hello" }), cursor: "b-2" }));
     await acting(settle);
-    expect(hook.result.current).toMatchObject({ text: "Hello", isTextComplete: true });
-    await acting(() => socket.control("unsubscribed", { room: "request_1" }));
-    expect(subscribed(socket).at(-1)).toEqual(["request_1", "b-2"]);
-    await acting(() => socket.json(piece("b-3", 5, ", wor")).json(piece("b-4", 10, "ld")));
+    expect(hook.result.current).toMatchObject({ text: "Hello, wor", isTextComplete: true });
+    await acting(() => socket.json(piece("b-4", 10, "ld")));
     expect(hook.result.current).toMatchObject({ text: "Hello, world", isTextComplete: true });
+    expect(subscribed(socket)).toEqual([["request_1", "a-7"]]); // it has received all that follows the snapshot
+  });
+
+  test("what is received during a request is shown also if the snapshot does not come", async () => {
+    ScriptedStream.answers["/jobs/1"] = () => ({ job: record("1", { text: "He" }), cursor: "a-7" });
+    const hook = renderHook(() => useJob("1", { url }));
+    const socket = await accept();
+    await live(socket, "request_1", "a-7");
+    ScriptedStream.answers["/jobs/1"] = () => new Promise(() => {});
+    await acting(() => socket.control("subscribed", { room: "request_1", cursor: "b-1", replayed: 0, recovered: false }));
+    await acting(() => socket.json(event("failed", "1", "b-2", { error: "No paper." }, { room: "request_1" })));
+    await acting(() => pass(5000));
+    expect(hook.result.current).toMatchObject({ status: "error", error: "No paper.", connection: "closed" });
   });
 
   test("tries to read the snapshot again while nothing else shows the job", async () => {
@@ -114,7 +125,7 @@ describe("useJob", () => {
     await live(socket, "request_1", "a-7");
     expect(hook.result.current).toMatchObject({ status: "idle", connection: "open" });
     isLimited = false;
-    await acting(() => pass(1000));
+    await acting(() => pass(5000));
     expect(hook.result.current).toMatchObject({ status: "error", error: "No paper.", connection: "closed" });
   });
 
@@ -220,30 +231,33 @@ describe("useJobs", () => {
   };
 
   test("reads the list, and follows it", async () => {
-    const { now, ids, send, socket } = await list();
+    const { now, ids, send, socket, answer } = await list();
     expect(now()).toMatchObject({ isLoaded: true, hasMore: false, connection: "open" });
     expect(ids()).toEqual(["3", "2"]);
-    expect(subscribed(socket)).toEqual([["user_1", "latest"]]);
+    expect(subscribed(socket)).toEqual([["user_1", "a-5"]]);
     const [third, second] = now().jobs;
     await send("progress", "2", "a-6", { progress: 0.5, label: "Half" });
     expect(now().jobs[1]).toMatchObject({ progress: 0.5, label: "Half", status: "running" });
     expect(now().jobs[0]).toBe(third);
     expect(now().jobs[1]).not.toBe(second);
-    await send("started", "4", "a-7");
-    expect(ids()).toEqual(["4", "3", "2"]);
-    await send("completed", "3", "a-8", { title: "Milk" });
-    expect(now().jobs[1]).toMatchObject({ status: "completed", progress: 1, result: { title: "Milk" }, endedAt: "2030-01-01T00:01:03.000Z" });
+    await send("completed", "3", "a-7", { title: "Milk" });
+    expect(now().jobs[0]).toMatchObject({ status: "completed", progress: 1, result: { title: "Milk" }, endedAt: "2030-01-01T00:01:03.000Z" });
     expect(ScriptedStream.asked).toHaveLength(1);
+    answer.jobs = [record("4"), ...now().jobs];
+    answer.cursor = "a-8";
+    await send("started", "4", "a-8");
+    await acting(settle);
+    expect(ids()).toEqual(["4", "3", "2"]);
+    expect([ScriptedStream.asked.length, subscribed(socket).length]).toEqual([2, 1]);
   });
 
   test("removes what does not match any more, and asks for what does not fit", async () => {
     const { ids, send, answer } = await list({ status: ["running", "retrying"], type: "note.creation", limit: 2 }, [record("3"), record("2")], "more");
-    expect(ScriptedStream.asked[0]).toContain("?limit=2&status=running,retrying&type=note.creation");
+    expect(ScriptedStream.asked[0]).toContain("?limit=2&status=running%2Cretrying&type=note.creation");
     answer.jobs = [record("2"), record("1")];
     answer.cursor = "a-6";
     await send("failed", "3", "a-6", { error: "No." });
-    expect(ids()).toEqual(["2"]);
-    await acting(() => pass(0));
+    await acting(settle);
     expect(ids()).toEqual(["2", "1"]);
     await send("progress", "0", "a-7"); // an older one
     await acting(() => pass(0));
@@ -258,31 +272,37 @@ describe("useJobs", () => {
     const { send, now, ids } = await list();
     ScriptedStream.answers["/users/1/jobs"] = () => new Promise((resolve) => (answer = resolve));
     await acting(() => now().reload());
-    await acting(() => pass(0));
     await send("progress", "2", "a-6", { progress: 0.2 });
     await send("progress", "2", "a-7", { progress: 0.7 });
-    await send("started", "4", "a-8");
+    await send("progress", "3", "a-8", { progress: 0.3 });
     await acting(() => answer({ jobs: [record("3"), record("2", { progress: 0.7 })], cursor: "a-7", next: null }));
     await acting(settle);
-    expect(ids()).toEqual(["4", "3", "2"]);
-    expect(now().jobs[2]).toMatchObject({ progress: 0.7 });
+    expect(now().jobs).toMatchObject([{ progress: 0.3 }, { progress: 0.7 }]);
+    expect(ids()).toEqual(["3", "2"]);
+    expect(ScriptedStream.asked).toHaveLength(2);
   });
 
-  test("is read again if something was published before the subscription began", async () => {
+  test("is read again for a job that is not in the list that was read meanwhile", async () => {
+    let answer = (_: object) => {};
+    const { send, now, ids } = await list();
+    ScriptedStream.answers["/users/1/jobs"] = () => new Promise((resolve) => (answer = resolve));
+    await acting(() => now().reload());
+    await send("started", "4", "a-8");
+    await acting(() => answer({ jobs: [record("3")], cursor: "a-7", next: null }));
+    await acting(() => answer({ jobs: [record("4"), record("3")], cursor: "a-8", next: null }));
+    await acting(settle);
+    expect([ids(), ScriptedStream.asked.length]).toEqual([["4", "3"], 3]);
+  });
+
+  test("subscribes from where the list is", async () => {
     const { socket, answer } = await list();
-    expect(ScriptedStream.asked).toHaveLength(1);
     cleanup();
     await acting(() => pass(2000));
-    answer.cursor = "a-5";
-    const again = renderHook(() => useJobs({ userId: "1", url }));
-    await acting(() => pass(0));
-    const other = await accept();
     expect(socket.isClosed).toBe(true);
     answer.cursor = "a-9";
     answer.jobs = [record("4")];
-    await live(other, "user_1", "a-9");
-    await acting(() => pass(0));
-    expect(again.result.current.jobs.map(({ requestId }) => requestId)).toEqual(["4"]);
+    renderHook(() => useJobs({ userId: "1", url }));
+    expect(subscribed(await accept())).toEqual([["user_1", "a-9"]]);
   });
 
   test("continues after a loss of the connection, and is read again after a gap", async () => {
@@ -314,7 +334,7 @@ describe("useJobs", () => {
     await acting(() => pass(0));
     expect(other.result.current.error).toBe("network");
     vi.stubGlobal("fetch", async () => new Response(JSON.stringify({ jobs: [record("1")], cursor: "a-1", next: null })));
-    await acting(() => pass(1000));
+    await acting(() => pass(5000));
     expect(other.result.current).toMatchObject({ isLoaded: true, error: undefined, jobs: [{ requestId: "1" }] });
   });
 });

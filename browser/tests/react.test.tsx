@@ -196,6 +196,17 @@ describe("useSynapRealtime", () => {
     expect(now().isConnected).toBe(true);
   });
 
+  test("what `connect` has opened stays when an option changes, and is closed when the component is unmounted", async () => {
+    const { now, change, unmount } = await mount({ autoConnect: false });
+    await acting(() => now().connect());
+    await acting(() => ScriptedSocket.last.accept());
+    change({ autoConnect: false, device: "phone" });
+    await acting(settle);
+    expect(now().isConnected).toBe(true);
+    unmount();
+    expect([ScriptedSocket.all.length, ScriptedSocket.last.isClosed]).toEqual([1, true]);
+  });
+
   test("`connect` connects also after the last attempt has failed", async () => {
     const { now, socket } = await mountConnected({ maxReconnects: 0 });
     await acting(() => socket.end(1006));
@@ -384,8 +395,8 @@ describe("useSynapRealtime", () => {
 describe("useJob", () => {
   const started = notification("c1", { type: "a.started", data: { runId: "r", attempt: 1, stallAfterS: 60 } });
   const completed = notification("c9", { type: "a.completed", status: "success", data: { pages: 3 } });
-  const delta = (index: number, text: string) =>
-    notification(`d${index}`, { type: "a.delta", data: { runId: "r", attempt: 1, index, delta: text } });
+  const delta = (offset: number, text: string) =>
+    notification(`d${offset}`, { type: "a.delta", data: { runId: "r", attempt: 1, index: 1, offset, delta: text } });
 
   async function follow(requestId: string | null | undefined) {
     const hook = renderHook((id: string | null | undefined) => useJob(id, { url: URL_ }), { initialProps: requestId });
@@ -402,10 +413,10 @@ describe("useJob", () => {
 
   test("replays the request's room, and follows the job until it is finished", async () => {
     const { now, socket } = await follow("r1");
-    expect(socket.url).toBe("wss://rooms.example/rooms/request_r1/subscribe?after=earliest");
+    expect(socket.url).toBe("wss://rooms.example/rooms/request_r1/subscribe");
     await acting(() => socket.json(started));
     expect(now().status).toBe("pending");
-    await acting(() => socket.json(delta(0, "Hel")).json(delta(1, "lo")));
+    await acting(() => socket.json(delta(0, "Hel")).json(delta(3, "lo")));
     expect(now().text).toBe("Hello");
     await acting(() => socket.json(completed));
     expect(now()).toMatchObject({ status: "success", result: { pages: 3 }, text: "Hello" });
@@ -424,7 +435,7 @@ describe("useJob", () => {
     expect(now().status).toBe("pending");
     await acting(() => pass(1000));
     expect(ScriptedSocket.last.after).toBe("d0");
-    await acting(() => ScriptedSocket.last.accept().json(delta(0, "Hi")).json(delta(1, "!")).json(completed));
+    await acting(() => ScriptedSocket.last.accept().json(delta(0, "Hi")).json(delta(2, "!")).json(completed));
     expect(now()).toMatchObject({ status: "success", text: "Hi!" });
   });
 
@@ -533,7 +544,7 @@ describe("useJob", () => {
     rerender(shown("visible"));
     await acting(settle);
     expect(ScriptedSocket.last.after).toBe("d0");
-    await acting(() => ScriptedSocket.last.accept().json(delta(0, "Hi")).json(delta(1, "!")).json(completed));
+    await acting(() => ScriptedSocket.last.accept().json(delta(0, "Hi")).json(delta(2, "!")).json(completed));
     expect(container.textContent).toBe("success Hi!");
     rerender(shown("hidden"));
     rerender(shown("visible"));

@@ -219,9 +219,9 @@ def run_of(request: str, number: int) -> list[dict[str, object]]:
     run = {"runId": request, "attempt": 1}
     lifecycle: list[tuple[str, str, dict[str, object]]] = [
         ("started", "pending", {**run, "stallAfterS": 60}),
-        ("delta", "pending", {**run, "index": 0, "delta": f"{number} is "}),
+        ("delta", "pending", {**run, "offset": 0, "delta": f"{number} is "}),
         ("progress", "pending", {**run, "progress": 0.5, "stallAfterS": 60}),
-        ("delta", "pending", {**run, "index": 1, "delta": "the number"}),
+        ("delta", "pending", {**run, "offset": len(f"{number} is "), "delta": "the number"}),
         ("completed", "success", {"number": number}),
     ]
     return [
@@ -253,7 +253,7 @@ async def test_shows_the_lifecycle_of_a_job(tab: Tab, url: str, job: Publisher) 
     await publish_words("started", attempt=1, maxAttempts=3, stallAfterS=60)
     await until(status="pending", attempt=1, maxAttempts=3)
     await publish_words("progress", attempt=1, progress=0.5, label="Writing", stallAfterS=60)
-    await publish_words("delta", attempt=1, index=0, delta="Mi")
+    await publish_words("delta", attempt=1, offset=0, delta="Mi")
     await until(progress=0.5, label="Writing", text="Mi")
     await publish_words("retrying", attempt=2, error="It is late", stallAfterS=60)
     await until(status="retrying", attempt=2, error="It is late", progress=None)
@@ -263,7 +263,7 @@ async def test_shows_the_lifecycle_of_a_job(tab: Tab, url: str, job: Publisher) 
         "progress", attempt=2, stallAfterS=60
     )  # else it would stall again immediately
     await until(status="pending")
-    await publish_words("delta", attempt=2, index=0, delta="Milk")
+    await publish_words("delta", attempt=2, offset=0, delta="Milk")
     await until(status="pending", text="Milk")
     await publish_words("completed", "success", number=7)
     await until(status="success", text="Milk", error=None)

@@ -91,7 +91,7 @@ async def test_subscribes_in_node(tarball: Path, tmp_path: Path, rooms: str) -> 
     assert await asyncio.wait_for(node.stdout.readline(), TIMEOUT_S) == b"open\n"
     async with AsyncBroadcaster(rooms) as broadcaster:
         for word, data in (
-            ("progress", {"progress": 0.5}), ("delta", {"index": 0, "delta": "Hello"}),
+            ("progress", {"progress": 0.5}), ("delta", {"offset": 0, "delta": "Hello"}),
             ("completed", {"title": "Milk"}),
         ):  # fmt: skip
             message = {

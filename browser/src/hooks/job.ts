@@ -1,16 +1,10 @@
 /** `useJob`: the job of a request. */
 import { roomOf } from "../options.js";
 import type { JobRecord } from "../records.js";
-import type { State, Subscription } from "../state.js";
 import { createTimer } from "../timer.js";
 import { IDLE, JobTracker, type JobState } from "../tracker.js";
-import { useModel, type ViewOptions } from "./model.js";
-import type { ServerOptions } from "./provider.js";
-import { createSnapshot } from "./snapshot.js";
-import { createStore, setConnection, type ConnectionState } from "./store.js";
-
-/** A timer with a longer delay, about 25 days, would fire immediately. */
-const MAX_TIMER_MS = 2 ** 31 - 1;
+import { follow } from "./follow.js";
+import { DISCONNECTED, useModel, type ConnectionState, type ServerOptions, type ViewOptions } from "./model.js";
 
 /** The state of a job, and the state of the connection that reports it. Each can fail without the other. */
 export interface UseJobReturn<Result = Record<string, unknown>> extends JobState<Result>, ConnectionState {
@@ -21,6 +15,12 @@ export interface UseJobReturn<Result = Record<string, unknown>> extends JobState
 export interface JobOptions<Result = Record<string, unknown>, Selected = UseJobReturn<Result>>
   extends ServerOptions,
     ViewOptions<UseJobReturn<Result>, Selected> {}
+
+/** The answer of `GET /jobs/{requestId}`. */
+interface Snapshot<Result> {
+  job: JobRecord<Result>;
+  cursor: string;
+}
 
 /**
  * Follow the job of a request until it is finished. The job may have finished before the component was mounted, even
@@ -38,81 +38,48 @@ export function useJob<Result = Record<string, unknown>, Selected = UseJobReturn
   given: JobOptions<Result, Selected> = {},
 ): Selected {
   const room = (requestId ?? "") === "" ? undefined : roomOf("request", requestId);
-  return useModel(given, [room], ({ latest, open, reconnect }) => {
+  return useModel(given, [room], (client) => {
     const tracker = new JobTracker<Result>();
-    const store = createStore<UseJobReturn<Result>>({ ...IDLE, connection: "closed", connectionError: null, reconnect });
-    const stallTimer = createTimer();
-    let subscription: Subscription | undefined;
-    let after = "earliest";
-
-    const showConnection = (state?: State) => {
-      setConnection(store, state);
-      show();
-    };
+    const timer = createTimer();
     const show = () => {
-      if (tracker.isFinished) {
-        subscription?.close();
-        setConnection(store);
-      }
-      const { connection, connectionError } = store.get();
-      store.set({ ...tracker.state, ...(connection === "closed" && connectionError && { status: "disconnected" }) });
-      stallTimer.stop();
-      // Without a connection, missing notifications do not mean that the job stalls.
+      const { connection, connectionError } = client.value;
+      client.set({ ...tracker.state, ...(connection === "closed" && connectionError && { status: "disconnected" }) });
+      if (tracker.isFinished && client.subscription) client.close();
+      timer.stop();
       const { stallAfterMs } = tracker;
-      if (!stallAfterMs || connection !== "open") return;
-      stallTimer.start(Math.min(stallAfterMs, MAX_TIMER_MS), () => {
+      // Without a connection, missing notifications do not mean that the job stalls. A timer waits for 25 days at most.
+      if (connection !== "open" || !(stallAfterMs! < 2 ** 31)) return;
+      timer.start(stallAfterMs!, () => {
         tracker.markStalled();
-        store.set(tracker.state);
+        client.set(tracker.state);
       });
     };
-    const follow = (from: string) => {
-      if (tracker.isFinished) return;
-      subscription = open(room!, {
-        after: from,
-        maxReconnects: Infinity,
-        onNotification: (notification) => {
-          tracker.apply(notification);
-          show();
-        },
-        onStateChange: showConnection,
-        onGap: () => {
-          tracker.gap();
-          show();
-          snapshot.read();
-        },
-      });
-    };
-    const snapshot = createSnapshot<{ job: JobRecord<Result>; cursor: string }>(
-      `/jobs/${encodeURIComponent(requestId!)}`,
-      latest,
-      ({ job, cursor }) => {
+    return {
+      get room() {
+        return tracker.isFinished ? undefined : room;
+      },
+      subscribe: follow<Snapshot<Result>>,
+      route: `jobs/${requestId}`,
+      value: { ...IDLE, ...DISCONNECTED, reconnect: client.connect },
+      onState: (connection, connectionError) => {
+        client.set({ connection, connectionError });
+        show();
+      },
+      onSnapshot: ({ job, cursor }: Snapshot<Result>) => {
         tracker.restore(job);
-        subscription?.close(); // what it has received meanwhile comes again
         show();
         // The log may have the text of a job without one.
-        follow(job.text === undefined ? "earliest" : cursor);
+        return job.text === undefined ? undefined : cursor;
       },
-      () => {
-        if (!subscription) follow("earliest");
-        // Without a snapshot, the room shows the job, unless it ended so long ago that its log is gone.
-        return tracker.state.status === "idle";
+      // Without a snapshot, the room shows the job, unless it ended so long ago that its log is gone.
+      onError: () => tracker.state.status !== "idle",
+      onNotification: (notification) => {
+        tracker.apply(notification);
+        show();
       },
-    );
-    return {
-      store,
-      start: () => {
-        if (!room || tracker.isFinished) return;
-        if (after === "earliest") {
-          showConnection({ status: "connecting" });
-          snapshot.read();
-        } else follow(after);
-        return () => {
-          snapshot.stop();
-          after = subscription?.resume ?? after;
-          subscription?.close();
-          subscription = undefined;
-          showConnection();
-        };
+      onGap: () => {
+        tracker.gap();
+        show();
       },
     };
   });

@@ -1,11 +1,15 @@
 /** What the hooks share: a model of a room, which lives as long as the component shows that room. */
-import { useEffect, useMemo, useRef, useSyncExternalStore } from "react";
+import {
+  createContext, createElement, useContext, useEffect, useInsertionEffect, useMemo, useRef, useSyncExternalStore,
+  type ReactNode,
+} from "react";
 import { baseOf, check, type SubscribeOptions } from "../options.js";
-import type { Subscription } from "../state.js";
-import { subscribe } from "../subscription.js";
+import type { Delivered } from "../protocol.js";
+import type { RealtimeError, State, Status, Subscription } from "../state.js";
 import { createTimer } from "../timer.js";
-import { useLatest, useServer, type ServerOptions } from "./provider.js";
-import type { Store } from "./store.js";
+
+/** The server, and the token for it. */
+export type ServerOptions = Pick<SubscribeOptions, "url" | "token">;
 
 /** Which of a hook's values a component uses, and how often. */
 export interface ViewOptions<Value, Selected = Value> {
@@ -17,20 +21,74 @@ export interface ViewOptions<Value, Selected = Value> {
   select?: ((value: Value) => Selected) | undefined;
 }
 
-/** What a hook keeps while it shows the same room, over all connections. */
-export interface Model<Value> {
-  store: Store<Value>;
-  /** Connect; the function that is returned disconnects. */
-  start(): (() => void) | undefined;
+/** An `Event` with the cause of the error. */
+export interface RealtimeErrorEvent extends Event {
+  readonly message: string;
+  /** A close code, or the HTTP status of a rejected request. */
+  readonly code?: number;
+  /** Whether a retry can succeed. */
+  readonly retriable: boolean;
 }
 
-/** How a model connects. */
-export interface Client<Options> {
+/** What a model uses of a subscription. */
+export type Connection = Pick<Subscription, "resume" | "send" | "reconnect" | "close"> & {
+  readonly state?: State | undefined;
+};
+
+/** A room, and how a component shows it. Its members are also options of the subscription. */
+export interface Model<Value> extends Omit<SubscribeOptions, "onNotification"> {
+  /** None: there is nothing to subscribe to. */
+  room: string | undefined;
+  subscribe(room: string, options: never): Omit<Connection, "send">;
+  /** What the component shows at first. */
+  value: Value;
+  onState(status: Status, error: RealtimeErrorEvent | null): void;
+  onNotification(notification: Delivered): unknown;
+}
+
+/** A model at work, while the component shows its room: over all connections. */
+export interface Client<Options, Value> {
   /** The options of the last render. */
-  latest: { readonly current: Options };
-  /** Subscribe with the latest token. */
-  open(room: string, options: SubscribeOptions, how?: typeof subscribe): Subscription;
-  reconnect(): void;
+  latest: Options;
+  /** What the component shows, unless it selects a part of it. */
+  value: Value;
+  /** Change some members of the value. */
+  set(change: Partial<Value>): void;
+  /** What was shown last of the value. */
+  shown?: unknown;
+  /** Call a function when the value changes. */
+  listen(listener: () => void): () => void;
+  subscription?: Connection | undefined;
+  /** Connect now, also after the last attempt has failed. */
+  connect(): void;
+  close(): void;
+}
+
+const Server = createContext<ServerOptions>({});
+
+export interface RealtimeProviderProps extends ServerOptions {
+  children?: ReactNode;
+}
+
+/**
+ * Give all hooks below it their server and their token. Those that name another server do not get the token.
+ *
+ * ```tsx
+ * <RealtimeProvider url="https://rooms.example.com" token={fetchToken}>…</RealtimeProvider>
+ * ```
+ */
+export function RealtimeProvider({ url, token, children }: RealtimeProviderProps) {
+  const latest = useRef(token);
+  useInsertionEffect(() => {
+    latest.current = token;
+  });
+  const fixed = typeof token === "function" || token;
+  const value = useMemo<ServerOptions>(
+    // The function stays the same, so that all hooks share one connection and one call.
+    () => ({ url, token: fixed === true ? () => (latest.current as () => string)() : fixed }),
+    [url, fixed],
+  );
+  return createElement(Server.Provider, { value }, children);
 }
 
 /**
@@ -38,83 +96,111 @@ export interface Client<Options> {
  *
  * @param key a new one, or a new server, is a new model, so that no render shows anything of the old one.
  * @param create returns a new model.
- * @param restart a new one starts the model again.
+ * @param restart options with which the model connects again when they change.
  * @throws TypeError it names the invalid option.
  */
 export function useModel<Options extends ServerOptions, Value, Selected>(
   given: Options & ViewOptions<Value, Selected>,
   key: readonly unknown[],
-  create: (client: Client<Options>) => Model<Value>,
+  create: (client: Client<Options & ViewOptions<Value, Selected>, Value>) => Model<Value>,
   restart: readonly unknown[] = [],
 ): Selected {
-  const options = useServer(given);
-  const { url, token, enabled = true } = options;
+  const server = useContext(Server);
+  const url = given.url ?? server.url;
+  const { token = url === server.url ? server.token : undefined, enabled, select } = given;
+  const options = { ...given, url, token };
   check(options);
   baseOf(url);
-  const latest = useLatest(options);
-  const [model, reconnectIfRefused] = useMemo(() => {
-    let current: Subscription | undefined;
-    const model = create({
-      latest,
-      open: (room, more, how = subscribe) =>
-        (current = how(room, {
-          ...more,
-          url,
-          get token() {
-            return latest.current.token;
-          },
-        })),
-      reconnect: () => current?.reconnect(),
-    });
-    const reconnectIfRefused = () => {
-      if (current?.state.status === "closed" && current.state.error) current.reconnect();
+  const client = useMemo(() => {
+    const timer = createTimer();
+    let listener: (() => void) | undefined;
+    let error: RealtimeErrorEvent | null; // until the next connection is open
+    let start: string | undefined; // of the first connection
+    let resume: string | undefined; // where the last one has ended
+
+    const report = () => listener?.();
+    const setState = (status: Status, cause?: RealtimeError) => {
+      error = cause ? errorEvent(cause) : status === "connecting" ? error : null;
+      model.onState(status, error);
     };
-    return [model, reconnectIfRefused];
+    const client = {
+      latest: options,
+      set: (change: Partial<Value>) => {
+        client.value = { ...client.value, ...change };
+        const { throttleMs } = client.latest;
+        if (throttleMs) timer.ensure(throttleMs, report);
+        else report();
+      },
+      listen: (to: () => void) => {
+        listener = to;
+        return () => (listener = undefined);
+      },
+      connect: () => {
+        const { subscription } = client;
+        const { after } = client.latest as SubscribeOptions;
+        if (/reconnecting|closed/.test(subscription?.state?.status!)) subscription!.reconnect();
+        if (subscription || !model.room) return;
+        if (start !== after) resume = undefined;
+        start = after;
+        setState("connecting");
+        const own = {
+          ...client.latest, ...model,
+          ...(resume && { after: resume }),
+          onStateChange: ({ status, error }: State) => setState(status, error),
+          get token() {
+            return client.latest.token;
+          },
+        };
+        client.subscription = model.subscribe(model.room, own as never) as Connection;
+      },
+      close: () => {
+        const { subscription } = client;
+        resume = subscription?.resume ?? resume;
+        subscription?.close();
+        client.subscription = undefined;
+        setState("closed");
+      },
+    } as Client<typeof options, Value>;
+    const model = create(client);
+    client.value = model.value;
+    return client;
   }, [url, ...key]);
-  useEffect(() => (enabled ? model.start() : undefined), [model, enabled, ...restart]);
+  // In the commit of the render, because an effect would run later: a new callback does not cause a reconnect.
+  useInsertionEffect(() => {
+    client.latest = options;
+  });
+  useEffect(() => {
+    if (enabled !== false) client.connect();
+    return client.close;
+  }, [client, enabled, enabled !== false && `${restart}`]); // not if the application has connected by itself
   // Reconnect when a rejected token that is a string is replaced. A token function needs no such handling, because
   // it is called before each connection.
-  useEffect(reconnectIfRefused, [typeof token === "string" && token]);
-  return useView(model.store, options);
-}
-
-const isSame = (one: unknown, other: unknown) => {
-  if (Object.is(one, other)) return true;
-  if (typeof one !== "object" || typeof other !== "object" || !one || !other) return false;
-  const entries = Object.entries(one);
-  return (
-    entries.length === Object.keys(other).length &&
-    entries.every(([name, value]) => Object.is(value, (other as Record<string, unknown>)[name]))
-  );
-};
-
-/** Return a part of the value of a store, and render again when it changes, but not too often. */
-function useView<Value, Selected>(store: Store<Value>, { throttleMs = 0, select }: ViewOptions<Value, Selected>): Selected {
-  const shown = useRef<unknown>(undefined);
-  const subscribe = useMemo(
-    () => (listener: () => void) => {
-      const timer = createTimer();
-      let next = 0;
-      const call = () => {
-        next = Date.now() + throttleMs;
-        listener();
-      };
-      const stop = store.subscribe(() => {
-        const waitMs = next - Date.now();
-        if (waitMs > 0) timer.ensure(waitMs, call);
-        else call();
-      });
-      return () => {
-        timer.stop();
-        stop();
-      };
-    },
-    [store, throttleMs],
-  );
+  useEffect(() => {
+    if (client.subscription) client.connect();
+  }, [typeof token === "string" && token]);
   const get = () => {
-    const value = select ? select(store.get()) : store.get();
-    if (!isSame(shown.current, value)) shown.current = value;
-    return shown.current as Selected;
+    const value = select ? select(client.value) : client.value;
+    if (!isSame(client.shown, value)) client.shown = value;
+    return client.shown as Selected;
   };
-  return useSyncExternalStore(subscribe, get, get);
+  return useSyncExternalStore(client.listen, get, get);
 }
+
+/** Return an `Event` with the cause of an error, also where there is no `Event`. */
+const errorEvent = (error: RealtimeError): RealtimeErrorEvent =>
+  Object.assign(globalThis.Event ? new Event("error") : ({ type: "error" } as Event), error, { message: error.message });
+
+/** Compare two values shallowly. */
+const isSame = (one: any, other: any) =>
+  Object.is(one, other) ||
+  (Object(one) === one && Object(other) === other && one.length === other.length &&
+    Object.keys({ ...one, ...other }).every((name) => Object.is(one[name], other[name])));
+
+/** What the hooks of jobs show of the connection. */
+export interface ConnectionState {
+  /** `reconnecting`: the connection was lost, and the next attempt is scheduled. `closed`: also when a job is finished. */
+  connection: Status;
+  connectionError: RealtimeErrorEvent | null;
+}
+
+export const DISCONNECTED: ConnectionState = { connection: "closed", connectionError: null };

@@ -3,11 +3,10 @@ import type { NotificationMessage } from "../message.js";
 import { baseOf, roomOf, type SubscribeOptions } from "../options.js";
 import { Position } from "../position.js";
 import { subscribeShared } from "../tabs.js";
-import type { Status, Subscription } from "../state.js";
+import type { State, Status } from "../state.js";
 import { subscribe } from "../subscription.js";
 import type { NotificationData } from "../types.js";
-import { useModel, type Client } from "./model.js";
-import { createStore, errorEvent, type RealtimeErrorEvent } from "./store.js";
+import { useModel, type Client, type Model, type RealtimeErrorEvent } from "./model.js";
 
 export interface RealtimeOptions<Data extends object = NotificationData>
   extends Omit<SubscribeOptions, "onNotification" | "onStateChange"> {
@@ -54,70 +53,41 @@ export function useSynapRealtime<Data extends object = NotificationData>(
   given: RealtimeOptions<Data>,
 ): UseSynapRealtimeReturn<Data> {
   const { userId, requestId, realtimeUrl, autoConnect, shared, after, maxReconnects, device, presence } = given;
-  if (given.url === undefined && realtimeUrl) baseOf(realtimeUrl, "realtimeUrl");
+  if (!given.url && realtimeUrl) baseOf(realtimeUrl, "realtimeUrl");
   const options = { ...given, url: given.url ?? realtimeUrl, enabled: autoConnect };
-  const own = roomOf("user", userId);
-  const room = (requestId ?? null) === null ? own : roomOf("request", requestId);
-  const create = ({ latest, open }: Client<RealtimeOptions<Data>>) => {
+  let room = roomOf("user", userId);
+  if (requestId != null) room = roomOf("request", requestId);
+  type Shown = UseSynapRealtimeReturn<Data>;
+  const create = (client: Client<RealtimeOptions<Data>, Shown>): Model<Shown> => {
     const position = new Position(undefined);
-    let subscription: Subscription | undefined;
-    let start: string | undefined; // of the first connection
-    let resume: string | undefined; // where the last connection has ended
-
-    const connect = () => {
-      if (subscription) {
-        const { status } = subscription.state;
-        if (status === "reconnecting" || status === "closed") subscription.reconnect();
-        return;
-      }
-      const { after, shared } = latest.current;
-      if (start !== after) resume = undefined;
-      start = after;
-      const more: SubscribeOptions = {
-        ...latest.current,
-        after: resume ?? after,
-        onNotification: (notification) => {
-          if (!position.isNew(notification as never)) return;
-          const lastMessage = notification as unknown as NotificationMessage<Data>;
-          const all = [...store.get().messages, lastMessage];
-          store.set({ lastMessage, messages: all.slice(Math.max(0, all.length - (latest.current.maxMessages ?? 100))) });
-          latest.current.onMessage?.(lastMessage);
-        },
-        onStateChange: (state) => {
-          const error = errorEvent(state, store.get().error);
-          const { isConnected } = store.get();
-          show(state.status, error);
-          if (state.error) latest.current.onError?.(error!);
-          if (isConnected === (state.status === "open")) return;
-          if (isConnected) latest.current.onDisconnect?.();
-          else latest.current.onConnect?.();
-        },
-        onGap: (gap) => latest.current.onGap?.(gap),
-        onPresence: (presence) => latest.current.onPresence?.(presence),
-      };
-      subscription = open(room, more, shared ? subscribeShared : subscribe);
-      show("connecting");
-    };
-    const disconnect = () => {
-      if (!subscription) return;
-      const { isConnected } = store.get();
-      resume = subscription.resume ?? resume;
-      subscription.close();
-      subscription = undefined;
-      show("closed");
-      if (isConnected) latest.current.onDisconnect?.();
-    };
-    const store = createStore<UseSynapRealtimeReturn<Data>>({
-      lastMessage: null, messages: [], isConnected: false, status: "closed", error: null, connect, disconnect,
-      sendMessage: (message) => subscription?.send(message),
-    });
-    const show = (status: Status, error = store.get().error) => store.set({ status, isConnected: status === "open", error });
     return {
-      store,
-      start: () => {
-        connect();
-        return disconnect;
+      room,
+      subscribe: (room: string, own: RealtimeOptions<Data>) =>
+        (own.shared ? subscribeShared : subscribe)(room, own as SubscribeOptions),
+      value: {
+        lastMessage: null, messages: [], isConnected: false, status: "closed", error: null,
+        connect: client.connect,
+        disconnect: client.close,
+        sendMessage: (message) => client.subscription?.send(message),
       },
+      onState: (status, error) => {
+        const { isConnected: wasConnected, error: last } = client.value;
+        const { onConnect, onDisconnect, onError } = client.latest;
+        const isConnected = status === "open";
+        client.set({ status, isConnected, error });
+        if (error && error !== last) onError?.(error);
+        if (isConnected !== wasConnected) (isConnected ? onConnect : onDisconnect)?.();
+      },
+      onNotification: (notification) => {
+        if (!position.isNew(notification)) return;
+        const lastMessage = notification as unknown as NotificationMessage<Data>;
+        const { onMessage, maxMessages = 100 } = client.latest;
+        const all = [...client.value.messages, lastMessage];
+        client.set({ lastMessage, messages: maxMessages > 0 ? all.slice(-maxMessages) : [] });
+        onMessage?.(lastMessage);
+      },
+      onGap: (gap) => client.latest.onGap?.(gap),
+      onPresence: (presence) => client.latest.onPresence?.(presence),
     };
   };
   return useModel(options, [room], create, [shared, after, maxReconnects, device, presence]);
