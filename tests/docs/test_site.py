@@ -202,3 +202,21 @@ def test_keyboard_scrolls_wide_tables(site: Path, browser: Browser) -> None:
     page.keyboard.press("ArrowRight")
     page.wait_for_function("document.activeElement.scrollLeft > 0")
     page.close()
+
+
+def test_copies_commands_without_prompt_and_output(site: Path, browser: Browser) -> None:
+    rights = ["clipboard-read", "clipboard-write"]
+    with served(site) as url:
+        page = browser.new_page(viewport=DESKTOP, permissions=rights)
+        for name, first, last in (
+            ("publishing", "curl http://127.0.0.1:8787/rooms/", '"entity-456"}}\''),
+            ("index", "mkdir first\n", "synap-realtime --version"),
+        ):
+            page.goto(f"{url}/{name}.html")
+            page.locator(".language-console .md-code__button").first.click()
+            page.wait_for_function(
+                "(first) => navigator.clipboard.readText().then((text) => text.startsWith(first))",
+                arg=first,
+            )
+            assert page.evaluate("navigator.clipboard.readText()").endswith(last)
+        page.close()

@@ -11,12 +11,26 @@ const sizes = new ResizeObserver((entries) => {
   }
 });
 
-// The theme wraps each table when it is shown.
-function observeWide() {
-  for (const wide of document.querySelectorAll(".md-typeset__scrollwrap, .diagram")) sizes.observe(wide);
+// Copy the commands of a terminal without the prompt and without what they print.
+function commands(text) {
+  let continues = false;
+  return text.split("\n").filter((line) => {
+    const isPart = continues || line.startsWith("$ ");
+    continues = isPart && line.endsWith("\\");
+    return isPart;
+  }).map((line) => line.replace(/^\$ /, "")).join("\n");
 }
-new MutationObserver(observeWide).observe(document.querySelector(".md-content"), { childList: true, subtree: true });
-observeWide();
+
+// The theme wraps each table when it is shown, and adds the buttons.
+function improve() {
+  for (const wide of document.querySelectorAll(".md-typeset__scrollwrap, .diagram")) sizes.observe(wide);
+  for (const button of document.querySelectorAll(".language-console .md-code__button:not([data-clipboard-text])")) {
+    const code = button.closest(".language-console").querySelector("code");
+    button.dataset.clipboardText = commands(code.textContent);
+  }
+}
+new MutationObserver(improve).observe(document.querySelector(".md-content"), { childList: true, subtree: true });
+improve();
 
 // The search has its own styles, in a shadow root: the path of a result is too pale there.
 const readable = new CSSStyleSheet();
