@@ -200,6 +200,12 @@ class Sentinel(Valkey):
         self._lines = lines
         super().__init__(folder, program=program, password=password)
 
+    def start(self) -> None:
+        """Start the process, and let it find replicas and other Sentinels sooner than usual."""
+        super().start()
+        # By default, it asks the servers every 10 s, and greets the others every 2 s.
+        self.command("SENTINEL", "DEBUG", "INFO-PERIOD", 1000, "PUBLISH-PERIOD", 500)
+
     def _command(self) -> list[str]:
         file = self._folder / "sentinel.conf"
         if not file.exists():
