@@ -15,6 +15,8 @@ from .endpoint import Endpoint
 from .http_client import AsyncHttpClient, budget_s
 from .result import BroadcastResult
 
+_LOOP_CLOSED = "the event loop was closed before it was sent"
+
 
 class Sender:
     """The connections of one event loop to one server, and its queue.
@@ -94,6 +96,13 @@ class Sender:
         if self._flush_task is None and not self._batch_queue.is_idle:
             # The task serves all callers, so its spans belong to no caller's trace.
             self._flush_task = asyncio.create_task(self._run(), context=contextvars.Context())
+            self._flush_task.add_done_callback(self._end_unstarted)
+
+    def _end_unstarted(self, task: asyncio.Task[None]) -> None:
+        """Fail what waits for a task that was cancelled before its first step."""
+        if self._flush_task is task:
+            self._flush_task = None
+            self._batch_queue.end(_LOOP_CLOSED)
 
     async def _run(self) -> None:
         try:
@@ -113,7 +122,7 @@ class Sender:
                         async with asyncio.timeout(None if due is None else due - now):
                             await self._wait_changed()
         except asyncio.CancelledError:
-            self._batch_queue.end("the event loop was closed before it was sent")
+            self._batch_queue.end(_LOOP_CLOSED)
             raise
         finally:
             self._flush_task = None

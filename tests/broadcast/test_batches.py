@@ -462,6 +462,23 @@ async def test_closing_the_event_loop_fails_pending_notifications(
     assert (await calls[0]).success
 
 
+async def test_closing_the_event_loop_before_the_queue_starts_fails_what_waits(
+    gate: Gate, callers: Callers
+) -> None:
+    first = await callers.call("a")
+    held = await gate.next()
+    second = await callers.call("b")
+    pump = callers.sender._flush_task
+    assert pump is not None
+    pump.cancel()  # before its first step
+    assert "event loop was closed" in ((await second).error or "")
+    held.accept()
+    assert (await first).success
+    later = await callers.call("c")
+    (await gate.next()).accept()
+    assert (await later).success
+
+
 async def test_the_testing_plugin_records_each_broadcast(realtime: RealtimeRecorder) -> None:
     async with AsyncBroadcaster(transport=realtime) as broadcaster:
         realtime.fail_requests(503)
