@@ -284,7 +284,9 @@ class BackgroundBroadcaster:
         with self._changed:
             self._queue.expedite([posted])
             self._changed.notify_all()
-            if posted.is_settled or self._away or self._closing:
+            # With an outcome, it is still pending until its request ends, which wakes waiters.
+            is_done = posted.is_settled and not self._queue.is_sending(posted)
+            if is_done or self._away or self._closing:
                 return None
             future: Future[None] = Future()
             self._waiters.setdefault(posted, []).append(future)

@@ -176,6 +176,10 @@ class BatchQueue:
         """Return the number of notifications without an outcome."""
         return len(self._waiting) + len(self._delayed) + len(self._in_flight)
 
+    def is_sending(self, item: QueuedNotification) -> bool:
+        """Whether a request with the notification has not ended."""
+        return item in self._in_flight
+
     @property
     def is_idle(self) -> bool:
         return not self._waiting and not self._in_flight and not self._delayed

@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from synap_realtime.protocol.rooms import user_room
 from synap_realtime.server import create_app
 from synap_realtime.server.serve import running_server
 from synap_realtime.testing import RealtimeRecorder
+from tests.support.polling import until
 from tests.support.timeouts import TIMEOUT_S
 
 ROOT = Path(__file__).parent.parent.parent
@@ -58,6 +60,26 @@ def test_many_go_in_few_requests_and_in_order() -> None:
     assert [n.data["n"] for n in realtime.received] == list(range(970))
     assert len(sizes) < 25
     assert max(sizes) <= 1024 * 1024
+
+
+async def test_a_flush_between_the_response_and_the_end_of_its_request_waits_for_that(
+    realtime: RealtimeRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        answered.set()
+        go_on.wait(TIMEOUT_S)
+
+    with realtime.broadcaster() as broadcaster:
+        monkeypatch.setattr(broadcaster, "_on_recovered", hold)
+        post(broadcaster, 0)
+        await asyncio.to_thread(answered.wait, TIMEOUT_S)
+        flushed = asyncio.create_task(asyncio.to_thread(broadcaster.flush, TIMEOUT_S))
+        await until(lambda: flushed.done() or broadcaster._waiters)
+        go_on.set()
+        assert await flushed
+        assert await broadcaster.aflush()
 
 
 def test_logs_an_unavailable_server_once_without_waiting_for_it(
