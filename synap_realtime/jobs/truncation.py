@@ -144,7 +144,7 @@ def _fallback(value: object) -> Any:
     """Convert types that pydantic does not support."""
     if isinstance(value, Mapping):
         return dict(value)
-    if isinstance(value, Set):
+    if isinstance(value, Set | deque):  # older versions know no deque
         return list(value)
     if callable(getattr(type(value), "tolist", None)):  # NumPy arrays and scalars
         if getattr(value, "nbytes", 0) > 8 * MAX_DATA_BYTES:
