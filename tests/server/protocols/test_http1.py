@@ -477,8 +477,10 @@ class Traced(http1.Http1Protocol):
     def data_received(self, data: bytes) -> None:
         type(self).taken += len(data)
         super().data_received(data)
-        if self._is_reading_paused:
-            self.is_enough.set()
+
+    def pause_reading(self) -> None:  # perhaps after a wait for a share of the loop
+        super().pause_reading()
+        self.is_enough.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_enough.set()
