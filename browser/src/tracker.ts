@@ -2,7 +2,8 @@
 import type { Delivered } from "./protocol.js";
 import { ENDINGS, eventOf, foldJob, number, text, type Fences, type JobRecord } from "./records.js";
 
-export interface JobState<Result = Record<string, unknown>> {
+/** The other members are those of the record, as far as the server's snapshot or the notifications have them. */
+export interface JobState<Result = Record<string, unknown>> extends Partial<Omit<JobRecord, "status" | "text" | "attempt" | "result">> {
   /**
    * `idle` before the first notification; `stalled` when no notification arrived for longer than the job
    * announced; `success` and `error` when it is finished. `useJob` adds `disconnected`: the server rejected the
@@ -51,7 +52,7 @@ export class JobTracker<Result = Record<string, unknown>> {
   }
   /** Milliseconds after the last notification until the job counts as stalled; undefined: never. */
   get stallAfterMs(): number | undefined {
-    return (this.#record?.stallAfterS ?? 0) * 1000 || undefined;
+    return this.#record?.stallAfterS! * 1000 || undefined;
   }
 
   /** Apply the next notification. After the terminal notification, all are ignored. */
@@ -81,7 +82,7 @@ export class JobTracker<Result = Record<string, unknown>> {
 
   /** Mark a running job as stalled. The next notification clears the mark. */
   markStalled(): void {
-    if (/pending|retrying/.test(this.state.status)) this.#set({ status: "stalled" });
+    if (!this.isFinished && this.state.status !== "idle") this.#set({ status: "stalled" });
   }
 
   #set(change: Partial<JobState<Result>>): void {

@@ -77,11 +77,13 @@ async def _do(services: Services) -> None:
 
 
 async def _shown(user: Tab, job: Tab) -> dict[str, Any]:
-    """Without what is another's each time: a notification's id, its time and its cursor."""
+    """Without what is another's each time: the id and the cursor of a notification, and times."""
     await user.until("seen.hook.messages.length === 3")
     await job.until("seen.jobs.r1.status === 'success'")
     messages = await user.page.evaluate(
         "seen.hook.messages.map(({ id, timestamp, cursor, ...rest }) => rest)"
     )
+    state = await job.page.evaluate("seen.jobs.r1")
     calls = [call.split()[0] for call in await user.calls()]
-    return {"messages": messages, "calls": calls, "job": await job.page.evaluate("seen.jobs.r1")}
+    state = {name: value for name, value in state.items() if not name.endswith("At")}
+    return {"messages": messages, "calls": calls, "job": state}

@@ -83,9 +83,9 @@ export function follow<Snapshot>(room: string, options: FollowOptions<Snapshot>)
         redirect: "error", // a redirect could send the token to another host
         signal: current.signal,
       });
-      const { ok, status } = response;
+      const { status } = response;
       snapshot = await response.json();
-      if (!ok) throw new RealtimeError(snapshot.details, status, !isFinalStatus(status));
+      if (status !== 200) throw new RealtimeError(snapshot.details, status, !isFinalStatus(status));
     } catch (error) {
       return fail(error as Error);
     }
@@ -99,9 +99,6 @@ export function follow<Snapshot>(room: string, options: FollowOptions<Snapshot>)
   };
   void read();
   return {
-    get state() {
-      return subscription?.state;
-    },
     get resume() {
       return subscription?.resume;
     },

@@ -1,8 +1,5 @@
 /** What the hooks share: a model of a room, which lives as long as the component shows that room. */
-import {
-  createContext, createElement, useContext, useEffect, useInsertionEffect, useMemo, useRef, useSyncExternalStore,
-  type ReactNode,
-} from "react";
+import * as React from "react";
 import { baseOf, check, type SubscribeOptions } from "../options.js";
 import type { Delivered } from "../protocol.js";
 import type { RealtimeError, State, Status, Subscription } from "../state.js";
@@ -31,9 +28,7 @@ export interface RealtimeErrorEvent extends Event {
 }
 
 /** What a model uses of a subscription. */
-export type Connection = Pick<Subscription, "resume" | "send" | "reconnect" | "close"> & {
-  readonly state?: State | undefined;
-};
+export type Connection = Pick<Subscription, "resume" | "send" | "reconnect" | "close">;
 
 /** A room, and how a component shows it. Its members are also options of the subscription. */
 export interface Model<Value> extends Omit<SubscribeOptions, "onNotification"> {
@@ -64,10 +59,10 @@ export interface Client<Options, Value> {
   close(): void;
 }
 
-const Server = createContext<ServerOptions>({});
+const Server = React.createContext<ServerOptions>({});
 
 export interface RealtimeProviderProps extends ServerOptions {
-  children?: ReactNode;
+  children?: React.ReactNode;
 }
 
 /**
@@ -78,17 +73,17 @@ export interface RealtimeProviderProps extends ServerOptions {
  * ```
  */
 export function RealtimeProvider({ url, token, children }: RealtimeProviderProps) {
-  const latest = useRef(token);
-  useInsertionEffect(() => {
+  const latest = React.useRef(token);
+  React.useInsertionEffect(() => {
     latest.current = token;
   });
   const fixed = typeof token === "function" || token;
-  const value = useMemo<ServerOptions>(
+  const value = React.useMemo<ServerOptions>(
     // The function stays the same, so that all hooks share one connection and one call.
     () => ({ url, token: fixed === true ? () => (latest.current as () => string)() : fixed }),
     [url, fixed],
   );
-  return createElement(Server.Provider, { value }, children);
+  return React.createElement(Server.Provider, { value }, children);
 }
 
 /**
@@ -105,21 +100,23 @@ export function useModel<Options extends ServerOptions, Value, Selected>(
   create: (client: Client<Options & ViewOptions<Value, Selected>, Value>) => Model<Value>,
   restart: readonly unknown[] = [],
 ): Selected {
-  const server = useContext(Server);
+  const server = React.useContext(Server);
   const url = given.url ?? server.url;
   const { token = url === server.url ? server.token : undefined, enabled, select } = given;
   const options = { ...given, url, token };
   check(options);
   baseOf(url);
-  const client = useMemo(() => {
+  const client = React.useMemo(() => {
     const timer = createTimer();
     let listener: (() => void) | undefined;
+    let status: Status | undefined;
     let error: RealtimeErrorEvent | null; // until the next connection is open
     let start: string | undefined; // of the first connection
     let resume: string | undefined; // where the last one has ended
 
     const report = () => listener?.();
-    const setState = (status: Status, cause?: RealtimeError) => {
+    const setState = (now: Status, cause?: RealtimeError) => {
+      status = now;
       error = cause ? errorEvent(cause) : status === "connecting" ? error : null;
       model.onState(status, error);
     };
@@ -138,7 +135,7 @@ export function useModel<Options extends ServerOptions, Value, Selected>(
       connect: () => {
         const { subscription } = client;
         const { after } = client.latest as SubscribeOptions;
-        if (/reconnecting|closed/.test(subscription?.state?.status!)) subscription!.reconnect();
+        if (/reconnecting|closed/.test(status!)) subscription?.reconnect();
         if (subscription || !model.room) return;
         if (start !== after) resume = undefined;
         start = after;
@@ -166,16 +163,16 @@ export function useModel<Options extends ServerOptions, Value, Selected>(
     return client;
   }, [url, ...key]);
   // In the commit of the render, because an effect would run later: a new callback does not cause a reconnect.
-  useInsertionEffect(() => {
+  React.useInsertionEffect(() => {
     client.latest = options;
   });
-  useEffect(() => {
+  React.useEffect(() => {
     if (enabled !== false) client.connect();
     return client.close;
   }, [client, enabled, enabled !== false && `${restart}`]); // not if the application has connected by itself
   // Reconnect when a rejected token that is a string is replaced. A token function needs no such handling, because
   // it is called before each connection.
-  useEffect(() => {
+  React.useEffect(() => {
     if (client.subscription) client.connect();
   }, [typeof token === "string" && token]);
   const get = () => {
@@ -183,7 +180,7 @@ export function useModel<Options extends ServerOptions, Value, Selected>(
     if (!isSame(client.shown, value)) client.shown = value;
     return client.shown as Selected;
   };
-  return useSyncExternalStore(client.listen, get, get);
+  return React.useSyncExternalStore(client.listen, get, get);
 }
 
 /** Return an `Event` with the cause of an error, also where there is no `Event`. */
