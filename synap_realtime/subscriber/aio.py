@@ -15,7 +15,7 @@ from . import aio_pool, one_room
 from .aio_connection import AsyncSocket
 from .options import After, Arguments, OnGap, OnStateChange, Options, RoomOptions, Token, check
 from .pool import OneRoomOnlyError
-from .steps import Deliver, EffectResult, Notify
+from .steps import Deliver, Notify, StepResult
 
 
 def subscribe(
@@ -133,7 +133,7 @@ async def _merged(rooms: list[RoomOptions]) -> AsyncGenerator[Notification, None
 async def _of_room(options: RoomOptions) -> AsyncGenerator[Notification, None]:
     """Subscribe to one room by a connection of its own."""
     steps = one_room.run(options, time.monotonic, random.random)
-    answer: EffectResult = None
+    answer: StepResult = None
     sock = AsyncSocket(options)
     try:
         while True:

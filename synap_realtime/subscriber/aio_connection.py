@@ -14,13 +14,13 @@ from .reconnect import Failure
 from .steps import (
     Connect,
     Disconnect,
-    EffectResult,
     Receive,
     RenewToken,
     Send,
     Sleep,
     StartKeepalive,
     Step,
+    StepResult,
     WakeKeepalive,
 )
 
@@ -39,7 +39,7 @@ class AsyncSocket:
         self._keeper: asyncio.Task[None] | None = None
         self.wake = asyncio.Event()
 
-    async def execute(self, step: Step) -> EffectResult:
+    async def execute(self, step: Step) -> StepResult:
         """Execute a step that concerns the connection, and return its result."""
         match step:
             case Connect(after):
@@ -108,7 +108,7 @@ class AsyncSocket:
         self._keepalive = keepalive
         self._keeper = asyncio.create_task(self._keep(self._ws, keepalive))
 
-    async def _receive(self, timeout_s: float) -> EffectResult:
+    async def _receive(self, timeout_s: float) -> StepResult:
         assert self._ws is not None  # noqa: S101 - the steps begin with Connect
         from websockets.exceptions import ConnectionClosed
 

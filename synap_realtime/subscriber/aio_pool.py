@@ -15,7 +15,7 @@ from .options import Options
 from .pool import OneRoomOnlyError, Pool
 from .shared import ConnectionOptions, SharedConnection
 from .shared_subscription import Queued, SharedSubscription
-from .steps import EffectResult, Notify, Steps
+from .steps import Notify, StepResult, Steps
 
 _pools: WeakKeyDictionary[asyncio.AbstractEventLoop, Pool[_PooledConnection]] = WeakKeyDictionary()
 
@@ -101,7 +101,7 @@ class _PooledConnection:
             await self._socket.disconnect()
 
     async def _execute(self, steps: Steps) -> None:
-        answer: EffectResult = None
+        answer: StepResult = None
         while True:
             try:
                 step = steps.send(answer)

@@ -16,12 +16,12 @@ from ..protocol.control import CLOSING, PONG, PONG_TIMEOUT_S, TOKEN_EXPIRING, Co
 from ..protocol.notification import Notification, parse_notification
 from .keepalive import Keepalive
 from .reconnect import Failure
-from .steps import EffectResult, Receive, RenewToken, Send, Step
+from .steps import Receive, RenewToken, Send, Step, StepResult
 
 logger = logging.getLogger("synap_realtime.subscriber")
 
 Content = Notification | ControlFrame
-Handling = Generator[Step, EffectResult, None]
+Handling = Generator[Step, StepResult, None]
 
 
 def _nothing_planned() -> float:
@@ -35,7 +35,7 @@ def receive(
     *,
     reads_control: bool = True,
     do_planned: Callable[[], float] = _nothing_planned,
-) -> Generator[Step, EffectResult, Failure]:
+) -> Generator[Step, StepResult, Failure]:
     """Receive until the connection fails. Return the failure.
 
     Args:

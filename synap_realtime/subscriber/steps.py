@@ -1,7 +1,8 @@
 """What a subscription asks of its driver, step by step.
 
 The logic of a subscription is a generator without I/O: it yields steps, receives the result of
-each, and ends with an error or by itself. The drivers (:mod:`.aio`, :mod:`.sync`) execute them.
+each, and ends with an error or by itself. The drivers execute them, those of a connection by
+:mod:`.aio_connection` and :mod:`.sync_connection`.
 """
 
 from __future__ import annotations
@@ -92,5 +93,5 @@ Step = (
     | Sleep
     | Notify
 )
-EffectResult = str | bytes | Failure | None
-Steps = Generator[Step, EffectResult, None]
+StepResult = str | bytes | Failure | None
+Steps = Generator[Step, StepResult, None]

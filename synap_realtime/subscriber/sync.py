@@ -16,7 +16,7 @@ from ..protocol.notification import Notification
 from . import connect, one_room, sync_pool
 from .options import After, Arguments, OnGap, OnStateChange, Options, RoomOptions, check
 from .pool import OneRoomOnlyError
-from .steps import Deliver, EffectResult, Notify
+from .steps import Deliver, Notify, StepResult
 from .sync_connection import SyncSocket
 
 T = TypeVar("T")
@@ -154,7 +154,7 @@ class _Follower(threading.Thread):
 def _of_room(options: RoomOptions, sock: SyncSocket) -> Generator[Notification, None, None]:
     """Subscribe to one room by a connection of its own, in this thread."""
     steps = one_room.run(options, time.monotonic, random.random)
-    answer: EffectResult = None
+    answer: StepResult = None
     try:
         while not sock.is_over.is_set():
             step = steps.send(answer)

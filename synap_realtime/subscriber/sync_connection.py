@@ -14,13 +14,13 @@ from .reconnect import Failure
 from .steps import (
     Connect,
     Disconnect,
-    EffectResult,
     Receive,
     RenewToken,
     Send,
     Sleep,
     StartKeepalive,
     Step,
+    StepResult,
     WakeKeepalive,
 )
 
@@ -48,7 +48,7 @@ class SyncSocket:
         self.wake = threading.Event()
         self.is_over = threading.Event()
 
-    def execute(self, step: Step) -> EffectResult:
+    def execute(self, step: Step) -> StepResult:
         """Execute a step that concerns the connection, and return its result."""
         match step:
             case Connect(after):
@@ -109,7 +109,7 @@ class SyncSocket:
             )
             self._keeper.start()
 
-    def _receive(self, timeout_s: float) -> EffectResult:
+    def _receive(self, timeout_s: float) -> StepResult:
         from websockets.exceptions import ConnectionClosed
 
         if (ws := self._ws) is None:

@@ -18,7 +18,7 @@ from .options import Options
 from .pool import OneRoomOnlyError, Pool
 from .shared import ConnectionOptions, SharedConnection
 from .shared_subscription import Queued, SharedSubscription
-from .steps import EffectResult, Notify, Steps
+from .steps import Notify, StepResult, Steps
 from .sync_connection import SyncSocket
 
 
@@ -129,7 +129,7 @@ class _PooledConnection:
             self._socket.disconnect()
 
     def _execute(self, steps: Steps) -> None:
-        answer: EffectResult = None
+        answer: StepResult = None
         while not self._socket.is_over.is_set():
             with self._process.lock:
                 try:

@@ -16,10 +16,10 @@ from synap_realtime.subscriber.reconnect import Failure
 from synap_realtime.subscriber.steps import (
     Connect,
     Deliver,
-    EffectResult,
     Notify,
     Receive,
     StartKeepalive,
+    StepResult,
 )
 
 from .conftest import control, note
@@ -47,12 +47,12 @@ class Driver:
         self.steps = run(room, self.clock, lambda: 0.0)
         self.step = next(self.steps)
 
-    def answer(self, value: EffectResult, subprotocol: str | None = "synap.v1") -> None:
+    def answer(self, value: StepResult, subprotocol: str | None = "synap.v1") -> None:
         """Answer the Receive that waits, and go on to the next."""
         if isinstance(self.step, Receive):
             self.step = self.steps.send(value)
         while not isinstance(self.step, Receive):
-            answer: EffectResult = None
+            answer: StepResult = None
             if isinstance(self.step, Connect):
                 self.dials.append(self.step.after)
                 answer = subprotocol

@@ -89,7 +89,7 @@ class Network:
     def clock(self) -> float:
         return self.now
 
-    def connect(self, answer: steps.EffectResult = SUBPROTOCOL_V2) -> None:
+    def connect(self, answer: steps.StepResult = SUBPROTOCOL_V2) -> None:
         self._step = self._running.send(None)
         assert isinstance(self._step, steps.Connect)
         self._run(answer)
@@ -99,7 +99,7 @@ class Network:
             assert isinstance(self._step, steps.Receive)
             self._run(message)
 
-    def _run(self, answer: steps.EffectResult) -> None:
+    def _run(self, answer: steps.StepResult) -> None:
         while True:
             try:
                 self._step = self._running.send(answer)
@@ -379,7 +379,7 @@ def test_one_connection_has_128_rooms(network: Network) -> None:
 
 @pytest.mark.parametrize("answer", [None, Failure("no", status=404), Failure("no", status=403)])
 def test_server_without_such_connections_ends_nothing(
-    network: Network, answer: steps.EffectResult
+    network: Network, answer: steps.StepResult
 ) -> None:
     """The rooms continue on connections of their own, from where they are."""
     consumers = [Consumer(network, ROOMS, after="a-1"), Consumer(network, "user_2")]

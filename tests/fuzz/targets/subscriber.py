@@ -99,7 +99,7 @@ class SubscriberTarget(Target):
         messages: list[str | bytes],
         consumers: list[_Consumer],
     ) -> None:
-        answer: steps.EffectResult = None
+        answer: steps.StepResult = None
         dials = 0
         keepalive: SharedKeepalive | None = None
         while True:
