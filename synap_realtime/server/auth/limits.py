@@ -341,14 +341,10 @@ class _Budget:
 
     def spend(self, who: str, cost: float) -> float:
         """Take ``cost`` if anything is left. Return 0, or how long to wait, in seconds."""
-        if not self._per_s:
-            return 0.0
-        now = time.monotonic()
-        full_at = self._full_at.get(who, now)
-        if full_at - now > 1.0:
-            return full_at - now - 1.0
-        self._set(who, (full_at if full_at > now else now) + cost / self._per_s, now)
-        return 0.0
+        wait_s = self.try_acquire(who)
+        if not wait_s:
+            self.charge(who, cost)
+        return wait_s
 
     def charge(self, who: str, cost: float) -> None:
         """Take ``cost``, even if less is left."""
